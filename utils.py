@@ -1,0 +1,170 @@
+"""Small tools that every other module shares: metrics, colour planes, timing, seeding, atomic files.
+
+Two picture layouts appear in this repository:
+
+* a *frame* is ``(H, W, 3)`` BGR as OpenCV has it, uint8 unless said otherwise;
+* *planes* are what video itself carries (YUV 4:2:0): luma ``y (H, W)`` and chroma ``uv (2, ceil(H/2), ceil(W/2))``.
+"""
+
+import contextlib
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def psnr(x, y):
+    """Peak signal-to-noise ratio in dB of each pair in a batch.
+
+    Args:
+        x, y: tensors ``(N, C, H, W)`` in [0, 1].
+
+    Returns:
+        Tensor ``(N,)``; infinity where the pair is identical.
+    """
+    mse = (x.double() - y.double()).square().flatten(1).mean(dim=1)
+    return -10 * torch.log10(mse)
+
+
+def ssim(x, y):
+    """Structural similarity of each pair in a batch, differentiable.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
+    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
+    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
+
+    Args:
+        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Give float64 for exact figures.
+
+    Returns:
+        Tensor ``(N,)``.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
+    n, c, h, w = x.shape
+    position = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-(position**2) / (2 * 1.5**2))
+    window = window / window.sum()
+
+    maps = torch.cat([x, y, x * x, y * y, x * y]).reshape(-1, 1, h, w)  # (5*N*C, 1, H, W)
+    maps = F.conv2d(F.conv2d(maps, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+    mean_x, mean_y, xx, yy, xy = maps.view(5, n, c, *maps.shape[-2:])
+
+    c1, c2 = 0.01**2, 0.03**2
+    covariance = xy - mean_x * mean_y
+    variances = xx - mean_x**2 + yy - mean_y**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return (luminance * structure).flatten(1).mean(dim=1)
+
+
+def luma_metrics(y, truth):
+    """PSNR in dB and SSIM between two uint8 luma planes ``(H, W)``, as a pair of floats."""
+    x, t = (torch.from_numpy(np.ascontiguousarray(p)).double()[None, None] / 255 for p in (y, truth))
+    return psnr(x, t).item(), ssim(x, t).item()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Colour planes (ITU-T T.871: full-range BT.601, what JPEG uses)
+
+
+def bgr_to_planes(frame):
+    """Convert a uint8 BGR frame ``(H, W, 3)`` to full-range planes: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``."""
+    y, v, u = cv2.split(cv2.cvtColor(frame, cv2.COLOR_BGR2YCrCb))
+    return y, np.stack([halve_chroma(u), halve_chroma(v)])
+
+
+def planes_to_bgr(y, uv):
+    """Convert full-range uint8 planes (see `bgr_to_planes`) to a uint8 BGR frame ``(H, W, 3)``."""
+    h, w = y.shape
+    size = (2 * uv.shape[2], 2 * uv.shape[1])
+    u, v = (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:h, :w] for plane in uv)
+    return cv2.cvtColor(cv2.merge([y, v, u]), cv2.COLOR_YCrCb2BGR)
+
+
+def halve_chroma(plane):
+    """Average a full-size chroma plane ``(H, W)`` over 2x2 pixels; an odd last row or column counts twice."""
+    h, w = plane.shape
+    plane = cv2.copyMakeBorder(plane, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
+    return cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
+
+
+def to_full_range(y, uv):
+    """Map uint8 planes from limited range (BT.601/BT.709 video: luma 16-235, chroma 16-240) to full range."""
+    return _LUMA_TO_FULL[y], _CHROMA_TO_FULL[uv]
+
+
+def to_limited_range(y, uv):
+    """Map uint8 planes from full range to limited range, the inverse of `to_full_range` but for rounding."""
+    return _LUMA_TO_LIMITED[y], _CHROMA_TO_LIMITED[uv]
+
+
+def _lookup_table(function):
+    return np.clip(np.rint(function(np.arange(256.0))), 0, 255).astype(np.uint8)
+
+
+_LUMA_TO_FULL = _lookup_table(lambda v: (v - 16) * 255 / 219)
+_CHROMA_TO_FULL = _lookup_table(lambda v: (v - 128) * 255 / 224 + 128)
+_LUMA_TO_LIMITED = _lookup_table(lambda v: v * 219 / 255 + 16)
+_CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Timing, seeding, files
+
+
+def benchmark_fps(step, seconds=3.0, warmup=3, synchronize=None):
+    """Time repeated calls of `step` and return frames per second (of the median call).
+
+    Args:
+        step: function without arguments that handles one frame.
+        seconds: how long to measure, after the warm-up; at least five calls are timed.
+        warmup: calls that are not timed.
+        synchronize: called before each reading of the clock (`torch.cuda.synchronize` on a GPU).
+    """
+    synchronize = synchronize or (lambda: None)
+    for _ in range(warmup):
+        step()
+    times, start = [], time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - start < seconds:
+        synchronize()
+        begin = time.perf_counter()
+        step()
+        synchronize()
+        times.append(time.perf_counter() - begin)
+    return 1 / statistics.median(times)
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Give a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+
+    The temporary name keeps the suffix, so that writers which choose a format by it still do.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
