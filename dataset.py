@@ -1,0 +1,633 @@
+"""What a call does to a picture, and the sets of pairs made with it.
+
+A *degradation* turns a clean picture into what arrives at the other end: scaled down, noisy, blurred, compressed by JPEG
+or by a real video codec, and scaled back up. A *pair* is such an input with its ground truth. Pairs are prepared once,
+in parallel, into a cache of memory-mapped files (`prepare_pairs`); training streams random crops from it (`PairDataset`).
+
+All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of workers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import Dataset
+from torchvision.datasets.utils import download_and_extract_archive
+from tqdm import tqdm
+
+from utils import atomic_path, bgr_to_planes, to_full_range, to_limited_range
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm"}
+
+# scikit-image's own photos. The benchmark (evaluate.py) shows none of those that training or validation see.
+SKIMAGE_TRAINING = (
+    "brick",
+    "grass",
+    "gravel",
+    "moon",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "stereo_motorcycle",
+    "cell",
+    "colorwheel",
+)
+SKIMAGE_VALIDATION = ("camera", "coins")
+SKIMAGE_BENCHMARK = {
+    "people": ("astronaut",),
+    "nature": ("chelsea", "rocket"),
+    "objects": ("coffee",),
+    "text": ("page", "text"),
+}
+
+DIV2K = {  # Agustsson and Timofte, NTIRE 2017; for research only
+    "url": "https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
+    "md5": "bdc2d9338d4e574fe81bf7d158758658",
+}
+
+CACHE_VERSION = 1  # raise when the same configuration would give other pairs
+PART_SIZE = 32  # pairs in one file of the cache
+
+
+class DataError(RuntimeError):
+    """Data is missing or unreadable. The message says which and what to do."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Degradations of an image (H, W) or (H, W, 3), uint8 in and out
+
+
+def resize(image, size, kernel="lanczos"):
+    """Resample to `size` = (width, height); the kernel widens when shrinking, so nothing aliases.
+
+    Kernels: area, bilinear, bicubic, lanczos (three lobes, as FFmpeg's).
+    """
+    kernels = {
+        "area": Image.Resampling.BOX,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+        "lanczos": Image.Resampling.LANCZOS,
+    }
+    return np.asarray(Image.fromarray(image).resize(size, kernels[kernel]))
+
+
+def add_noise(image, sigma, rng, grey=False):
+    """Add Gaussian noise of standard deviation `sigma` (in 255ths); `grey` gives all channels the same noise."""
+    shape = image.shape[:2] + (1,) * (image.ndim - 2) if grey else image.shape
+    noisy = image + rng.normal(0, sigma, shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def blur(image, sigma):
+    """Blur with a Gaussian of standard deviation `sigma` in pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+
+def jpeg(image, quality):
+    """Compress with JPEG at `quality` (1-100) and decompress."""
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Degradations of planes and clips (lists of planes)
+
+
+def resize_planes(y, uv, size, kernel="lanczos"):
+    """Resample planes to luma `size` = (width, height), plane by plane as video scalers do."""
+    width, height = size
+    chroma_size = ((width + 1) // 2, (height + 1) // 2)
+    return resize(y, size, kernel), np.stack([resize(plane, chroma_size, kernel) for plane in uv])
+
+
+def low_resolution(size, scale):
+    """The even (width, height) that `size` has when scaled down by `scale`, as encoders want it."""
+    return tuple(2 * max(1, round(side / scale / 2)) for side in size)
+
+
+# FFmpeg's encoder and decoder, the quantiser's range from light to heavy damage, low-delay options
+CODECS = {
+    "x264": ("libx264", "h264", (16, 40), {"preset": "veryfast", "tune": "zerolatency", "qp": "{qp}"}),
+    "x265": (
+        "libx265",
+        "hevc",
+        (16, 40),
+        {
+            "preset": "ultrafast",
+            "tune": "zerolatency",
+            "x265-params": "qp={qp}:log-level=none:pools=1:frame-threads=1",
+        },
+    ),
+    "vp8": (
+        "libvpx",
+        "vp8",
+        (8, 58),
+        {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
+    ),
+    "vp9": (
+        "libvpx-vp9",
+        "vp9",
+        (14, 58),
+        {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
+    ),
+}
+
+
+def codec_roundtrip(clip, codec, qp, rate=25):
+    """Encode a clip with a real low-delay codec and decode it again, in memory; one thread, so it repeats exactly.
+
+    Args:
+        clip: list of uint8 planes `(y, uv)` of even size, in the range (full or limited) that they have.
+        codec: a key of `CODECS`.
+        qp: the codec's own constant quantiser.
+        rate: frames per second told to the encoder.
+
+    Returns:
+        The decoded clip, as long as `clip`.
+    """
+    encoder_name, decoder_name, _, options = CODECS[codec]
+    height, width = clip[0][0].shape
+    encoder = av.CodecContext.create(encoder_name, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
+    encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
+    encoder.bit_rate = 50_000_000  # libvpx: a ceiling that the quantiser never reaches
+    encoder.options = {key: value.format(qp=qp) for key, value in options.items()}
+    decoder = av.CodecContext.create(decoder_name, "r")
+    decoder.thread_count = 1
+
+    packets = []
+    for pts, planes in enumerate(clip):
+        frame = av.VideoFrame.from_ndarray(pack_planes(*planes), format="yuv420p")
+        frame.pts = pts
+        packets += encoder.encode(frame)
+    packets += encoder.encode(None)
+    decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    return [unpack_planes(frame.to_ndarray()) for frame in decoded]
+
+
+def pack_planes(y, uv):
+    """Stack even-sized planes to one I420 picture `(3*H/2, W)`."""
+    return np.concatenate([y, uv.reshape(-1, y.shape[1])])
+
+
+def unpack_planes(packed):
+    """Split an I420 picture `(3*H/2, W)` into views `y (H, W)` and `uv (2, H/2, W/2)`."""
+    height, width = packed.shape[0] * 2 // 3, packed.shape[1]
+    return packed[:height], packed[height:].reshape(2, height // 2, width // 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Clean pictures
+
+
+def animate(photo, count, size, velocity, rng):
+    """Pan over a photo with sub-pixel motion, as a slow camera would.
+
+    Args:
+        photo: `(H, W, 3)` uint8, at least `size`.
+        count: number of frames.
+        size: (height, width) of the frames.
+        velocity: (x, y) in pixels a frame.
+        rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
+
+    Returns:
+        List of `count` uint8 frames.
+    """
+    height, width = size
+    end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
+    frames = []
+    for remaining in range(count - 1, -1, -1):
+        x, y = end - np.asarray(velocity) * remaining
+        matrix = np.array([[1, 0, x], [0, 1, y]], dtype=np.float64)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        frames.append(cv2.warpAffine(photo, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101))
+    return frames
+
+
+def render_text(rng, size):
+    """Draw a page `(size, size, 3)` of words, numbers, thin lines at all slants and boxes in random colours."""
+    paper, ink = rng.integers(190, 256, 3), rng.integers(0, 80, 3)
+    if rng.random() < 0.3:
+        paper, ink = ink, paper
+    page = Image.new("RGB", (size, size), tuple(int(v) for v in paper))
+    draw = ImageDraw.Draw(page)
+    alphabet = np.array(list("abcdefghijklmnopqrstuvwxyzaeiouABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()@%"))
+
+    y = int(rng.integers(4, 20))
+    while y < size:
+        font_size = int(rng.choice([10, 11, 12, 13, 14, 16, 18, 22, 28, 40]))
+        font = ImageFont.load_default(font_size)
+        colour = tuple(int(v) for v in (ink if rng.random() < 0.8 else rng.integers(0, 256, 3)))
+        words = ("".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(40))
+        if rng.random() < 0.8:
+            draw.text((int(rng.integers(0, 40)), y), " ".join(words), fill=colour, font=font)
+        else:  # lines and boxes: the codec's ringing and the shuffle's grid show on these first
+            for _ in range(8):
+                ends = rng.uniform(0, size, 4)
+                ends[1::2] = y + rng.uniform(0, font_size * 4, 2)
+                draw.line(tuple(ends), fill=colour, width=int(rng.integers(1, 4)))
+            y += font_size * 3
+        y += int(font_size * rng.uniform(1.2, 2.0))
+    for _ in range(int(rng.integers(0, 4))):
+        x0, y0, x1, y1 = (int(v) for v in rng.integers(0, size, 4))
+        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=tuple(int(v) for v in ink))
+    for _ in range(int(rng.integers(0, 6))):  # nearly vertical and nearly horizontal lines
+        start, drift = rng.uniform(0, size), rng.uniform(-12, 12)
+        line = (start, 0, start + drift, size) if rng.random() < 0.5 else (0, start, size, start + drift)
+        draw.line(line, fill=tuple(int(v) for v in rng.integers(0, 256, 3)), width=int(rng.integers(1, 3)))
+    return np.ascontiguousarray(np.asarray(page)[:, :, ::-1])
+
+
+def load_photo(source):
+    """Read an image file, or one of scikit-image's as ``skimage:NAME``, to a uint8 BGR frame.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    if source.startswith("skimage:"):
+        image = getattr(skimage.data, source.removeprefix("skimage:"))()
+        image = image[0] if isinstance(image, tuple) else image  # stereo_motorcycle: left, right, disparity
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+    frame = cv2.imread(source, cv2.IMREAD_COLOR)
+    if frame is None:
+        raise DataError(f"cannot read the image {source}: remove it or replace it")
+    return frame
+
+
+def read_clip(path, count, rng):
+    """Decode `count` consecutive frames from a random place of a video to full-range planes.
+
+    Raises:
+        DataError: the video cannot be decoded or is shorter than `count` frames.
+    """
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            duration = stream.duration or int((container.duration or 0) / av.time_base / stream.time_base)
+            container.seek(int(rng.random() * 0.9 * duration), stream=stream)
+            clip = _decode_planes(container, count)
+            if len(clip) < count:  # too near to the end: take the beginning
+                container.seek(0, stream=stream)
+                clip = _decode_planes(container, count)
+    except (av.FFmpegError, IndexError) as error:
+        raise DataError(f"cannot read the video {path}: remove it or replace it") from error
+    if len(clip) < count:
+        raise DataError(f"the video {path} is shorter than {count} frames: remove it")
+    return clip
+
+
+def _decode_planes(container, count):
+    clip = []
+    for frame in container.decode(video=0):
+        full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG
+        planes = unpack_planes(frame.to_ndarray(format="yuv420p"))
+        clip.append(planes if full_range else to_full_range(*planes))
+        if len(clip) == count:
+            break
+    return clip
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def list_sources(config, validation):
+    """The clean pictures of each source in `config.sources`, every tenth one set apart for validation.
+
+    A source is ``skimage`` (scikit-image's own photos), ``rendered`` (drawn text), ``div2k`` (downloaded), or a folder
+    of images or videos under `config.data_root`.
+
+    Returns:
+        List of (weight, [names]), names as `load_photo` and `read_clip` take them; ``rendered`` stands for itself.
+
+    Raises:
+        DataError: a folder is missing or holds too little.
+    """
+    listed = []
+    for source, weight in config.sources.items():
+        if source == "rendered":
+            names = ["rendered"]
+        elif source == "skimage":
+            names = [f"skimage:{name}" for name in (SKIMAGE_VALIDATION if validation else SKIMAGE_TRAINING)]
+        else:
+            folder = _div2k_folder(config) if source == "div2k" else Path(config.data_root) / source
+            if not folder.is_dir():
+                raise DataError(f"no folder {folder} (source {source!r}): set data_root=FOLDER or change `sources`")
+            files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            names = [name for i, name in enumerate(files) if (i % 10 == 5) == validation]
+            if not names:
+                raise DataError(f"{folder} holds {len(files)} images and videos: at least 6 are needed")
+        listed.append((weight, names))
+    return listed
+
+
+def _div2k_folder(config):
+    folder = Path(config.data_root) / "DIV2K_train_HR"
+    if not folder.is_dir():
+        try:
+            download_and_extract_archive(DIV2K["url"], config.data_root, md5=DIV2K["md5"], remove_finished=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"cannot download DIV2K ({error}): unpack {DIV2K['url']} to {folder} by hand, or change `sources`"
+            ) from error
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def make_pair(sources, seed, index, region):
+    """Make one training pair, decided by `seed` and `index` alone.
+
+    Args:
+        sources: result of `list_sources`.
+        region: side of the pair in pixels, a multiple of 8.
+
+    Returns:
+        ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
+        degradation (``kind``, ``scale`` and more).
+    """
+    rng = np.random.default_rng((seed, index))
+    weights = np.array([weight for weight, _ in sources])
+    names = sources[rng.choice(len(sources), p=weights / weights.sum())][1]
+    name = names[rng.integers(len(names))]
+    kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.08, 0.12, 0.25, 0.55])
+    count = int(rng.integers(3, 13)) if kind in ("codec", "mild") else 1
+    clip = _clean_clip(name, count, region, rng)
+    truth = clip[-1]
+    if kind == "clean":
+        damaged, description = truth, {"scale": 1.0}
+    elif kind == "mild":
+        damaged, description = _mild_degradation(clip, rng)
+    elif kind == "image":
+        damaged, description = _image_degradation(truth, rng)
+    else:
+        damaged, description = _codec_degradation(clip, rng)
+    return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": str(kind), **description}
+
+
+def _clean_clip(name, count, region, rng):
+    """`count` clean frames of region x region pixels as full-range planes."""
+    if Path(name).suffix.lower() in VIDEO_SUFFIXES:
+        # The video has been compressed before: shrinking it gives a clean truth.
+        clip = read_clip(name, count, rng)
+        height, width = clip[0][0].shape
+        scale = max(1.0, min(rng.uniform(1.5, 2.2), min(height, width) / region))
+        size = (max(region, round(width / scale)), max(region, round(height / scale)))
+        clip = [resize_planes(*planes, size, "area") for planes in clip]
+        left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in size)
+        return [crop_planes(*planes, left, top, region) for planes in clip]
+
+    if name == "rendered":
+        photo = render_text(rng, region + 32)
+    else:
+        photo = load_photo(name)
+        shrink = rng.uniform(1.0, max(1.0, min(3.0, min(photo.shape[:2]) / region)))
+        size = tuple(round(side / shrink) for side in photo.shape[1::-1])
+        photo = resize(photo, size, "area" if rng.random() < 0.5 else "lanczos")
+        missing = [max(0, region - side) for side in photo.shape[:2]]
+        photo = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+    if rng.random() < 0.5:
+        photo = np.ascontiguousarray(photo[:, ::-1])
+    velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
+    return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+
+
+def _mild_degradation(clip, rng):
+    """Barely damaged, at full size: what the student should leave alone."""
+    which = rng.choice(["codec", "jpeg", "noise"], p=[0.6, 0.2, 0.2])
+    if which == "codec":
+        codec = str(rng.choice(list(CODECS)))
+        lightest, heaviest = CODECS[codec][2]
+        qp = int(rng.uniform(lightest - 4, lightest + 0.35 * (heaviest - lightest)))
+        return _compress(clip, codec, qp)[-1], {"scale": 1.0, "codec": codec, "qp": qp}
+    if which == "jpeg":
+        quality = int(rng.integers(88, 99))
+        return tuple(_each_plane(clip[-1], jpeg, quality)), {"scale": 1.0, "jpeg": quality}
+    sigma = rng.uniform(0.3, 1.5)
+    return tuple(_each_plane(clip[-1], add_noise, sigma, rng)), {"scale": 1.0, "noise": sigma}
+
+
+def _image_degradation(truth, rng):
+    """Blur, shrink, noise, JPEG, enlarge; each of them random."""
+    y, uv = truth
+    region = y.shape[0]
+    scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.5, 0.4])
+    down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
+    sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
+    sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.4, 0.4])
+    quality = int(rng.integers(40, 98)) if rng.random() < 0.4 else 0
+
+    planes = (y, uv)
+    if sigma_blur:
+        planes = (blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv]))
+    planes = resize_planes(*planes, low_resolution((region, region), scale), down)
+    if sigma_noise:
+        grey = rng.random() < 0.4
+        planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
+    if quality:
+        planes = tuple(_each_plane(planes, jpeg, quality))
+    damaged = resize_planes(*planes, (region, region), _random_upscaler(rng))
+    return damaged, {"scale": float(scale), "down": down, "noise": float(sigma_noise), "jpeg": quality}
+
+
+def _codec_degradation(clip, rng):
+    """Shrink, sometimes camera noise, a real codec, enlarge; the last frame is a P frame."""
+    region = clip[0][0].shape[0]
+    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.12, 0.16, 0.44, 0.16, 0.12]))
+    down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
+    codec = str(rng.choice(list(CODECS), p=[0.5, 0.15, 0.15, 0.2]))
+    qp = int(rng.integers(CODECS[codec][2][0], CODECS[codec][2][1] + 1))
+    noise = rng.uniform(0.5, 4) if rng.random() < 0.15 else 0.0
+
+    small = [resize_planes(*planes, low_resolution((region, region), scale), down) for planes in clip]
+    if noise:
+        small = [tuple(_each_plane(planes, add_noise, noise, rng)) for planes in small]
+    decoded = _compress(small, codec, qp)[-1]
+    damaged = resize_planes(*decoded, (region, region), _random_upscaler(rng)) if scale > 1 else decoded
+    return damaged, {"scale": scale, "down": down, "codec": codec, "qp": qp, "noise": float(noise)}
+
+
+def _compress(clip, codec, qp):
+    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
+    return [to_full_range(*planes) for planes in codec_roundtrip([to_limited_range(*p) for p in clip], codec, qp)]
+
+
+def _each_plane(planes, function, *arguments):
+    y, uv = planes
+    return function(y, *arguments), np.stack([function(plane, *arguments) for plane in uv])
+
+
+def _random_upscaler(rng):
+    return str(rng.choice(["lanczos", "bicubic", "bilinear"], p=[0.65, 0.2, 0.15]))
+
+
+def crop_planes(y, uv, left, top, side):
+    """Cut a square of even `left`, `top` and `side` out of planes."""
+    x, row, half = left // 2, top // 2, side // 2
+    return y[top : top + side, left : left + side], uv[:, row : row + half, x : x + half]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+def prepare_pairs(config, validation=False, progress=True):
+    """Make all pairs that `config` asks for, once, and return the folder that holds them.
+
+    Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
+    ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
+
+    Raises:
+        DataError: a source is missing or unreadable.
+    """
+    total = config.validation_pairs if validation else config.pairs
+    sources = list_sources(config, validation)
+    seed = config.seed + (1_000_003 if validation else 0)
+    identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(config.cache_dir) / f"{'validation' if validation else 'training'}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    starts = range(0, total, PART_SIZE)
+    jobs = [
+        (str(folder / f"pairs-{start // PART_SIZE:05d}"), sources, seed, start, min(start + PART_SIZE, total))
+        for start in starts
+    ]
+    jobs = [(*job, config.region) for job in jobs if not Path(job[0] + ".json").exists()]
+    if not jobs:
+        return folder
+    label = "validation pairs" if validation else "training pairs"
+    context = multiprocessing.get_context("spawn")
+    with (
+        tqdm(
+            total=total, initial=total - sum(job[4] - job[3] for job in jobs), desc=label, disable=not progress
+        ) as bar,
+        ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_one_thread) as pool,
+    ):
+        for made in pool.map(_prepare_part, jobs):
+            bar.update(made)
+    return folder
+
+
+def _one_thread():
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def _prepare_part(job):
+    stem, sources, seed, first, last, region = job
+    pairs = [make_pair(sources, seed, index, region) for index in range(first, last)]
+    with atomic_path(stem + ".npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, np.stack([np.stack(pair[:2]) for pair in pairs]))
+    with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
+        temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
+    return last - first
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One stored pair, memory-mapped: I420 pictures `(3*region/2, region)` uint8, full range; None where unknown."""
+
+    input: np.ndarray
+    truth: np.ndarray | None
+    teacher: np.ndarray | None
+    description: dict
+
+
+def open_pairs(folder, teacher_folder=None):
+    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs where there are any."""
+    pairs = []
+    for listing in sorted(Path(folder).glob("pairs-*.json")):
+        pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
+        for (damaged, truth), description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
+            path = Path(teacher_folder) / f"{len(pairs):06d}.npy" if teacher_folder else None
+            teacher = np.load(path, mmap_mode="r") if path and path.exists() else None
+            pairs.append(Pair(damaged, truth, teacher, description))
+    return pairs
+
+
+def read_teacher_pairs(folder, region):
+    """Cut images and a x4 teacher's outputs for them (``lr/NAME``, ``sr/NAME``) into pairs without ground truth.
+
+    The student's input is the image enlarged with Lanczos to the size of the output and to half of it (where the
+    output is shrunk too), as calls are rarely enlarged by 4.
+
+    Raises:
+        DataError: a folder or an image is missing, or sizes are not in the ratio of 1 to 4.
+    """
+    folder = Path(folder)
+    outputs = sorted((folder / "sr").glob("*.png"))
+    if not outputs:
+        raise DataError(
+            f"no PNG images in {folder / 'sr'}: set bsrgan_pairs to a folder with lr/ and sr/, or leave it out"
+        )
+    pairs = []
+    for path in outputs:
+        small, large = load_photo(str(folder / "lr" / path.name)), load_photo(str(path))
+        height, width = small.shape[:2]
+        if large.shape[:2] != (4 * height, 4 * width):
+            raise DataError(f"{path} is {large.shape[1]}x{large.shape[0]}, not four times its input {width}x{height}")
+        for scale in (4, 2):
+            size = (scale * width, scale * height)
+            pictures = [resize(small, size, "lanczos"), resize(large, size, "area") if scale < 4 else large]
+            missing = [max(0, region - side) for side in pictures[0].shape[:2]]
+            pictures = [np.pad(p, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") for p in pictures]
+            damaged, teacher = (bgr_to_planes(picture) for picture in pictures)
+            height_, width_ = damaged[0].shape
+            for top in range(0, height_ - region + 1, region):
+                for left in range(0, width_ - region + 1, region):
+                    packed = [pack_planes(*crop_planes(*planes, left, top, region)) for planes in (damaged, teacher)]
+                    pairs.append(
+                        Pair(packed[0], None, packed[1], {"source": path.name, "kind": "bsrgan", "scale": scale})
+                    )
+    return pairs
+
+
+class PairDataset(Dataset):
+    """Random crops of pairs, flipped and turned; an item is decided by its key alone.
+
+    A key is ``(seed, epoch, index)``. An item is a dict of float32 planes in [0, 1]: ``input``, ``truth`` and
+    ``teacher``, each `(y (1, S, S), uv (2, S/2, S/2))`, and ``known``: `(2,)`, 1 where truth and teacher are known
+    (unknown ones are zero).
+    """
+
+    def __init__(self, pairs, crop):
+        self.pairs, self.crop = pairs, crop
+
+    def __getitem__(self, key):
+        pair = self.pairs[key[-1]]
+        rng = np.random.default_rng(key)
+        region, crop = pair.input.shape[1], self.crop
+        # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
+        left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
+        flip, mirror, transpose = rng.random(3) < 0.5
+
+        def planes(packed):
+            if packed is None:
+                return torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
+            y, uv = crop_planes(*unpack_planes(packed), left, top, crop)
+            oriented = []
+            for plane in (y[None], uv):
+                plane = plane[:, ::-1] if flip else plane
+                plane = plane[:, :, ::-1] if mirror else plane
+                plane = plane.transpose(0, 2, 1) if transpose else plane
+                oriented.append(torch.from_numpy(plane.astype(np.float32)) / 255)
+            return tuple(oriented)
+
+        known = torch.tensor([float(pair.truth is not None), float(pair.teacher is not None)])
+        pictures = {name: planes(getattr(pair, name)) for name in ("input", "truth", "teacher")}
+        return {**pictures, "known": known}

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import CheckpointError, Student, load_student, save_student
+
+
+def planes(height, width, batch=1):
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    y = torch.rand(batch, 1, height, width, generator=generator)
+    return y, torch.rand(batch, 2, (height + 1) // 2, (width + 1) // 2, generator=generator)
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(16, 70), width=st.integers(16, 70), channels=st.sampled_from([32, 64]))
+def test_an_untrained_student_is_the_identity(height, width, channels):
+    y, uv = planes(height, width)
+    sharp_y, sharp_uv = Student(channels)(y, uv)
+    assert torch.equal(sharp_y, y) and torch.equal(sharp_uv, uv)
+
+
+def test_size_of_the_released_architecture():
+    assert sum(weights.numel() for weights in Student().parameters()) == 87_864
+    assert len(Student().body) == 4
+
+
+def test_strength_scales_the_residual(student):
+    y, uv = planes(24, 40, batch=2)
+    dy, duv = student.residual(y, uv)
+    assert dy.abs().max() > 1e-3 and duv.abs().max() > 1e-3
+    for strength in (0.0, 0.5, 2.0):
+        sharp_y, sharp_uv = student(y, uv, strength)
+        torch.testing.assert_close(sharp_y, y + strength * dy)
+        torch.testing.assert_close(sharp_uv, uv + strength * duv)
+
+
+@pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 31), (35, 45), (38, 42), (33, 64)])
+def test_padding_shows_only_near_the_edge(student, height, width):
+    """An odd frame is treated like the same frame with its last rows and columns repeated up to a multiple of 8."""
+    y, uv = planes(height, width)
+    bottom, right = -height % 8, -width % 8
+    big_y = torch.nn.functional.pad(y, (0, right, 0, bottom), mode="replicate")
+    half = (big_y.shape[2] // 2 - uv.shape[2], big_y.shape[3] // 2 - uv.shape[3])
+    big_uv = torch.nn.functional.pad(uv, (0, half[1], 0, half[0]), mode="replicate")
+    dy, duv = student.residual(y, uv)
+    big_dy, big_duv = student.residual(big_y, big_uv)
+    assert dy.shape == y.shape and duv.shape == uv.shape
+    torch.testing.assert_close(dy, big_dy[..., :height, :width])
+    torch.testing.assert_close(duv, big_duv[..., : uv.shape[2], : uv.shape[3]])
+
+
+def test_folding_puts_every_pixel_back_where_it_was():
+    """With a tail that copies the input channels, the residual is the input itself."""
+    student = Student(channels=24, blocks=0)
+    with torch.no_grad():
+        for conv in (student.head, student.tail):
+            conv.weight.zero_()
+            conv.bias.zero_()
+            conv.weight[range(24), range(24), 1, 1] = 1
+    y, uv = planes(24, 32)
+    dy, duv = student.residual(y, uv)
+    assert torch.equal(dy, y) and torch.equal(duv, uv)
+
+
+def test_checkpoint_round_trip(student, tmp_path):
+    path = tmp_path / "student.pth"
+    save_student(path, student, {"teacher": "bsrgan", "pairs": 3})
+    loaded, meta = load_student(path)
+    assert meta == {"teacher": "bsrgan", "pairs": 3} and not loaded.training
+    y, uv = planes(20, 20)
+    for ours, theirs in zip(student(y, uv), loaded(y, uv), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, ("executed.txt", "w"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"just text, not weights", "cannot be read"),
+        ({"model": {}}, "needs `model`, `model_args` and `meta`"),
+        ([1, 2], "needs `model`, `model_args` and `meta`"),
+        (Malicious(), "refused"),
+        ({"model": {}, "model_args": {"channels": 8}, "meta": {}}, "does not fit"),
+        ({"model": {}, "model_args": {"width": 8}, "meta": {}}, "does not fit"),
+        ({"model": {}, "model_args": {"channels": -8}, "meta": {}}, "does not fit"),
+        ({"model": 3, "model_args": {"channels": 8}, "meta": {}}, "does not fit"),
+    ],
+)
+def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError) as error:
+        load_student(path)
+    assert message in str(error.value) and str(path) in str(error.value)
+    assert not (tmp_path / "executed.txt").exists()
+
+
+def test_missing_and_truncated_and_broken_checkpoints(student, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*train one"):
+        load_student(tmp_path / "missing.pth")
+    path = tmp_path / "student.pth"
+    save_student(path, student, {})
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_student(path)
+    with torch.no_grad():
+        student.head.weight[0, 0, 0, 0] = float("nan")
+    save_student(path, student, {})
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_student(path)

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import utils
+
+
+def noisy_pair(rng, shape=(61, 83), sigma=12):
+    truth = skimage.data.camera()[: shape[0], 200 : 200 + shape[1]]
+    return truth, np.clip(truth + rng.normal(0, sigma, shape), 0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_ssim_agrees_with_scikit_image(rng, dtype):
+    truth, image = noisy_pair(rng)
+    expected = structural_similarity(
+        truth, image, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    x, y = (torch.from_numpy(i.astype(np.float64)).to(dtype)[None, None] / 255 for i in (image, truth))
+    assert utils.ssim(x, y).item() == pytest.approx(expected, abs=1e-4)
+    assert utils.ssim(x.repeat(3, 1, 1, 1), y.repeat(3, 1, 1, 1)).shape == (3,)
+
+
+def test_ssim_follows_wang_2004_on_a_flat_shift():
+    """Constant images differ in luminance only: (2ab + C1) / (a^2 + b^2 + C1)."""
+    a, b = 0.25, 0.5
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    x, y = (torch.full((1, 1, 16, 16), value, dtype=torch.float64) for value in (a, b))
+    assert utils.ssim(x, y).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_gradient_is_right(rng):
+    x = torch.rand(1, 1, 13, 12, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(1, 1, 13, 12, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: utils.ssim(x, y), x)
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+    with pytest.raises(ValueError, match="11x11"):
+        utils.ssim(torch.zeros(1, 1, 10, 40), torch.zeros(1, 1, 10, 40))
+
+
+def test_luma_metrics(rng):
+    truth, image = noisy_pair(rng)
+    psnr, ssim = utils.luma_metrics(image, truth)
+    assert psnr == pytest.approx(peak_signal_noise_ratio(truth, image), abs=1e-9)
+    assert 0.3 < ssim < 0.9
+    assert utils.luma_metrics(truth, truth) == (np.inf, 1.0)
+
+
+def test_gaussian_blur_equals_a_convolution(rng):
+    image = torch.from_numpy(rng.random((2, 20, 31)))
+    position = torch.arange(-3, 4, dtype=torch.float64)
+    window = torch.exp(-(position**2) / 8)
+    window = torch.outer(window, window) / window.sum() ** 2
+    expected = torch.nn.functional.conv2d(image[:, None], window[None, None])[:, 0]
+    torch.testing.assert_close(utils.gaussian_blur(image, sigma=2, radius=3), expected)
+
+
+@given(height=st.integers(2, 40), width=st.integers(2, 40), grey=st.integers(0, 255))
+def test_grey_survives_the_colour_round_trip(height, width, grey):
+    frame = np.full((height, width, 3), grey, np.uint8)
+    y, uv = utils.bgr_to_planes(frame)
+    assert y.shape == (height, width) and uv.shape == (2, (height + 1) // 2, (width + 1) // 2)
+    assert (y == grey).all() and (uv == 128).all()
+    assert (utils.planes_to_bgr(y, uv) == frame).all()
+
+
+@settings(max_examples=30)
+@given(colour=st.tuples(*[st.integers(0, 255)] * 3))
+def test_flat_colours_survive_the_colour_round_trip(colour):
+    frame = np.full((8, 8, 3), colour, np.uint8)
+    back = utils.planes_to_bgr(*utils.bgr_to_planes(frame))
+    assert np.abs(back.astype(int) - frame).max() <= 2
+
+
+def test_primaries_have_the_luma_of_bt601():
+    frame = np.zeros((2, 6, 3), np.uint8)
+    for channel in range(3):
+        frame[:, 2 * channel : 2 * channel + 2, channel] = 255
+    y, _ = utils.bgr_to_planes(frame)
+    assert y[0, ::2].tolist() == [29, 150, 76]  # 255 times 0.114, 0.587, 0.299
+
+
+def test_range_conversion(rng):
+    limited_y = np.arange(16, 236, dtype=np.uint8)[None]
+    limited_uv = np.arange(16, 241, dtype=np.uint8)[None]
+    full_y, full_uv = utils.to_full_range(limited_y, limited_uv)
+    assert (full_y.min(), full_y.max()) == (0, 255) and full_uv[0, 112] == 128
+    back_y, back_uv = utils.to_limited_range(full_y, full_uv)
+    assert (back_y == limited_y).all() and (back_uv == limited_uv).all()
+
+
+def test_atomic_path_keeps_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), utils.atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with utils.atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_benchmark_fps_counts_only_the_timed_calls():
+    calls = []
+    fps = utils.benchmark_fps(lambda: calls.append(1), seconds=0, warmup=2)
+    assert len(calls) == 2 + 5 and fps > 0

@@ -1,0 +1,433 @@
+"""Distil a student.
+
+    python train.py                                        # a usable student in minutes; no data needed
+    python train.py configs/release.yaml data_root=FOLDER  # the released student
+    python train.py configs/release.yaml epochs=4 name=try # any key of config.Config
+    python train.py configs/release.yaml --resume          # go on where a run was stopped
+    torchrun --nproc_per_node 2 train.py ...               # several devices
+
+A run writes under checkpoints/<name>/: student.pth (the best by validation; what inference.py loads), last.pth (for
+--resume), log.csv and TensorBoard events. It never touches the released checkpoint.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+import dataset
+from config import ConfigError, load_config
+from dataset import DataError
+from evaluate import Sample, evaluate, summarise
+from models import CHECKPOINT_DIR, CheckpointError, Student, load_teacher, read_weights, save_student
+from runtime import DeviceError, TorchEngine, pick_device
+from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
+
+VERSION = "0.1.0"
+MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on. The message says why and what to do."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loss
+
+
+def high_pass(y, sigma=2.0, radius=6):
+    """Luma `(..., H, W)` less its Gaussian blur: where a GAN teacher knows more than its input. Loses `radius` a side."""
+    return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
+
+
+def channel_distillation(student, teacher, temperature):
+    """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
+
+    Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
+    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over batch and
+    channels. Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat.
+
+    Args:
+        student, teacher: maps `(N, C, H, W)`, high-pass filtered.
+
+    Returns:
+        Scalar tensor, zero where the maps agree up to a constant.
+    """
+    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(1e-3) * temperature
+    log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
+    log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
+    return temperature**2 * divergence.mean()
+
+
+def distillation_loss(output, batch, config):
+    """The student's loss: fidelity to the truth, high frequencies of the teacher.
+
+    L1 and 1 - SSIM to the ground truth (luma and, for L1, chroma at half weight); L1 and channel-wise KL between the
+    high-pass luma of student and teacher. Each pair counts only where its truth or teacher output is known.
+
+    Args:
+        output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
+        batch: collated items of `PairDataset`.
+
+    Returns:
+        Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
+    """
+    y, uv = output
+    truth_known, teacher_known = batch["known"].unbind(dim=1)
+    y_truth, uv_truth = batch["truth"]
+    y_teacher, _ = batch["teacher"]
+    l1_per_pair = (y - y_truth).abs().mean(dim=(1, 2, 3)) + 0.5 * (uv - uv_truth).abs().mean(dim=(1, 2, 3))
+    terms = {
+        "l1": _mean_known(l1_per_pair, truth_known),
+        "ssim": _mean_known(1 - ssim(y, y_truth), truth_known),
+    }
+    taught = teacher_known > 0
+    if taught.any():
+        student_detail, teacher_detail = high_pass(y[taught]), high_pass(y_teacher[taught])
+        terms["teacher_l1"] = (student_detail - teacher_detail).abs().mean()
+        terms["teacher_kl"] = channel_distillation(student_detail, teacher_detail, config.temperature)
+    else:
+        terms["teacher_l1"] = terms["teacher_kl"] = y.new_zeros(())
+    terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
+    return terms
+
+
+def _mean_known(values, known):
+    return (values * known).sum() / known.sum().clamp_min(1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def prepare_teacher(config, folder, device, progress=True):
+    """Compute the teacher's outputs for the first `config.teacher_pairs` enlarged pairs of `folder`, once.
+
+    The teacher sees the pair's input at its own low resolution, as decoded; its x4 output is brought to the pair's size
+    with an area kernel. Outputs that exist are kept.
+
+    Returns:
+        ``(teacher folder or None, name of the teacher that was used)``.
+    """
+    if config.teacher == "none" or config.teacher_pairs == 0:
+        return None, "none"
+    wanted = [
+        (index, pair)
+        for index, pair in enumerate(dataset.open_pairs(folder))
+        if pair.description["kind"] in ("image", "codec") and pair.description["scale"] >= 1.5
+    ][: config.teacher_pairs]
+    teacher, name = load_teacher(config.teacher)
+    teacher = teacher.to(device, memory_format=torch.channels_last)
+    teacher_folder = folder / f"teacher-{name}"
+    todo = [(index, pair) for index, pair in wanted if not (teacher_folder / f"{index:06d}.npy").exists()]
+    for index, pair in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
+        with autocast(config, device):
+            output = teach(teacher, pair, device)
+        with atomic_path(teacher_folder / f"{index:06d}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, output)
+    return teacher_folder, name
+
+
+@torch.inference_mode()
+def teach(teacher, pair, device):
+    """Run a x4 teacher on one pair's input; returns an I420 picture of the pair's size."""
+    frame = planes_to_bgr(*(np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input)))
+    size = frame.shape[1::-1]
+    small = dataset.resize(frame, dataset.low_resolution(size, pair.description["scale"]), "area")
+    rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
+    large = teacher(rgb.contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1)
+    large = (large * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
+    return dataset.pack_planes(*bgr_to_planes(dataset.resize(np.ascontiguousarray(large), size, "area")))
+
+
+def epoch_keys(config, epoch, count, rank, world_size):
+    """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone."""
+    rng = np.random.default_rng((config.seed, epoch))
+    drawn = rng.integers(0, count, config.steps_per_epoch * config.batch_size * world_size)
+    # The position makes two crops of one pair in one epoch differ.
+    return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)][rank::world_size]
+
+
+def validation_samples(pairs):
+    """Prepared validation pairs as samples of the benchmark: category is the source, condition the degradation."""
+    for number, pair in enumerate(pairs):
+        planes = [
+            tuple(np.ascontiguousarray(plane) for plane in dataset.unpack_planes(packed))
+            for packed in (pair.input, pair.truth)
+        ]
+        yield Sample("validation", pair.description["kind"], str(number), *planes)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def autocast(config, device):
+    """The forward pass's precision: bfloat16 where `config.precision` says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def learning_rate(config, step):
+    """Linear warm-up, then a cosine to zero."""
+    total = config.epochs * config.steps_per_epoch
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def validate(student, pairs, device):
+    """Validate with the benchmark's own `evaluate`.
+
+    Returns:
+        ``(score, rows)``: mean PSNR of the student in dB, a picture that came back untouched counted as 60, and the
+        rows of `evaluate.summarise` per degradation.
+    """
+    records = evaluate(validation_samples(pairs), {"student": TorchEngine(student, device)})
+    score = np.mean([min(record["psnr"], 60.0) for record in records if record["method"] == "student"])
+    return float(score), summarise(records, ["condition"])
+
+
+def train(config, resume=False):
+    """Distil a student as `config` says.
+
+    Returns:
+        Path of the best student's checkpoint.
+
+    Raises:
+        TrainingError, DataError, CheckpointError, DeviceError: see their messages.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(config.device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    seed_everything(config.seed)
+    main_process = rank == 0
+    folder = CHECKPOINT_DIR / config.name
+    state = load_state(folder / "last.pth", config) if resume else None
+    if not resume and (folder / "last.pth").exists():
+        raise TrainingError(f"{folder} holds a run already: go on with --resume, or choose another name=...")
+
+    # Data: the first process prepares, the others wait and then find everything in the cache
+    if main_process:
+        prepared = prepare_data(config, device)
+    if world_size > 1:
+        dist.barrier()
+    if not main_process:
+        prepared = prepare_data(config, device, progress=False)
+    pairs, validation_pairs, teacher_name = prepared
+    crops = dataset.PairDataset(pairs, config.crop)
+
+    student = Student(config.channels, config.blocks).to(device, memory_format=torch.channels_last)
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
+    first_epoch, best_score, seconds = 0, -math.inf, 0.0
+    if state:
+        student.load_state_dict(state["student"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch, best_score, seconds = state["epoch"], state["best_score"], state["seconds"]
+    parallel = DistributedDataParallel(student) if world_size > 1 else student
+
+    log = RunLog(folder, first_epoch) if main_process else None
+    for epoch in range(first_epoch, config.epochs):
+        started = time.perf_counter()
+        keys = epoch_keys(config, epoch, len(pairs), rank, world_size)
+        loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not main_process)
+        totals = {}
+        for step, batch in enumerate(bar, epoch * config.steps_per_epoch):
+            batch = to_device(batch, device)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            with autocast(config, device):
+                output = parallel(*batch["input"])
+            terms = distillation_loss(tuple(plane.float() for plane in output), batch, config)
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+            if not torch.isfinite(norm):
+                raise TrainingError(
+                    f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
+                    f"precision=fp32; {folder / 'last.pth'} holds the state after epoch {epoch}"
+                )
+            optimizer.step()
+            average.update_parameters(student)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.detach() / config.steps_per_epoch
+            bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
+
+        if main_process:
+            score, rows = validate(average.module, validation_pairs, device)
+            seconds += time.perf_counter() - started
+            log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
+            log.pictures(epoch + 1, average.module, validation_pairs, device)
+            if score > best_score:
+                best_score = score
+                meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
+                save_student(folder / "student.pth", average.module, meta)
+            save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
+    if main_process:
+        log.close()
+    if world_size > 1:
+        dist.destroy_process_group()
+    return folder / "student.pth"
+
+
+def prepare_data(config, device, progress=True):
+    """Prepare or find pairs and teacher outputs; returns (training pairs, validation pairs, teacher's name)."""
+    folder = dataset.prepare_pairs(config, progress=progress)
+    validation_folder = dataset.prepare_pairs(config, validation=True, progress=progress)
+    teacher_folder, teacher_name = prepare_teacher(config, folder, device, progress)
+    pairs = dataset.open_pairs(folder, teacher_folder)
+    if config.bsrgan_pairs:
+        pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, config.region)
+        teacher_name = f"bsrgan (stored outputs) + {teacher_name}"
+    return pairs, dataset.open_pairs(validation_folder), teacher_name
+
+
+def to_device(batch, device):
+    """Move a collated item of `PairDataset` to `device`."""
+    moved = {
+        name: tuple(plane.to(device, non_blocking=True) for plane in batch[name])
+        for name in ("input", "truth", "teacher")
+    }
+    return {**moved, "known": batch["known"].to(device)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# State and log
+
+
+def result_config(config):
+    """The part of a configuration that decides the result, as plain data."""
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in MACHINE_KEYS}
+
+
+def save_state(path, config, student, average, optimizer, epoch, best_score, seconds):
+    """Write all that `--resume` needs; nothing else has a state, since batches follow from seed and epoch."""
+    state = {
+        "config": result_config(config),
+        "student": student.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "best_score": best_score,
+        "seconds": seconds,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path, config):
+    """Read `save_state`'s file and check that it belongs to `config`."""
+    if not path.is_file():
+        raise TrainingError(f"nothing to resume: no {path}")
+    state = read_weights(path)
+    saved, wanted = state["config"], result_config(config)
+    different = [f"{key}: {saved.get(key)!r} -> {wanted[key]!r}" for key in wanted if saved.get(key) != wanted[key]]
+    if different:
+        raise TrainingError(f"cannot resume {path} with another configuration ({'; '.join(different)})")
+    return state
+
+
+def checkpoint_meta(config, teacher, pairs, epoch, seconds, score, rows):
+    """What a released checkpoint says of itself, as plain data."""
+    return {
+        "version": VERSION,
+        "teacher": teacher,
+        "pairs": pairs,
+        "epoch": epoch,
+        "training_seconds": round(seconds),
+        "torch": str(torch.__version__),
+        "config": result_config(config),
+        "metrics": {"score": score, "validation": rows},
+    }
+
+
+class RunLog:
+    """The run's log: console lines, log.csv and TensorBoard events. A resumed run continues the same files."""
+
+    def __init__(self, folder, first_epoch):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "log.csv"
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch + 1)
+        self.rows = []
+        if first_epoch and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= first_epoch]
+
+    def epoch(self, epoch, losses, score, rows, seconds):
+        """Record one epoch: mean losses, validation score in dB and rows, seconds since the run began."""
+        line = {"epoch": epoch, "seconds": round(seconds, 1), **losses, "score": score}
+        for row in rows:
+            for metric in ("psnr", "ssim"):
+                line[f"{row['condition']} {row['method']} {metric}"] = row[metric]
+        for name, value in line.items():
+            self.writer.add_scalar(name.replace(" ", "/"), value, epoch)
+        self.rows.append(line)
+        with atomic_path(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(line))
+            table.writeheader()
+            table.writerows(self.rows)
+        gains = [
+            f"{row['condition']} {row['psnr']:.2f} ({row['psnr'] - before['psnr']:+.2f})"
+            for row, before in zip(rows[1::2], rows[::2], strict=True)
+        ]
+        tqdm.write(f"epoch {epoch}: loss {losses['loss']:.4f}, validation {score:.3f} dB: " + ", ".join(gains))
+
+    def pictures(self, epoch, student, pairs, device, count=4):
+        """Show input, student and truth of the first validation pairs in TensorBoard."""
+        engine, pictures = TorchEngine(student, device), []
+        for sample in list(validation_samples(pairs[:count])):
+            for planes in (sample.input, engine(*sample.input, full_range=True), sample.truth):
+                rgb = cv2.cvtColor(planes_to_bgr(*planes), cv2.COLOR_BGR2RGB)
+                pictures.append(torch.from_numpy(rgb).permute(2, 0, 1))
+        self.writer.add_image("input, student, truth", make_grid(pictures, nrow=3), epoch)
+
+    def close(self):
+        self.writer.close()
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = load_config([argument for argument in argv if argument != "--resume"])
+        path = train(config, resume="--resume" in argv)
+    except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())
+    sys.exit(130)
