@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import dataset
 from dataset import DataError
-from models import RELEASED_STUDENT, CheckpointError
+from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError
 from utils import atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
 from video import VideoError, VideoReader
@@ -163,7 +163,7 @@ def video_samples(category, path, frames, qps=CODEC_QPS):
     """Degrade the first `frames` frames of a video with x264 at each QP; every fifth frame is measured."""
     clip = []
     with VideoReader(path) as reader:
-        full_range = reader.full_range
+        full_range = reader.format.full_range
         for frame in reader:
             clip.append((frame.y, frame.uv))
             if len(clip) == frames:
@@ -266,6 +266,11 @@ def _machine(device):
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
 
 
+def _without_infinity(row):
+    """JSON has no infinity: the PSNR of identical pictures is written as null."""
+    return {key: None if value == float("inf") else value for key, value in row.items()}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description="Measure what a student gains over its input, and how fast it is.",
@@ -292,31 +297,31 @@ def main(argv=None):
     names = ["input", *methods]
     by_category = summarise(records, ["category", "condition"])
     by_condition = summarise(records, ["condition"])
-    parameters = sum(weights.numel() for weights in sharpener.student.parameters())
+    parameters = sum(weights.numel() for weights in load_student(arguments.checkpoint)[0].parameters())
     speed = measure_speed(sharpener)
     print(format_table(by_category, ["category", "condition"], names))
     print()
     print(format_table(by_condition, ["condition"], names))
-    machine = _machine(sharpener.device)
+    machine = _machine(sharpener.engine.device)
     print(f"\n{parameters:,} parameters, {Path(arguments.checkpoint).stat().st_size / 1024:.0f} KiB")
     for name, fps in speed.items():
         print(
-            f"{fps:.1f} FPS at 1920x1080, {name}; {sharpener.description}; {machine['cpu']}, {machine['threads']} threads"
+            f"{fps:.1f} FPS at 1920x1080, {name}; {sharpener.engine.description}; {machine['cpu']}, {machine['threads']} threads"
         )
 
     report = {
         "command": ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)],
         "machine": machine,
-        "engine": sharpener.description,
+        "engine": sharpener.engine.description,
         "checkpoint": sharpener.meta,
         "parameters": parameters,
         "fps_1080p": speed,
-        "by_category": by_category,
-        "by_condition": by_condition,
-        "records": records,
+        "by_category": [_without_infinity(row) for row in by_category],
+        "by_condition": [_without_infinity(row) for row in by_condition],
+        "records": [_without_infinity(record) for record in records],
     }
     with atomic_path(arguments.json) as temporary:
-        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
     print(f"written: {arguments.json}")
     return 0
 

