@@ -1,0 +1,732 @@
+"""Where pictures come from and go to: image files, video files and streams, the camera, a live window.
+
+Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
+colour conversion in between, and time stamps, colour tags, pixel shape, rotation and audio pass through::
+
+    with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+
+Files appear under their name when they are complete, never half-written. Everything that goes wrong with a picture, a
+video, a camera or a window is a `VideoError` whose message says what to do.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from utils import atomic_path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
+
+_MATRIX_RGB, _MATRIX_BT709, _MATRIX_BT601 = 0, 1, 6  # ITU-T H.273, MatrixCoefficients
+_TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
+_RANGE_LIMITED, _RANGE_FULL = 1, 2  # FFmpeg's AVColorRange; 0 is unspecified and means limited
+
+log = logging.getLogger(__name__)
+
+
+class VideoError(RuntimeError):
+    """A picture, video, camera or window cannot be read, written or opened. The message says what to do."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images
+
+
+@dataclasses.dataclass
+class Picture:
+    """A still image, upright.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` BGR or ``(H, W)`` grey, uint8 or uint16.
+        alpha: opacity ``(H, W)`` of the same type, or None.
+        color_profile: the file's ICC profile (bytes), or None.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    color_profile: bytes | None = None
+
+
+def read_image(path):
+    """Read an image file as a `Picture`; an orientation tag is applied.
+
+    Pillow reads 8-bit files: it knows orientation and colour profiles, and refuses a truncated file. OpenCV reads
+    16-bit files, which Pillow would cut to 8 bits.
+
+    Raises:
+        VideoError: there is no such file, it is not an image, is damaged, or holds something else than one picture of
+            8 or 16 bits.
+    """
+    path = existing_file(path)
+    try:
+        with Image.open(path) as file:
+            if getattr(file, "n_frames", 1) > 1:
+                raise VideoError(
+                    f"{path} holds {file.n_frames} pictures: only files with a single one can be sharpened"
+                )
+            file.load()
+            orientation, profile = file.getexif().get(0x0112, 1), file.info.get("icc_profile")
+            deep = _read_16_bit(path, orientation) if path.suffix.lower() in (".png", ".tif", ".tiff") else None
+            if deep is not None:
+                return _split_alpha(deep, profile)
+            if file.mode in ("I", "F"):
+                raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
+            upright = ImageOps.exif_transpose(file)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise VideoError(f"{path} is not an image that can be read, or is damaged: {_first_line(error)}") from error
+    if upright.mode == "CMYK":
+        profile = None  # it describes inks, not the RGB values that we go on with
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+    elif upright.mode in ("1", "L"):
+        return Picture(np.array(upright.convert("L")), None, profile)
+    else:
+        upright = upright.convert("RGB")
+    pixels = np.array(upright)
+    order = [2, 1, 0, 3][: pixels.shape[2]]
+    return _split_alpha(np.ascontiguousarray(pixels[..., order]), profile)
+
+
+def write_image(path, picture):
+    """Write a `Picture`; JPEG and WebP at quality 95, PNG and TIFF without loss.
+
+    Raises:
+        VideoError: the format is unknown, or cannot hold 16 bits or an alpha channel.
+    """
+    path = Path(path)
+    suffix, deep = path.suffix.lower(), picture.pixels.dtype == np.uint16
+    if suffix not in IMAGE_SUFFIXES:
+        raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
+    if deep and suffix not in (".png", ".tif", ".tiff"):
+        raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
+    if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png, .tif or .webp file")
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+        pixels = np.dstack([color, picture.alpha])
+    try:
+        with atomic_path(path) as temporary:
+            if deep:
+                if picture.color_profile:
+                    log.warning("%s: the colour profile of a 16-bit image is not kept", path)
+                if not cv2.imwrite(str(temporary), pixels):
+                    raise VideoError(f"cannot write {path}")
+                return
+            image = Image.fromarray(pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+            options = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp") else {}
+            if suffix in (".tif", ".tiff"):
+                options["compression"] = "tiff_deflate"
+            image.save(temporary, icc_profile=picture.color_profile, **options)
+    except (OSError, cv2.error) as error:
+        raise VideoError(f"cannot write {path}: {_first_line(error)}") from error
+
+
+def _read_16_bit(path, orientation):
+    """The pixels of a 16-bit image, upright, or None where the file has 8 bits."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        return None
+    if path.suffix.lower() != ".png":
+        return pixels  # OpenCV's TIFF reader has applied the orientation
+    if orientation in (5, 6, 7, 8):
+        pixels = np.swapaxes(pixels, 0, 1)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1])
+
+
+def _split_alpha(pixels, profile):
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), profile)
+    return Picture(pixels, None, profile)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Video files and streams
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFormat:
+    """What all frames of a video share.
+
+    Attributes:
+        width, height: in pixels.
+        rate: frames per second (a `Fraction`; the average where it varies).
+        time_base: unit of time stamps in seconds; None for ``1 / rate``.
+        grid_rate: frames per second of a regular grid on which all frames lie, for AVI; None for `rate`.
+        value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
+        matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
+        pixel_aspect: width to height of a pixel, or None for square or unknown.
+        display_matrix: the nine integers of a container's rotation or mirroring, or None.
+    """
+
+    width: int
+    height: int
+    rate: Fraction
+    time_base: Fraction | None = None
+    grid_rate: Fraction | None = None
+    value_range: int = 0
+    matrix: int = 2
+    primaries: int = 2
+    transfer: int = 2
+    pixel_aspect: Fraction | None = None
+    display_matrix: tuple | None = None
+
+    @property
+    def full_range(self):
+        """Whether luma spans 0-255 instead of 16-235."""
+        return self.value_range == _RANGE_FULL
+
+
+@dataclasses.dataclass
+class Frame:
+    """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None."""
+
+    y: np.ndarray
+    uv: np.ndarray
+    pts: int | None = None
+    duration: int | None = None
+
+
+class VideoReader:
+    """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
+
+    8-bit YUV 4:2:0 comes out as it was coded. Other 8-bit formats are converted to it, with range and matrix kept.
+
+    Args:
+        source: path or URL.
+        audio: collect audio packets for a `VideoWriter`, which must then take them (`take_audio`).
+
+    Attributes:
+        format: the `VideoFormat`.
+        frame_count: estimated number of frames, or None (live stream).
+        pixel_format: FFmpeg's name of what the file holds.
+
+    Raises:
+        VideoError: it cannot be opened, has no video, or holds what 8-bit planes cannot (10 bits, HDR, transparency);
+            while iterating: it is damaged, or its size changes.
+    """
+
+    def __init__(self, source, audio=False):
+        self.source = str(source)
+        live = "://" in self.source
+        if not live:
+            existing_file(source)
+        try:
+            # The two limits in seconds hold for opening and for each read: a dead server must not hang the call.
+            self._container = av.open(self.source, timeout=(10, 30) if live else None)
+        except (av.FFmpegError, OSError) as error:
+            cause = "check the address" if live else "it is damaged, incomplete or something else; try a fresh copy"
+            raise VideoError(f"{self.source} cannot be read as a video ({_first_line(error)}): {cause}") from error
+        try:
+            self._open_streams(audio)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _open_streams(self, audio):
+        covers = av.stream.Disposition.attached_pic
+        streams = [s for s in self._container.streams.video if not s.disposition & covers]
+        if not streams:
+            raise VideoError(f"{self.source} has no video stream")
+        self._stream = streams[0]
+        self._stream.thread_type = "AUTO"
+        self.audio_streams = list(self._container.streams.audio) if audio else []
+        kept = {self._stream.index, *(s.index for s in self._container.streams.audio)}
+        self.other_streams = [s for s in self._container.streams if s.index not in kept]
+        self._check_complete()
+        self._audio = deque()
+        self._previous_pts = None
+        self._decoded = self._decode()
+        self._first = next(self._decoded, None)
+        if self._first is None:
+            raise VideoError(f"{self.source} holds no frame that can be decoded: it is damaged or incomplete")
+
+        stream, frame = self._stream, self._first
+        self.pixel_format = frame.format.name
+        self._check_pixel_format(frame)
+        grid = stream.guessed_rate
+        rate = stream.average_rate or grid or Fraction(25)
+        seconds = _seconds(stream.duration, stream.time_base) or _seconds(self._container.duration, Fraction(1, 10**6))
+        self.frame_count = stream.frames or (round(seconds * rate) if seconds else None)
+        matrix = frame.colorspace
+        if frame.format.is_rgb:
+            matrix = _MATRIX_BT709 if frame.height >= 720 else _MATRIX_BT601
+        value_range = _RANGE_FULL if frame.format.name.startswith("yuvj") else int(frame.color_range)
+        if frame.format.is_rgb:
+            value_range = _RANGE_LIMITED
+        aspect = stream.sample_aspect_ratio
+        rotation = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+        self.format = VideoFormat(
+            width=frame.width,
+            height=frame.height,
+            rate=rate,
+            time_base=stream.time_base,
+            grid_rate=grid if grid and rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
+            value_range=value_range,
+            matrix=matrix,
+            primaries=int(frame.color_primaries),
+            transfer=int(frame.color_trc),
+            pixel_aspect=aspect if aspect and aspect != 1 else None,
+            display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
+        )
+
+    def __iter__(self):
+        for decoded in self._frames():
+            y, uv = self._planes(decoded)
+            yield Frame(y, uv, decoded.pts, decoded.duration or None)
+
+    def bgr_frames(self):
+        """Iterate over ``(frame, seconds)`` instead: upright ``(H, W, 3)`` uint8 BGR and the time to show it at."""
+        turns = self._quarter_turns()
+        for decoded in self._frames():
+            bgr = decoded.to_ndarray(format="bgr24")
+            yield np.ascontiguousarray(np.rot90(bgr, turns)), float(decoded.pts * self.format.time_base)
+
+    def take_audio(self):
+        """Return the audio packets met since the last call."""
+        packets = list(self._audio)
+        self._audio.clear()
+        return packets
+
+    def close(self):
+        """Release the file."""
+        self._container.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _frames(self):
+        if self._first is None:
+            raise RuntimeError("a VideoReader can be iterated over once: open another for a second pass")
+        first, self._first = self._first, None
+        yield first
+        for frame in self._decoded:
+            if (frame.width, frame.height, frame.format.name) != (first.width, first.height, first.format.name):
+                raise VideoError(
+                    f"{self.source} changes from {first.width}x{first.height} {first.format.name} to "
+                    f"{frame.width}x{frame.height} {frame.format.name} on the way: split or re-encode it first"
+                )
+            yield frame
+
+    def _decode(self):
+        try:
+            for packet in self._container.demux(self._stream, *self.audio_streams):
+                if packet.stream.type == "audio":
+                    if packet.size:  # the empty packet at the end only flushes decoders
+                        self._audio.append(packet)
+                    continue
+                for frame in packet.decode():
+                    yield self._stamped(frame)
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(
+                f"{self.source} is damaged or incomplete ({_first_line(error)}): try a fresh copy"
+            ) from error
+
+    def _check_complete(self):
+        """Refuse a cut .mp4 or .mov whose index came first: FFmpeg would read it as if it ended there."""
+        ends = [entry.pos + entry.size for entry in self._stream.index_entries]
+        if Path(self.source).is_file() and ends and max(ends) > Path(self.source).stat().st_size:
+            raise VideoError(f"{self.source} is incomplete: its index names data beyond its end; try a fresh copy")
+
+    def _stamped(self, frame):
+        """Mend time stamps: those of AVI, which has none of its own, and those that are missing in raw streams."""
+        if self._container.format.name == "avi" and not self._stream.codec_context.has_b_frames:
+            frame.pts = frame.dts  # FFmpeg's guess is one frame late
+        if frame.pts is None:
+            step = round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base)
+            frame.pts = 0 if self._previous_pts is None else self._previous_pts + max(step, 1)
+        self._previous_pts = frame.pts
+        return frame
+
+    def _check_pixel_format(self, frame):
+        name, parts = frame.format.name, frame.format.components
+        reason = None
+        if max(part.bits for part in parts) > 8:
+            reason = f"{max(part.bits for part in parts)}-bit video"
+        elif int(frame.color_trc) in _TRANSFER_HDR:
+            reason = f"HDR video ({_TRANSFER_HDR[int(frame.color_trc)]})"
+        elif any(part.is_alpha for part in parts) or frame.format.has_palette or frame.format.is_bayer:
+            reason = "video with transparency or a palette"
+        if reason:
+            raise VideoError(
+                f"{self.source}: {reason} ({name}) is not supported yet; convert it to 8-bit yuv420p first"
+            )
+
+    def _planes(self, frame):
+        if frame.format.name == "gray":  # swscale would take it for full range whatever its tag says
+            chroma = np.full((2, (frame.height + 1) // 2, (frame.width + 1) // 2), 128, np.uint8)
+            return _plane(frame.planes[0]), chroma
+        if frame.format.name not in ("yuv420p", "yuvj420p"):
+            value_range = _RANGE_FULL if self.format.full_range else _RANGE_LIMITED
+            frame = frame.reformat(
+                format="yuv420p",
+                src_colorspace=self.format.matrix,
+                dst_colorspace=self.format.matrix,
+                src_color_range=_RANGE_FULL if frame.format.is_rgb else value_range,
+                dst_color_range=value_range,
+            )
+        return _plane(frame.planes[0]), np.stack([_plane(frame.planes[1]), _plane(frame.planes[2])])
+
+    def _quarter_turns(self):
+        """Counter-clockwise quarter turns that bring a frame upright, for `np.rot90`."""
+        if self.format.display_matrix is None:
+            return 0
+        a, b = self.format.display_matrix[:2]
+        return round(np.arctan2(-b, a) / (np.pi / 2)) % 4
+
+
+class VideoWriter:
+    """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm.
+
+    Time stamps, colour tags, pixel shape and rotation are those of `video_format`. Audio packets of `audio_from` are
+    copied bit for bit, or re-encoded with a warning where the container cannot hold them. The file appears under its
+    name when the block succeeds, and not at all when it fails.
+
+    Args:
+        path: file to write, replaced if it exists.
+        video_format: a `VideoFormat`.
+        audio_from: a `VideoReader` opened with ``audio=True``, or None.
+        quality: constant rate factor of the encoder, lower is better; by default 18 (x264) or 24 (VP9).
+
+    Raises:
+        VideoError: the name's ending is unknown, or the file cannot be written.
+    """
+
+    def __init__(self, path, video_format, audio_from=None, quality=None):
+        self.path, self.format, self._source = Path(path), video_format, audio_from
+        self.suffix = self.path.suffix.lower()
+        if self.suffix not in VIDEO_SUFFIXES:
+            raise VideoError(f"cannot write {path}: a video's name ends in one of {', '.join(VIDEO_SUFFIXES)}")
+        self._quality = quality
+        self._last_pts = None
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_writing(self.path))
+            temporary = stack.enter_context(atomic_path(self.path))
+            self._container = av.open(str(temporary), "w", format="mp4" if self.suffix == ".m4v" else None)
+            stack.callback(self._container.close)
+            self._stream = self._add_video()
+            self._tracks = {}
+            for source in self._source.audio_streams if self._source else []:
+                self._tracks[source.index] = _AudioTrack(source, self._container, self.path)
+            if self._source and self._source.other_streams:
+                names = ", ".join(sorted(s.type for s in self._source.other_streams))
+                log.warning("%s: video and audio are kept, other streams are not (%s)", self.path, names)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        with self._stack:
+            if error is not None:
+                raise error
+            self._mux_audio()
+            self._container.mux(self._stream.encode(None))
+            for track in self._tracks.values():
+                track.flush()
+
+    def write(self, frame):
+        """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
+        height, width = frame.y.shape
+        if (width, height) != (self.format.width, self.format.height):
+            raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
+        picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
+        for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
+            target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+            rows, columns = source.shape
+            target[:rows, :columns] = source
+            # One row or column more where the encoder wants an even size.
+            target[rows:, :columns] = source[-1:]
+            target[:, columns:] = target[:, columns - 1 : columns]
+        picture.pts = self._next_pts(frame.pts)
+        picture.time_base = self._time_base
+        if frame.duration:
+            picture.duration = max(round(frame.duration * self._scale), 1)
+        self._mux_audio()
+        self._container.mux(self._stream.encode(picture))
+
+    def _add_video(self):
+        form, avi, webm = self.format, self.suffix == ".avi", self.suffix == ".webm"
+        rate = Fraction(form.rate).limit_denominator(1 << 16)
+        source_base = form.time_base or 1 / rate
+        if avi:  # it has no time stamps, only the grid of its rate
+            rate = Fraction(form.grid_rate or rate).limit_denominator(1 << 16)
+        self._time_base = 1 / rate if avi else source_base
+        self._scale = source_base / self._time_base
+        stream = self._container.add_stream("libvpx-vp9" if webm else "libx264", rate=rate, time_base=self._time_base)
+        stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuv420p"
+        if not webm and (form.width % 2 or form.height % 2):
+            stream.width, stream.height = form.width + form.width % 2, form.height + form.height % 2
+            log.warning(
+                "%s: H.264 needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
+                *(self.path, form.width, form.height, stream.width, stream.height),
+            )
+        context = stream.codec_context
+        context.time_base = self._time_base
+        context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
+        context.color_range = form.value_range
+        context.colorspace, context.color_primaries, context.color_trc = form.matrix, form.primaries, form.transfer
+        if form.pixel_aspect and webm:
+            log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, form.pixel_aspect)
+        elif form.pixel_aspect:
+            context.sample_aspect_ratio = form.pixel_aspect
+        if form.display_matrix:
+            self._set_rotation(stream)
+        if webm:
+            quality = 24 if self._quality is None else self._quality
+            stream.options = {"crf": str(quality), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
+        else:
+            stream.options = {"crf": str(18 if self._quality is None else self._quality), "preset": "veryfast"}
+            if avi:
+                context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
+        return stream
+
+    def _set_rotation(self, stream):
+        if self.suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix"):
+            log.warning("%s: the rotation tag cannot be kept in this container; an .mp4 keeps it", self.path)
+        else:
+            stream.set_display_matrix(self.format.display_matrix)
+
+    def _next_pts(self, pts):
+        """`pts` in the writer's time base, moved on where it would not come after the one before."""
+        if pts is None:
+            step = max(round(1 / self.format.rate / self._time_base), 1)
+            pts = 0 if self._last_pts is None else self._last_pts + step
+        else:
+            pts = round(pts * self._scale)
+        if self._last_pts is not None:
+            pts = max(pts, self._last_pts + 1)
+        self._last_pts = pts
+        return pts
+
+    def _mux_audio(self):
+        for packet in self._source.take_audio() if self._tracks else []:
+            self._tracks[packet.stream.index].write(packet)
+
+
+class _AudioTrack:
+    """One audio track on its way into a container: copied, or re-encoded where the container cannot hold it."""
+
+    def __init__(self, source, container, path):
+        self._source, self._container = source, container
+        try:
+            self._stream = container.add_stream_from_template(source)
+            self._copied = True
+        except ValueError:
+            codec, rate = ("libopus", 48000) if path.suffix.lower() == ".webm" else ("aac", source.codec_context.rate)
+            self._stream = container.add_stream(codec, rate=rate)
+            self._stream.codec_context.layout = source.codec_context.layout
+            self._copied = False
+            log.warning("%s cannot hold %s audio: it is converted to %s", path, source.codec_context.name, codec)
+        self._stream.metadata.update({k: v for k, v in source.metadata.items() if k == "language"})
+
+    def write(self, packet):
+        if self._copied:
+            packet.stream = self._stream
+            self._container.mux(packet)
+        else:
+            for frame in packet.decode():
+                self._container.mux(self._stream.encode(frame))
+
+    def flush(self):
+        if not self._copied:
+            for frame in self._source.decode(None):
+                self._container.mux(self._stream.encode(frame))
+            self._container.mux(self._stream.encode(None))
+
+
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot write {path}: {_first_line(error)}") from error
+
+
+def _plane(plane):
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].copy()
+
+
+def _seconds(duration, unit):
+    return None if duration is None else duration * unit
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Camera and window
+
+
+class Camera:
+    """A camera whose newest frame is always at hand; a thread drops those that nobody was in time for.
+
+    Args:
+        index: number of the camera, 0 is the first.
+
+    Attributes:
+        size: ``(width, height)`` in pixels.
+        rate: frames per second that the camera promises.
+
+    Raises:
+        VideoError: it cannot be opened.
+    """
+
+    def __init__(self, index=0):
+        with _quiet_opencv():
+            self._capture = cv2.VideoCapture(index)
+            opened, first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not opened:
+            self._capture.release()
+            raise VideoError(
+                f"camera {index} cannot be opened: plug it in, close programs that use it, allow access to it, or name "
+                "a file to sharpen"
+            )
+        self.index = index
+        self.size = (first.shape[1], first.shape[0])
+        self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
+        self._newest, self._running = first, True
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._drain, name="camera", daemon=True)
+        self._thread.start()
+
+    def read(self, timeout=5.0):
+        """Wait for a frame that was not read before; ``(H, W, 3)`` uint8 BGR.
+
+        Raises:
+            VideoError: none came within `timeout` seconds, or the camera is gone.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or not self._running, timeout)
+            frame, self._newest = self._newest, None
+        if frame is None:
+            raise VideoError(f"camera {self.index} gives no more frames: is it still plugged in?")
+        return frame
+
+    def close(self):
+        """Stop the thread and release the camera."""
+        self._running = False
+        self._thread.join()
+        self._capture.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _drain(self):
+        while self._running:
+            arrived, frame = self._capture.read()
+            with self._changed:
+                self._running = self._running and arrived
+                self._newest = frame if arrived else self._newest
+                self._changed.notify()
+
+
+class Window:
+    """A live window. Keys: q or Esc closes it, space turns sharpening on and off, c splits before and after.
+
+    Attributes:
+        closed, sharpening, comparing: what the user has chosen.
+
+    Raises:
+        VideoError: there is no display, or OpenCV was built without windows.
+    """
+
+    def __init__(self, title, comparing=False):
+        check_display()
+        self.title = title
+        self.closed, self.sharpening, self.comparing = False, True, comparing
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        self._sized = False
+
+    def show(self, frame, milliseconds=1):
+        """Show a uint8 BGR frame ``(H, W, 3)`` and handle keys for at least `milliseconds`."""
+        if not self._sized:
+            cv2.resizeWindow(self.title, frame.shape[1], frame.shape[0])
+            self._sized = True
+        cv2.imshow(self.title, frame)
+        key = cv2.waitKey(max(round(milliseconds), 1)) & 0xFF
+        if key in (ord("q"), 27) or cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+            self.closed = True
+        elif key == ord(" "):
+            self.sharpening = not self.sharpening
+        elif key == ord("c"):
+            self.comparing = not self.comparing
+
+    def close(self):
+        """Destroy the window; closing it twice does no harm."""
+        with contextlib.suppress(cv2.error):  # the user may have closed it already
+            cv2.destroyWindow(self.title)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def check_display():
+    """Raise `VideoError` where no window can be opened.
+
+    OpenCV's Qt aborts the whole process when it finds no display, so a child process tries first.
+    """
+    advice = "name an output file with -o instead"
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise VideoError(f"there is no display to open a window on: {advice}")
+    attempt = "import cv2; cv2.namedWindow('display check', cv2.WINDOW_NORMAL); cv2.destroyAllWindows()"
+    try:
+        subprocess.run([sys.executable, "-c", attempt], check=True, capture_output=True, timeout=30)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise VideoError(
+            "no window can be opened: the display does not answer, or OpenCV is a headless build (install "
+            f"opencv-python); or {advice}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_opencv():
+    logging_level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(logging_level)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Paths
+
+
+def existing_file(path):
+    """Return `path` as a `Path`, or raise `VideoError` where it is no file with something in it."""
+    path = Path(path)
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder, expected a file")
+    if not path.is_file():
+        raise VideoError(f"{path} does not exist: check the name")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty: try a fresh copy")
+    return path
+
+
+def _first_line(error):
+    text = getattr(error, "strerror", None) or str(error)  # of an OSError without its number and path
+    return text.strip().split("\n")[0][:200] or type(error).__name__
