@@ -38,6 +38,7 @@ class Config:
     # Teacher
     teacher: str = "auto"  # auto, bsrgan, realesrgan, none
     teacher_pairs: int = 24  # how many of `pairs` the teacher looks at; its output is computed once
+    teacher_share: float = 0.15  # of the crops in a batch that are drawn from those pairs
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
 
     # Student
@@ -48,7 +49,7 @@ class Config:
     epochs: int = 8
     steps_per_epoch: int = 250
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int = 200
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -56,8 +57,8 @@ class Config:
     # Loss weights
     l1: float = 1.0
     ssim: float = 0.15
-    teacher_l1: float = 0.1
-    teacher_kl: float = 0.02
+    teacher_l1: float = 0.3
+    teacher_kl: float = 0.005
     temperature: float = 2.0
 
 

@@ -365,7 +365,7 @@ def make_pair(sources, seed, index, region):
     weights = np.array([weight for weight, _ in sources])
     names = sources[rng.choice(len(sources), p=weights / weights.sum())][1]
     name = names[rng.integers(len(names))]
-    kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.08, 0.12, 0.25, 0.55])
+    kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.07, 0.11, 0.30, 0.52])
     count = int(rng.integers(3, 13)) if kind in ("codec", "mild") else 1
     clip = _clean_clip(name, count, region, rng)
     truth = clip[-1]
@@ -426,10 +426,10 @@ def _image_degradation(truth, rng):
     """Blur, shrink, noise, JPEG, enlarge; each of them random."""
     y, uv = truth
     region = y.shape[0]
-    scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.5, 0.4])
+    scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
     sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
-    sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.4, 0.4])
+    sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.5, 0.3])
     quality = int(rng.integers(40, 98)) if rng.random() < 0.4 else 0
 
     planes = (y, uv)

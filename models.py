@@ -40,6 +40,14 @@ class CheckpointError(RuntimeError):
 # Student
 
 
+INPUT_GAIN = 10
+
+
+def local_mean(folded):
+    """Mean of a folded plane `(N, C, H, W)` over all its channels and 3x3 positions, `(N, 1, H, W)`."""
+    return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+
+
 class ResidualBlock(nn.Module):
     """conv-ReLU-conv with a skip, without normalisation (Lim et al., EDSR, CVPRW 2017)."""
 
@@ -57,6 +65,10 @@ class Student(nn.Module):
 
     Luma is folded by 4 and chroma by 2 to one map of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
     costs a sixteenth. The output is a residual that is added to the input: an untrained student is the identity.
+
+    Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
+    its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the tail's output is divided by it
+    again. Without them Adam's steps in the tail shake the output more than it has to learn, and it stays the identity.
 
     Args:
         channels: width of the residual blocks.
@@ -80,8 +92,9 @@ class Student(nn.Module):
             y = F.pad(y, (0, right, 0, bottom), mode="replicate")
             missing = (y.shape[-1] // 2 - uv.shape[-1], y.shape[-2] // 2 - uv.shape[-2])
             uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
-        x = torch.cat([F.pixel_unshuffle(y, 4), F.pixel_unshuffle(uv, 2)], dim=1)  # (N, 24, H/4, W/4)
-        x = self.tail(self.body(F.relu(self.head(x))))
+        folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
+        x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
+        x = self.tail(self.body(F.relu(self.head(INPUT_GAIN * x)))) / INPUT_GAIN
         dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width]
         duv = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2]
         return dy, duv

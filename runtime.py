@@ -92,7 +92,7 @@ class TorchEngine:
         Returns:
             ``(dy, duv)``, float32 of the same shapes and on the same scale as [0, 1], arrays for arrays.
         """
-        planes = [torch.as_tensor(plane).to(self.device) for plane in (y, uv)]
+        planes = [self._tensor(plane) for plane in (y, uv)]
         planes = [plane.float() / 255 if plane.dtype == torch.uint8 else plane for plane in planes]
         residuals = self._residual(*planes)
         return tuple(r.cpu().numpy() for r in residuals) if isinstance(y, np.ndarray) else residuals
@@ -114,7 +114,7 @@ class TorchEngine:
         """
         if strength == 0:
             return y.copy(), uv.copy()
-        planes = [torch.from_numpy(np.ascontiguousarray(plane)).to(self.device) for plane in (y, uv)]
+        planes = [self._tensor(plane) for plane in (y, uv)]
         if full_range:
             scale = _FULL_RANGE_SCALE
             stretched = [plane.float().mul_(1 / 255) for plane in planes]
@@ -130,6 +130,11 @@ class TorchEngine:
             change = residual.mul(strength * codes).round_().add_(plane)
             sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
         return tuple(sharp)
+
+    def _tensor(self, plane):
+        if isinstance(plane, np.ndarray):  # PyTorch takes neither negative strides nor read-only memory
+            plane = torch.from_numpy(np.require(plane, requirements=["C", "W"]))
+        return plane.to(self.device)
 
     def _residual(self, y, uv):
         reduced = self._dtype != torch.float32

@@ -41,6 +41,7 @@ from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
+MINIMAL_DETAIL = 0.02  # of the high-pass luma, in [0, 1]
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
@@ -62,7 +63,8 @@ def channel_distillation(student, teacher, temperature):
 
     Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
     temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over batch and
-    channels. Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat.
+    channels. Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
+    by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
 
     Args:
         student, teacher: maps `(N, C, H, W)`, high-pass filtered.
@@ -70,7 +72,7 @@ def channel_distillation(student, teacher, temperature):
     Returns:
         Scalar tensor, zero where the maps agree up to a constant.
     """
-    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(1e-3) * temperature
+    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
     log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
     log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
@@ -81,7 +83,8 @@ def distillation_loss(output, batch, config):
     """The student's loss: fidelity to the truth, high frequencies of the teacher.
 
     L1 and 1 - SSIM to the ground truth (luma and, for L1, chroma at half weight); L1 and channel-wise KL between the
-    high-pass luma of student and teacher. Each pair counts only where its truth or teacher output is known.
+    high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose truth or teacher output is
+    unknown counts as zero in them.
 
     Args:
         output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
@@ -96,22 +99,19 @@ def distillation_loss(output, batch, config):
     y_teacher, _ = batch["teacher"]
     l1_per_pair = (y - y_truth).abs().mean(dim=(1, 2, 3)) + 0.5 * (uv - uv_truth).abs().mean(dim=(1, 2, 3))
     terms = {
-        "l1": _mean_known(l1_per_pair, truth_known),
-        "ssim": _mean_known(1 - ssim(y, y_truth), truth_known),
+        "l1": (l1_per_pair * truth_known).mean(),
+        "ssim": ((1 - ssim(y, y_truth)) * truth_known).mean(),
     }
     taught = teacher_known > 0
     if taught.any():
+        share = teacher_known.mean()
         student_detail, teacher_detail = high_pass(y[taught]), high_pass(y_teacher[taught])
-        terms["teacher_l1"] = (student_detail - teacher_detail).abs().mean()
-        terms["teacher_kl"] = channel_distillation(student_detail, teacher_detail, config.temperature)
+        terms["teacher_l1"] = share * (student_detail - teacher_detail).abs().mean()
+        terms["teacher_kl"] = share * channel_distillation(student_detail, teacher_detail, config.temperature)
     else:
         terms["teacher_l1"] = terms["teacher_kl"] = y.new_zeros(())
     terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
     return terms
-
-
-def _mean_known(values, known):
-    return (values * known).sum() / known.sum().clamp_min(1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -158,10 +158,17 @@ def teach(teacher, pair, device):
     return dataset.pack_planes(*bgr_to_planes(dataset.resize(np.ascontiguousarray(large), size, "area")))
 
 
-def epoch_keys(config, epoch, count, rank, world_size):
-    """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone."""
+def epoch_keys(config, epoch, taught, rank, world_size):
+    """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone.
+
+    Args:
+        taught: for each pair, whether the teacher's output is known; `config.teacher_share` of the keys are of these.
+    """
     rng = np.random.default_rng((config.seed, epoch))
-    drawn = rng.integers(0, count, config.steps_per_epoch * config.batch_size * world_size)
+    count = config.steps_per_epoch * config.batch_size * world_size
+    drawn = rng.integers(0, len(taught), count)
+    if any(taught):
+        drawn = np.where(rng.random(count) < config.teacher_share, rng.choice(np.flatnonzero(taught), count), drawn)
     # The position makes two crops of one pair in one epoch differ.
     return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)][rank::world_size]
 
@@ -238,6 +245,7 @@ def train(config, resume=False):
         prepared = prepare_data(config, device, progress=False)
     pairs, validation_pairs, teacher_name = prepared
     crops = dataset.PairDataset(pairs, config.crop)
+    taught = [pair.teacher is not None for pair in pairs]
 
     student = Student(config.channels, config.blocks).to(device, memory_format=torch.channels_last)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -253,7 +261,7 @@ def train(config, resume=False):
     log = RunLog(folder, first_epoch) if main_process else None
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
-        keys = epoch_keys(config, epoch, len(pairs), rank, world_size)
+        keys = epoch_keys(config, epoch, taught, rank, world_size)
         loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not main_process)
         totals = {}

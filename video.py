@@ -22,8 +22,10 @@ from collections import deque
 from fractions import Fraction
 from pathlib import Path
 
+import cv2  # before av, whose own libxcb would hang OpenCV's windows on Linux
+
+# isort: split
 import av
-import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -75,15 +77,18 @@ def read_image(path):
     path = existing_file(path)
     try:
         with Image.open(path) as file:
-            if getattr(file, "n_frames", 1) > 1:
+            if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:  # MPO: a phone's JPEG with extras
                 raise VideoError(
                     f"{path} holds {file.n_frames} pictures: only files with a single one can be sharpened"
                 )
-            file.load()
             orientation, profile = file.getexif().get(0x0112, 1), file.info.get("icc_profile")
-            deep = _read_16_bit(path, orientation) if path.suffix.lower() in (".png", ".tif", ".tiff") else None
-            if deep is not None:
-                return _split_alpha(deep, profile)
+            if file.format == "TIFF" and orientation > 4:  # Pillow 13 garbles them, OpenCV 5 does not read them
+                raise VideoError(f"{path} is a TIFF stored on its side (orientation {orientation}): turn it first")
+            file.load()
+            if file.format in ("PNG", "TIFF"):  # OpenCV's TIFF reader applies the orientation itself
+                deep = _read_16_bit(path, 1 if file.format == "TIFF" else orientation)
+                if deep is not None:
+                    return _split_alpha(deep, profile)
             if file.mode in ("I", "F"):
                 raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
             upright = ImageOps.exif_transpose(file)
@@ -138,12 +143,11 @@ def write_image(path, picture):
 
 
 def _read_16_bit(path, orientation):
-    """The pixels of a 16-bit image, upright, or None where the file has 8 bits."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    """The pixels of a 16-bit image turned upright, or None where the file has 8 bits."""
+    with _quiet_opencv():
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         return None
-    if path.suffix.lower() != ".png":
-        return pixels  # OpenCV's TIFF reader has applied the orientation
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -619,6 +623,16 @@ class Camera:
             raise VideoError(f"camera {self.index} gives no more frames: is it still plugged in?")
         return frame
 
+    def __iter__(self):
+        """Give newest frames until the camera is gone, which ends the iteration with a warning: a recording is kept."""
+        while True:
+            try:
+                frame = self.read()
+            except VideoError as error:
+                log.warning("%s", error)
+                return
+            yield frame
+
     def close(self):
         """Stop the thread and release the camera."""
         self._running = False
@@ -651,16 +665,19 @@ class Window:
     """
 
     def __init__(self, title, comparing=False):
+        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
         check_display()
         self.title = title
         self.closed, self.sharpening, self.comparing = False, True, comparing
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         self._sized = False
 
     def show(self, frame, milliseconds=1):
         """Show a uint8 BGR frame ``(H, W, 3)`` and handle keys for at least `milliseconds`."""
         if not self._sized:
-            cv2.resizeWindow(self.title, frame.shape[1], frame.shape[0])
+            height, width = frame.shape[:2]
+            scale = min(1, 1280 / width, 720 / height)  # most screens have room for that
+            cv2.resizeWindow(self.title, round(scale * width), round(scale * height))
             self._sized = True
         cv2.imshow(self.title, frame)
         key = cv2.waitKey(max(round(milliseconds), 1)) & 0xFF
@@ -686,19 +703,23 @@ class Window:
 def check_display():
     """Raise `VideoError` where no window can be opened.
 
-    OpenCV's Qt aborts the whole process when it finds no display, so a child process tries first.
+    OpenCV's Qt aborts the whole process when it finds no display, and hangs it when PyAV was loaded before OpenCV, so a
+    child process tries first, with the same order of imports.
     """
     advice = "name an output file with -o instead"
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise VideoError(f"there is no display to open a window on: {advice}")
-    attempt = "import cv2; cv2.namedWindow('display check', cv2.WINDOW_NORMAL); cv2.destroyAllWindows()"
+    order = ", ".join(name for name in sys.modules if name in ("av", "cv2"))
+    attempt = f"import {order}; cv2.namedWindow('display check'); cv2.destroyAllWindows()"
     try:
-        subprocess.run([sys.executable, "-c", attempt], check=True, capture_output=True, timeout=30)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        subprocess.run([sys.executable, "-c", attempt], check=True, capture_output=True, timeout=15)
+    except subprocess.CalledProcessError as error:
         raise VideoError(
             "no window can be opened: the display does not answer, or OpenCV is a headless build (install "
             f"opencv-python); or {advice}"
         ) from error
+    except subprocess.TimeoutExpired as error:
+        raise VideoError(f"opening a window hangs: import cv2 before av in your program, or {advice}") from error
 
 
 @contextlib.contextmanager

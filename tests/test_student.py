@@ -51,7 +51,7 @@ def test_padding_shows_only_near_the_edge(student, height, width):
 
 
 def test_folding_puts_every_pixel_back_where_it_was():
-    """With a tail that copies the input channels, the residual is the input itself."""
+    """With convolutions that copy their input, the residual is the positive part of each plane less its local mean."""
     student = Student(channels=24, blocks=0)
     with torch.no_grad():
         for conv in (student.head, student.tail):
@@ -60,7 +60,18 @@ def test_folding_puts_every_pixel_back_where_it_was():
             conv.weight[range(24), range(24), 1, 1] = 1
     y, uv = planes(24, 32)
     dy, duv = student.residual(y, uv)
-    assert torch.equal(dy, y) and torch.equal(duv, uv)
+    for plane, residual, side in ((y, dy, 4), (uv[:, :1], duv[:, :1], 2), (uv[:, 1:], duv[:, 1:], 2)):
+        cell = plane[0, 0, 2 * side : 3 * side, 3 * side : 4 * side]
+        mean = plane[0, 0, side : 4 * side, 2 * side : 5 * side].mean()
+        torch.testing.assert_close(
+            residual[0, 0, 2 * side : 3 * side, 3 * side : 4 * side], (cell - mean).relu(), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_brightness_does_not_matter(student):
+    y, uv = planes(32, 40)
+    for ours, theirs in zip(student.residual(y, uv), student.residual(y + 0.3, uv - 0.2), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_checkpoint_round_trip(student, tmp_path):

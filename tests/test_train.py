@@ -68,7 +68,7 @@ def weights(path):
 
 
 def test_channel_distillation_is_the_divergence_of_softened_maps():
-    student, teacher = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    student, teacher = 0.1 * torch.randn(2, 3, 5, 4), 0.1 * torch.randn(2, 3, 5, 4)
     temperature, expected = 1.7, []
     for n in range(2):
         for c in range(3):
@@ -77,7 +77,7 @@ def test_channel_distillation_is_the_divergence_of_softened_maps():
             expected.append((p * (p / q).log()).sum())
     loss = training.channel_distillation(student, teacher, temperature)
     torch.testing.assert_close(loss, temperature**2 * torch.stack(expected).mean())
-    shifted = training.channel_distillation(teacher + 0.3, teacher, temperature)
+    shifted = training.channel_distillation(teacher + 0.03, teacher, temperature)
     assert shifted == pytest.approx(0, abs=1e-5) and loss > 0.1
 
 
@@ -95,9 +95,9 @@ def test_unknown_truth_and_teacher_do_not_count():
     batch = {"truth": truth, "teacher": teacher, "known": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
     terms = training.distillation_loss(output, batch, config)
     expected = (output[0][0] - truth[0][0]).abs().mean() + 0.5 * (output[1][0] - truth[1][0]).abs().mean()
-    torch.testing.assert_close(terms["l1"], expected)
+    torch.testing.assert_close(terms["l1"], expected / 2)
     detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
-    torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean())
+    torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
     weighted = sum(getattr(config, name) * terms[name] for name in ("l1", "ssim", "teacher_l1", "teacher_kl"))
     torch.testing.assert_close(terms["loss"], weighted)
     nothing = {**batch, "known": torch.zeros(2, 2)}
@@ -223,12 +223,18 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
 
 
 def test_epoch_keys_are_shared_out_without_overlap():
-    config = Config(steps_per_epoch=5, batch_size=3)
-    everything = training.epoch_keys(config, 1, 100, 0, 1)
-    assert len(everything) == 15 and everything == training.epoch_keys(config, 1, 100, 0, 1)
-    assert everything != training.epoch_keys(config, 2, 100, 0, 1)
-    shares = [training.epoch_keys(config, 1, 100, rank, 2) for rank in (0, 1)]
+    config, pairs = Config(steps_per_epoch=5, batch_size=3), [False] * 100
+    everything = training.epoch_keys(config, 1, pairs, 0, 1)
+    assert len(everything) == 15 and everything == training.epoch_keys(config, 1, pairs, 0, 1)
+    assert everything != training.epoch_keys(config, 2, pairs, 0, 1)
+    shares = [training.epoch_keys(config, 1, pairs, rank, 2) for rank in (0, 1)]
     assert [len(share) for share in shares] == [15, 15] and not set(shares[0]) & set(shares[1])
+
+
+def test_taught_pairs_get_their_share_of_an_epoch():
+    config = Config(steps_per_epoch=500, batch_size=10, teacher_share=0.25)
+    keys = training.epoch_keys(config, 0, [False] * 990 + [True] * 10, 0, 1)
+    assert np.mean([index >= 990 for *_, index in keys]) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.skipif(
