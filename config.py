@@ -3,6 +3,7 @@
 python train.py configs/release.yaml data_root=/photos epochs=20
 """
 
+import contextlib
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -103,10 +104,8 @@ def _assign(config, key, value, origin):
         raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(expected)}")
     wanted = expected[key]
     if wanted is float and type(value) in (int, str):  # YAML reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if wanted is str and value is None:
         value = ""
     if isinstance(wanted, types.GenericAlias):

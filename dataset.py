@@ -1,8 +1,9 @@
 """What a call does to a picture, and the sets of pairs made with it.
 
-A *degradation* turns a clean picture into what arrives at the other end: scaled down, noisy, blurred, compressed by JPEG
-or by a real video codec, and scaled back up. A *pair* is such an input with its ground truth. Pairs are prepared once,
-in parallel, into a cache of memory-mapped files (`prepare_pairs`); training streams random crops from it (`PairDataset`).
+A *degradation* turns a clean picture into what arrives at the other end: scaled down, noisy, blurred, compressed by
+JPEG or by a real video codec, and scaled back up. A *pair* is such an input with its ground truth. Pairs are prepared
+once, in parallel, into a cache of memory-mapped files (`prepare_pairs`); training streams random crops from it
+(`PairDataset`).
 
 All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of workers.
 """

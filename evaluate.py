@@ -21,11 +21,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from inference import RealTimeSharpener
 from tqdm import tqdm
 
 import dataset
 from dataset import DataError
+from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError
 from utils import atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
@@ -102,7 +102,7 @@ def summarise(records, keys):
 
 
 def unsharp_mask(y, uv, full_range=True, sigma=1.0, amount=0.5):
-    """The sharpener that everybody has: luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels."""
+    """What people use today: luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels."""
     return cv2.addWeighted(y, 1 + amount, cv2.GaussianBlur(y, (0, 0), sigma), -amount, 0), uv
 
 
@@ -176,12 +176,12 @@ def video_samples(category, path, frames, qps=CODEC_QPS):
             yield Sample(category, f"x264 qp {qp}", Path(path).name, damaged[i], clip[i], full_range)
 
 
-def benchmark_samples(data=None, match="*", frames=30, quick=False):
+def benchmark_samples(data=None, match=("*",), frames=30, quick=False):
     """All samples of the benchmark, made one after the other.
 
     Args:
         data: folder with one sub-folder of images and videos a category; scikit-image's photos when None.
-        match: only files whose name fits this pattern.
+        match: only files whose name fits one of these patterns.
         frames: how many frames of each video.
         quick: one picture a category, two conditions.
 
@@ -216,11 +216,12 @@ def _folder_categories(folder, match):
     suffixes = dataset.IMAGE_SUFFIXES | dataset.VIDEO_SUFFIXES
     categories = {}
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
-        names = [str(p) for p in sorted(category.rglob("*")) if p.suffix.lower() in suffixes and fnmatch(p.name, match)]
+        files = [path for path in sorted(category.rglob("*")) if path.suffix.lower() in suffixes]
+        names = [str(path) for path in files if any(fnmatch(path.name, pattern) for pattern in match)]
         if names:
             categories[category.name] = names
     if not categories:
-        raise DataError(f"{folder} has no sub-folder with images or videos whose names fit {match!r}")
+        raise DataError(f"{folder} has no sub-folder with images or videos whose names fit {' or '.join(match)}")
     return categories
 
 
@@ -279,7 +280,7 @@ def main(argv=None):
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--data", help="folder of images and videos, one sub-folder a category")
-    parser.add_argument("--match", default="*", help="only files of --data whose names fit this pattern")
+    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
     parser.add_argument("--frames", type=int, default=30, help="frames of each video (default: 30)")
     parser.add_argument("--strength", type=float, default=1.0, help="scale of the student's residual (default: 1)")
     parser.add_argument("--quick", action="store_true", help="one picture a category, two conditions")
@@ -304,10 +305,9 @@ def main(argv=None):
     print(format_table(by_condition, ["condition"], names))
     machine = _machine(sharpener.engine.device)
     print(f"\n{parameters:,} parameters, {Path(arguments.checkpoint).stat().st_size / 1024:.0f} KiB")
+    place = f"{sharpener.engine.description}; {machine['cpu']}, {machine['threads']} threads"
     for name, fps in speed.items():
-        print(
-            f"{fps:.1f} FPS at 1920x1080, {name}; {sharpener.engine.description}; {machine['cpu']}, {machine['threads']} threads"
-        )
+        print(f"{fps:.1f} FPS at 1920x1080, {name}; {place}")
 
     report = {
         "command": ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)],

@@ -53,8 +53,6 @@ from video import (
     write_image,
 )
 
-log = logging.getLogger(__name__)
-
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
 # Colour tags (ITU-T H.273) of what `utils.bgr_to_planes` and `utils.to_limited_range` make.
@@ -199,7 +197,8 @@ class RealTimeSharpener:
                         shown = split_frames(frame, sharp) if compare else sharp
                         writer.write(Frame(*to_limited_range(*bgr_to_planes(shown)), pts))
                 except KeyboardInterrupt:
-                    log.info("recording stopped")
+                    if writer.empty:
+                        raise
         return counter.stats((width, height), self.engine, output_path)
 
     def _show(self, frames, compare, progress):

@@ -54,7 +54,7 @@ class TrainingError(RuntimeError):
 
 
 def high_pass(y, sigma=2.0, radius=6):
-    """Luma `(..., H, W)` less its Gaussian blur: where a GAN teacher knows more than its input. Loses `radius` a side."""
+    """Luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side: what a GAN teacher knows best."""
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
 
 

@@ -443,10 +443,17 @@ class VideoWriter:
         with self._stack:
             if error is not None:
                 raise error
+            if self.empty:
+                raise VideoError(f"cannot write {self.path}: there is no frame")
             self._mux_audio()
             self._container.mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
+
+    @property
+    def empty(self):
+        """Whether no frame was written yet."""
+        return self._last_pts is None
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""

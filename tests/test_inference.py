@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_student(channels=8, blocks=1):
-    """A random student that changes noise by some 13 levels."""
+    """A random student that changes noise by some 20 levels."""
     torch.manual_seed(0)
     student = Student(channels, blocks).eval()
     torch.nn.init.normal_(student.tail.weight)
     with torch.no_grad():
         dy, _ = student.residual(torch.rand(1, 1, 64, 64), torch.rand(1, 2, 32, 32))
-        student.tail.weight *= 0.05 / dy.std()
+        student.tail.weight *= 0.15 / dy.std()
     return student
 
 
@@ -112,12 +112,14 @@ def test_limited_range_is_stretched_before_the_student():
         (y, uv), limited, stretched, full, (255 / 219, 255 / 224), strict=True
     ):
         inside = (wide_after > 0) & (wide_after < 255)
-        change = (after.astype(float) - before) * scale - (wide_after.astype(float) - wide_before)
-        assert np.abs(change[inside]).max() < 3 and inside.mean() > 0.9
+        change = (scale * (after.astype(float) - before))[inside]
+        expected = (wide_after.astype(float) - wide_before)[inside]
+        assert inside.mean() > 0.5
+        assert np.abs(change - expected).mean() < 0.2 * np.abs(expected).mean()
 
 
 def test_bgr_and_planes_agree(sharpener):
-    # Smooth colour, grey noise: converting to planes and back loses next to nothing, so both ways give the same picture.
+    # Smooth colour and grey noise: conversion to planes and back loses next to nothing, so both ways must agree.
     color = cv2.resize(noise(4, 5) // 4 + 64, (80, 64), interpolation=cv2.INTER_CUBIC)
     frame = color + noise(64, 80)[..., :1] // 4
     through_planes = planes_to_bgr(*sharpener.sharpen_planes(*bgr_to_planes(frame), full_range=True))
@@ -285,10 +287,12 @@ def test_video_keeps_frames_times_and_audio(sharpener, tmp_path, times):
     assert (stats["frames"], stats["size"]) == (len(times), (64, 48))
     assert stats["fps"] == pytest.approx(stats["frames"] / stats["seconds"])
     with VideoReader(source) as before, VideoReader(tmp_path / "out.mp4") as after:
+        errors, changes = [], []
         for frame, sharp in zip(before, after, strict=True):
             expected, _ = sharpener.sharpen_planes(frame.y, frame.uv)
-            coded = np.abs(sharp.y.astype(int) - expected).mean()
-            assert coded < 0.5 * np.abs(sharp.y.astype(int) - frame.y).mean()
+            errors.append(np.abs(sharp.y.astype(int) - expected).mean())
+            changes.append(np.abs(sharp.y.astype(int) - frame.y).mean())
+    assert np.mean(errors) < 0.75 * np.mean(changes)  # nearer to the sharpened frame, up to the encoder's losses
 
 
 def test_readme_example_makes_a_playable_avi(sharpener, tmp_path):
@@ -318,28 +322,37 @@ def test_input_is_not_overwritten(sharpener, tmp_path):
 
 
 class SlowCapture(FakeCapture):
-    """A camera at 50 frames a second; after frame 5 the user presses Ctrl-C, where `interrupt` is set."""
-
-    interrupt = None
+    """The same at 50 frames a second."""
 
     def read(self):
         time.sleep(0.02)
-        if self.left == 25 and self.interrupt:
-            self.interrupt()
         return super().read()
 
 
 @pytest.mark.parametrize("stopped_by", ["Ctrl-C", "unplugging"])
 def test_a_stopped_recording_is_kept(sharpener, tmp_path, monkeypatch, caplog, stopped_by):
     monkeypatch.setattr(cv2, "VideoCapture", SlowCapture)
-    if stopped_by == "Ctrl-C":
-        monkeypatch.setattr(SlowCapture, "interrupt", staticmethod(lambda: signal.raise_signal(signal.SIGINT)))
+    written = []
+
+    def write(writer, frame, original=inference.VideoWriter.write):
+        original(writer, frame)
+        written.append(frame.pts)
+        if stopped_by == "Ctrl-C" and len(written) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(inference.VideoWriter, "write", write)
     stats = sharpener.process_video_stream(0, tmp_path / "recorded.mp4")
-    times = read_times(tmp_path / "recorded.mp4")
-    assert stats["frames"] == len(times)
-    assert 1 <= len(times) <= (6 if stopped_by == "Ctrl-C" else 30)
-    assert times == sorted(set(times))
+    assert stats["frames"] == len(written) == 3 or stopped_by == "unplugging"
+    assert read_times(tmp_path / "recorded.mp4") == written == sorted(set(written))
     assert ("no more frames" in caplog.text) == (stopped_by == "unplugging")
+
+
+def test_a_recording_stopped_before_its_first_frame_leaves_nothing(sharpener, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(RealTimeSharpener, "sharpen", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        sharpener.process_video_stream(0, tmp_path / "recorded.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -91,7 +91,10 @@ def test_high_pass_removes_slow_changes_only():
 def test_unknown_truth_and_teacher_do_not_count():
     config = Config()
     output = (torch.rand(2, 1, 32, 32, requires_grad=True), torch.rand(2, 2, 16, 16))
-    truth, teacher = (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)), (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16))
+    truth, teacher = (
+        (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
+        (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
+    )
     batch = {"truth": truth, "teacher": teacher, "known": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
     terms = training.distillation_loss(output, batch, config)
     expected = (output[0][0] - truth[0][0]).abs().mean() + 0.5 * (output[1][0] - truth[1][0]).abs().mean()
@@ -149,7 +152,7 @@ def test_a_run_resumed_equals_one_uninterrupted(cache, tmp_path, monkeypatch):
     parts = training.train(config, resume=True)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(parts)[name]), name
-    logs = [list(csv.DictReader(open(path.parent / "log.csv"))) for path in (whole, parts)]
+    logs = [list(csv.DictReader((path.parent / "log.csv").read_text().splitlines())) for path in (whole, parts)]
     assert [row["epoch"] for row in logs[1]] == ["1", "2"]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
 
@@ -195,7 +198,9 @@ def test_the_script_trains_a_student_that_knows_its_origin(cache, tmp_path):
     assert meta["config"]["epochs"] == 2 and "data_root" not in meta["config"]
     assert {row["method"] for row in meta["metrics"]["validation"]} == {"input", "student"}
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
-    again = subprocess.run([sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(
+        [sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True
+    )
     assert again.returncode == 2 and "--resume" in again.stderr.splitlines()[-1]
 
 
@@ -217,7 +222,11 @@ def test_resume_refuses_another_configuration(cache, tmp_path):
 
 
 def test_mistakes_end_with_one_line_and_exit_code_2():
-    for argument, message in (("epoch=1", "unknown key"), ("device=quantum", "unknown device"), ("x.yaml", "cannot read")):
+    for argument, message in (
+        ("epoch=1", "unknown key"),
+        ("device=quantum", "unknown device"),
+        ("x.yaml", "cannot read"),
+    ):
         result = subprocess.run([sys.executable, "train.py", argument], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 

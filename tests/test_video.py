@@ -25,8 +25,9 @@ QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
 
 
 def planes(index, width=64, height=48):
-    """A frame that tells its number by its brightness, with a moving bar."""
-    y = np.full((height, width), 40 + 8 * index % 200, np.uint8)
+    """A frame that tells its number by its brightness (up to 20 of them), with stripes and a moving bar."""
+    y = np.full((height, width), 40 + 8 * index % 160, np.uint8)
+    y[:, ::8] += 40
     y[:, 2 * index % width : 2 * index % width + 3] = 220
     uv = np.full((2, (height + 1) // 2, (width + 1) // 2), 128, np.uint8)
     uv[0] += index % 100
@@ -323,6 +324,12 @@ def test_a_failing_block_leaves_the_old_file_alone(tmp_path):
         _ = 1 / 0
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_video_without_frames_is_an_error(tmp_path):
+    with pytest.raises(VideoError, match="no frame"), VideoWriter(tmp_path / "out.mp4", VideoFormat(64, 48, 25)):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_writer_refuses_unknown_names_and_other_sizes(tmp_path):
