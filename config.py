@@ -57,7 +57,7 @@ class Config:
 
     # Loss weights
     l1: float = 1.0
-    ssim: float = 0.15
+    ssim: float = 0.1
     teacher_l1: float = 0.3
     teacher_kl: float = 0.005
     temperature: float = 2.0

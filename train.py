@@ -41,7 +41,8 @@ from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
-MINIMAL_DETAIL = 0.02  # of the high-pass luma, in [0, 1]
+TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.005  # mean absolute error of an input's luma, in [0, 1]
+MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
@@ -86,6 +87,9 @@ def distillation_loss(output, batch, config):
     high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose truth or teacher output is
     unknown counts as zero in them.
 
+    An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
+    good video drown in the large ones that it takes from bad video.
+
     Args:
         output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
         batch: collated items of `PairDataset`.
@@ -97,11 +101,10 @@ def distillation_loss(output, batch, config):
     truth_known, teacher_known = batch["known"].unbind(dim=1)
     y_truth, uv_truth = batch["truth"]
     y_teacher, _ = batch["teacher"]
+    damage = (batch["input"][0] - y_truth).abs().mean(dim=(1, 2, 3))
+    weight = truth_known * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
     l1_per_pair = (y - y_truth).abs().mean(dim=(1, 2, 3)) + 0.5 * (uv - uv_truth).abs().mean(dim=(1, 2, 3))
-    terms = {
-        "l1": (l1_per_pair * truth_known).mean(),
-        "ssim": ((1 - ssim(y, y_truth)) * truth_known).mean(),
-    }
+    terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, y_truth))).mean()}
     taught = teacher_known > 0
     if taught.any():
         share = teacher_known.mean()

@@ -95,7 +95,9 @@ def test_unknown_truth_and_teacher_do_not_count():
         (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
         (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
     )
-    batch = {"truth": truth, "teacher": teacher, "known": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
+    damaged = (truth[0] + 0.015, truth[1])  # weight 1
+    known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    batch = {"input": damaged, "truth": truth, "teacher": teacher, "known": known}
     terms = training.distillation_loss(output, batch, config)
     expected = (output[0][0] - truth[0][0]).abs().mean() + 0.5 * (output[1][0] - truth[1][0]).abs().mean()
     torch.testing.assert_close(terms["l1"], expected / 2)
@@ -105,6 +107,16 @@ def test_unknown_truth_and_teacher_do_not_count():
     torch.testing.assert_close(terms["loss"], weighted)
     nothing = {**batch, "known": torch.zeros(2, 2)}
     assert training.distillation_loss(output, nothing, config)["loss"] == 0
+
+
+def test_an_error_added_to_good_video_counts_more():
+    y, uv = torch.rand(1, 1, 32, 32), torch.rand(1, 2, 16, 16)
+    unknown = (torch.zeros(1, 1, 32, 32), torch.zeros(1, 2, 16, 16))
+    losses = []
+    for damage in (0.0, 0.005, 0.05):
+        batch = {"input": (y + damage, uv), "truth": (y, uv), "teacher": unknown, "known": torch.tensor([[1.0, 0.0]])}
+        losses.append(training.distillation_loss((y + 0.01, uv), batch, Config())["l1"].item())
+    assert losses == pytest.approx([0.01 * 4, 0.01 * 2, 0.01 * 0.02 / 0.055], rel=1e-4)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
