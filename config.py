@@ -50,7 +50,7 @@ class Config:
     epochs: int = 8
     steps_per_epoch: int = 250
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warmup_steps: int = 200
     clip_norm: float = 1.0
     ema_decay: float = 0.999

@@ -41,7 +41,7 @@ from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
-TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.005  # mean absolute error of an input's luma, in [0, 1]
+TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
@@ -57,6 +57,21 @@ class TrainingError(RuntimeError):
 def high_pass(y, sigma=2.0, radius=6):
     """Luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side: what a GAN teacher knows best."""
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
+
+
+def charbonnier(x, y, epsilon=0.01):
+    """L1 distance of each pair in a batch, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017).
+
+    Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
+    of it: its ReLUs die first.
+
+    Args:
+        x, y: planes `(N, C, H, W)` in [0, 1].
+
+    Returns:
+        Tensor `(N,)`.
+    """
+    return (((x - y).square() + epsilon**2).sqrt() - epsilon).mean(dim=(1, 2, 3))
 
 
 def channel_distillation(student, teacher, temperature):
@@ -83,8 +98,8 @@ def channel_distillation(student, teacher, temperature):
 def distillation_loss(output, batch, config):
     """The student's loss: fidelity to the truth, high frequencies of the teacher.
 
-    L1 and 1 - SSIM to the ground truth (luma and, for L1, chroma at half weight); L1 and channel-wise KL between the
-    high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose truth or teacher output is
+    L1 (as `charbonnier`) and 1 - SSIM to the ground truth, of luma and, for L1, of chroma at half weight; L1 and
+    channel-wise KL between the high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose truth or teacher output is
     unknown counts as zero in them.
 
     An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
@@ -103,7 +118,7 @@ def distillation_loss(output, batch, config):
     y_teacher, _ = batch["teacher"]
     damage = (batch["input"][0] - y_truth).abs().mean(dim=(1, 2, 3))
     weight = truth_known * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
-    l1_per_pair = (y - y_truth).abs().mean(dim=(1, 2, 3)) + 0.5 * (uv - uv_truth).abs().mean(dim=(1, 2, 3))
+    l1_per_pair = charbonnier(y, y_truth) + 0.5 * charbonnier(uv, uv_truth)
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, y_truth))).mean()}
     taught = teacher_known > 0
     if taught.any():

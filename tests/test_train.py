@@ -95,12 +95,12 @@ def test_unknown_truth_and_teacher_do_not_count():
         (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
         (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
     )
-    damaged = (truth[0] + 0.015, truth[1])  # weight 1
+    damaged = (truth[0] + 0.01, truth[1])  # weight 1
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     batch = {"input": damaged, "truth": truth, "teacher": teacher, "known": known}
     terms = training.distillation_loss(output, batch, config)
-    expected = (output[0][0] - truth[0][0]).abs().mean() + 0.5 * (output[1][0] - truth[1][0]).abs().mean()
-    torch.testing.assert_close(terms["l1"], expected / 2)
+    expected = training.charbonnier(output[0][:1], truth[0][:1]) + 0.5 * training.charbonnier(output[1][:1], truth[1][:1])
+    torch.testing.assert_close(terms["l1"], expected[0] / 2)
     detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
     weighted = sum(getattr(config, name) * terms[name] for name in ("l1", "ssim", "teacher_l1", "teacher_kl"))
@@ -116,7 +116,15 @@ def test_an_error_added_to_good_video_counts_more():
     for damage in (0.0, 0.005, 0.05):
         batch = {"input": (y + damage, uv), "truth": (y, uv), "teacher": unknown, "known": torch.tensor([[1.0, 0.0]])}
         losses.append(training.distillation_loss((y + 0.01, uv), batch, Config())["l1"].item())
-    assert losses == pytest.approx([0.01 * 4, 0.01 * 2, 0.01 * 0.02 / 0.055], rel=1e-4)
+    error = 0.01 * (2**0.5 - 1)
+    assert losses == pytest.approx([error * 0.02 / (damage + 0.01) for damage in (0.0, 0.005, 0.05)], rel=1e-3)
+
+
+def test_charbonnier_is_l1_without_the_kink():
+    x, y = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.5)
+    assert training.charbonnier(x, y).item() == pytest.approx(0.49, abs=1e-3)
+    assert training.charbonnier(x, x).item() == 0
+    assert training.charbonnier(x, x + 0.001).item() < 0.1 * 0.001
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
