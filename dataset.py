@@ -26,10 +26,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
-from utils import atomic_path, bgr_to_planes, to_full_range, to_limited_range
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm"}
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, to_limited_range
 
 # scikit-image's own photos. The benchmark (evaluate.py) shows none of those that training or validation see.
 SKIMAGE_TRAINING = (
@@ -327,7 +324,7 @@ def list_sources(config, validation):
             folder = _div2k_folder(config) if source == "div2k" else Path(config.data_root) / source
             if not folder.is_dir():
                 raise DataError(f"no folder {folder} (source {source!r}): set data_root=FOLDER or change `sources`")
-            files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             names = [name for i, name in enumerate(files) if (i % 10 == 5) == validation]
             if not names:
                 raise DataError(f"{folder} holds {len(files)} images and videos: at least 6 are needed")

@@ -28,7 +28,7 @@ from dataset import DataError
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError
-from utils import atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
 from video import VideoError, VideoReader
 
 
@@ -192,7 +192,7 @@ def benchmark_samples(data=None, match=("*",), frames=30, quick=False):
     conditions, qps = (("bicubic+noise", "x264 qp 32"), (32,)) if quick else (None, CODEC_QPS)
     work = [(category, name) for category, names in categories.items() for name in (names[:1] if quick else names)]
     for category, name in tqdm(work, desc="benchmark", unit="file", leave=False):
-        if Path(name).suffix.lower() in dataset.VIDEO_SUFFIXES:
+        if Path(name).suffix.lower() in VIDEO_SUFFIXES:
             yield from video_samples(category, name, frames, qps)
         else:
             if name.startswith("rendered:"):
@@ -213,7 +213,7 @@ def _skimage_categories():
 def _folder_categories(folder, match):
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: give one that holds a sub-folder of images or videos for each category")
-    suffixes = dataset.IMAGE_SUFFIXES | dataset.VIDEO_SUFFIXES
+    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
     categories = {}
     for category in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = [path for path in sorted(category.rglob("*")) if path.suffix.lower() in suffixes]

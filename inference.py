@@ -36,10 +36,16 @@ from tqdm import tqdm
 
 from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError, TorchEngine
-from utils import bgr_to_planes, halve_chroma, luma_metrics, planes_to_bgr, to_limited_range
-from video import (
+from utils import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
+    bgr_to_planes,
+    halve_chroma,
+    luma_metrics,
+    planes_to_bgr,
+    to_limited_range,
+)
+from video import (
     Camera,
     Frame,
     Picture,

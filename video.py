@@ -29,10 +29,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils import atomic_path
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, first_line
 
 _MATRIX_RGB, _MATRIX_BT709, _MATRIX_BT601 = 0, 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -93,7 +90,7 @@ def read_image(path):
                 raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
             upright = ImageOps.exif_transpose(file)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise VideoError(f"{path} is not an image that can be read, or is damaged: {_first_line(error)}") from error
+        raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
     if upright.mode == "CMYK":
         profile = None  # it describes inks, not the RGB values that we go on with
     if upright.has_transparency_data:
@@ -139,7 +136,7 @@ def write_image(path, picture):
                 options["compression"] = "tiff_deflate"
             image.save(temporary, icc_profile=picture.color_profile, **options)
     except (OSError, cv2.error) as error:
-        raise VideoError(f"cannot write {path}: {_first_line(error)}") from error
+        raise VideoError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def _read_16_bit(path, orientation):
@@ -236,7 +233,7 @@ class VideoReader:
             self._container = av.open(self.source, timeout=(10, 30) if live else None)
         except (av.FFmpegError, OSError) as error:
             cause = "check the address" if live else "it is damaged, incomplete or something else; try a fresh copy"
-            raise VideoError(f"{self.source} cannot be read as a video ({_first_line(error)}): {cause}") from error
+            raise VideoError(f"{self.source} cannot be read as a video ({first_line(error)}): {cause}") from error
         try:
             self._open_streams(audio)
         except BaseException:
@@ -342,7 +339,7 @@ class VideoReader:
                     yield self._stamped(frame)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
-                f"{self.source} is damaged or incomplete ({_first_line(error)}): try a fresh copy"
+                f"{self.source} is damaged or incomplete ({first_line(error)}): try a fresh copy"
             ) from error
 
     def _check_complete(self):
@@ -570,7 +567,7 @@ def _writing(path):
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot write {path}: {_first_line(error)}") from error
+        raise VideoError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def _plane(plane):
@@ -753,8 +750,3 @@ def existing_file(path):
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty: try a fresh copy")
     return path
-
-
-def _first_line(error):
-    text = getattr(error, "strerror", None) or str(error)  # of an OSError without its number and path
-    return text.strip().split("\n")[0][:200] or type(error).__name__

@@ -99,7 +99,9 @@ def test_unknown_truth_and_teacher_do_not_count():
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     batch = {"input": damaged, "truth": truth, "teacher": teacher, "known": known}
     terms = training.distillation_loss(output, batch, config)
-    expected = training.charbonnier(output[0][:1], truth[0][:1]) + 0.5 * training.charbonnier(output[1][:1], truth[1][:1])
+    expected = training.charbonnier(output[0][:1], truth[0][:1]) + 0.5 * training.charbonnier(
+        output[1][:1], truth[1][:1]
+    )
     torch.testing.assert_close(terms["l1"], expected[0] / 2)
     detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
