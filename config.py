@@ -57,9 +57,9 @@ class Config:
 
     # Loss weights
     l1: float = 1.0
-    ssim: float = 0.1
-    teacher_l1: float = 0.3
-    teacher_kl: float = 0.005
+    ssim: float = 0.03
+    teacher_l1: float = 0.2
+    teacher_kl: float = 0.004
     temperature: float = 2.0
 
 

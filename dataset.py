@@ -16,8 +16,10 @@ from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
+import cv2  # before av: see video.py
+
+# isort: split
 import av
-import cv2
 import numpy as np
 import skimage.data
 import torch

@@ -98,17 +98,15 @@ def test_unknown_truth_and_teacher_do_not_count():
     damaged = (truth[0] + 0.01, truth[1])  # weight 1
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     batch = {"input": damaged, "truth": truth, "teacher": teacher, "known": known}
-    terms = training.distillation_loss(output, batch, config)
-    expected = training.charbonnier(output[0][:1], truth[0][:1]) + 0.5 * training.charbonnier(
-        output[1][:1], truth[1][:1]
-    )
-    torch.testing.assert_close(terms["l1"], expected[0] / 2)
+    terms = training.distillation_loss(output, batch, config, 0)
+    luma, chroma = (training.charbonnier(x[:1], t[:1], 0.01) for x, t in zip(output, truth, strict=True))
+    torch.testing.assert_close(terms["l1"], (luma + 0.5 * chroma)[0] / 2)
     detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
     weighted = sum(getattr(config, name) * terms[name] for name in ("l1", "ssim", "teacher_l1", "teacher_kl"))
     torch.testing.assert_close(terms["loss"], weighted)
     nothing = {**batch, "known": torch.zeros(2, 2)}
-    assert training.distillation_loss(output, nothing, config)["loss"] == 0
+    assert training.distillation_loss(output, nothing, config, 0)["loss"] == 0
 
 
 def test_an_error_added_to_good_video_counts_more():
@@ -117,16 +115,20 @@ def test_an_error_added_to_good_video_counts_more():
     losses = []
     for damage in (0.0, 0.005, 0.05):
         batch = {"input": (y + damage, uv), "truth": (y, uv), "teacher": unknown, "known": torch.tensor([[1.0, 0.0]])}
-        losses.append(training.distillation_loss((y + 0.01, uv), batch, Config())["l1"].item())
+        losses.append(training.distillation_loss((y + 0.01, uv), batch, Config(), 0)["l1"].item())
     error = 0.01 * (2**0.5 - 1)
     assert losses == pytest.approx([error * 0.02 / (damage + 0.01) for damage in (0.0, 0.005, 0.05)], rel=1e-3)
 
 
 def test_charbonnier_is_l1_without_the_kink():
     x, y = torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.5)
-    assert training.charbonnier(x, y).item() == pytest.approx(0.49, abs=1e-3)
-    assert training.charbonnier(x, x).item() == 0
-    assert training.charbonnier(x, x + 0.001).item() < 0.1 * 0.001
+    assert training.charbonnier(x, y, 0.01).item() == pytest.approx(0.49, abs=1e-3)
+    assert training.charbonnier(x, x, 0.01).item() == 0
+    assert training.charbonnier(x, x + 0.001, 0.01).item() < 0.1 * 0.001
+    config = Config(epochs=3, steps_per_epoch=10)
+    widths = [training.charbonnier_epsilon(config, step) for step in range(30)]
+    assert widths[0] == pytest.approx(0.01) and widths[10:] == pytest.approx([0.001] * 20)
+    assert widths == sorted(widths, reverse=True)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -147,7 +149,7 @@ def test_one_batch_can_be_learned_by_heart(cache):
     optimizer = torch.optim.Adam(student.parameters(), 2e-3)
     losses = []
     for _ in range(250):
-        terms = training.distillation_loss(student(*batch["input"]), batch, config)
+        terms = training.distillation_loss(student(*batch["input"]), batch, config, 0)
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
