@@ -383,10 +383,10 @@ def make_pair(sources, seed, index, region):
 def _clean_clip(name, count, region, rng):
     """`count` clean frames of region x region pixels as full-range planes."""
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        # The video has been compressed before: shrinking it gives a clean truth.
+        # The video has been compressed before: shrinking it gives a clean truth, at its own size it is a soft one.
         clip = read_clip(name, count, rng)
         height, width = clip[0][0].shape
-        scale = max(1.0, min(rng.uniform(1.5, 2.2), min(height, width) / region))
+        scale = max(1.0, min(rng.uniform(1.0, 2.2), min(height, width) / region))
         size = (max(region, round(width / scale)), max(region, round(height / scale)))
         clip = [resize_planes(*planes, size, "area") for planes in clip]
         left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in size)
@@ -401,6 +401,8 @@ def _clean_clip(name, count, region, rng):
         photo = resize(photo, size, "area" if rng.random() < 0.5 else "lanczos")
         missing = [max(0, region - side) for side in photo.shape[:2]]
         photo = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+        if rng.random() < 0.25:  # out of focus at the source: what was soft must stay soft
+            photo = blur(photo, rng.uniform(0.4, 1.6))
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
