@@ -57,7 +57,7 @@ class Config:
 
     # Loss weights
     l1: float = 1.0
-    ssim: float = 0.03
+    ssim: float = 0.08
     teacher_l1: float = 0.2
     teacher_kl: float = 0.004
     temperature: float = 2.0

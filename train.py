@@ -41,7 +41,7 @@ from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
-TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.004  # mean absolute error of an input's luma, in [0, 1]
+TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
