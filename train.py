@@ -10,7 +10,6 @@ A run writes under checkpoints/<name>/: student.pth (the best by validation; wha
 --resume), log.csv and TensorBoard events. It never touches the released checkpoint.
 """
 
-import contextlib
 import csv
 import dataclasses
 import logging
@@ -464,6 +463,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         sys.exit(main())
-    sys.exit(130)
+    except KeyboardInterrupt:
+        print("train.py: stopped; what was finished is kept: go on with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -195,7 +195,6 @@ def test_devices_and_precisions(monkeypatch):
     assert pick_precision(torch.device("cuda"))[0] == torch.float16
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu():
     y, uv = bgr_to_planes(noise(48, 80))
