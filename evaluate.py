@@ -267,9 +267,13 @@ def _machine(device):
     return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
 
 
-def _without_infinity(row):
+def _without_infinity(value):
     """JSON has no infinity: the PSNR of identical pictures is written as null."""
-    return {key: None if value == float("inf") else value for key, value in row.items()}
+    if isinstance(value, dict):
+        return {key: _without_infinity(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(entry) for entry in value]
+    return None if value == float("inf") else value
 
 
 def main(argv=None):
@@ -316,12 +320,12 @@ def main(argv=None):
         "checkpoint": sharpener.meta,
         "parameters": parameters,
         "fps_1080p": speed,
-        "by_category": [_without_infinity(row) for row in by_category],
-        "by_condition": [_without_infinity(row) for row in by_condition],
-        "records": [_without_infinity(record) for record in records],
+        "by_category": by_category,
+        "by_condition": by_condition,
+        "records": records,
     }
     with atomic_path(arguments.json) as temporary:
-        temporary.write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(_without_infinity(report), indent=1, allow_nan=False), encoding="utf-8")
     print(f"written: {arguments.json}")
     return 0
 

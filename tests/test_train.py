@@ -15,6 +15,7 @@ import dataset
 import train as training
 from config import Config
 from models import Student, load_student
+from runtime import TorchEngine
 from train import TrainingError
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +158,22 @@ def test_one_batch_can_be_learned_by_heart(cache):
     assert losses[-1] < 0.35 * losses[0]
 
 
+def test_calibration_finds_the_faithful_scale(student, rng):
+    """The truth lies at 0.6 of the residual."""
+    pairs = []
+    with torch.no_grad():
+        student.tail.weight *= 8
+    for _ in range(3):
+        y, uv = rng.integers(40, 216, (64, 64), dtype=np.uint8), np.full((2, 32, 32), 128, np.uint8)
+        dy, _ = TorchEngine(student, "cpu").residual(y, uv)
+        truth = np.clip(np.rint(y + 0.6 * 255 * dy), 0, 255).astype(np.uint8)
+        planes = [dataset.pack_planes(y, uv), dataset.pack_planes(truth, uv)]
+        pairs.append(dataset.Pair(*planes, None, {"kind": "codec"}))
+    before = student.tail.weight.clone()
+    assert training.calibrate(student, pairs, "cpu") == pytest.approx(0.6)
+    torch.testing.assert_close(student.tail.weight, 0.6 * before)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Runs
 
@@ -218,7 +235,7 @@ def test_the_script_trains_a_student_that_knows_its_origin(cache, tmp_path):
     path = tmp_path / "run" / "student.pth"
     assert str(path) in result.stdout
     _, meta = load_student(path)
-    assert meta["teacher"] == "none" and meta["pairs"] == 8
+    assert meta["teacher"] == "none" and meta["pairs"] == 8 and 0.3 <= meta["calibration"] <= 1.5
     assert meta["config"]["epochs"] == 2 and "data_root" not in meta["config"]
     assert {row["method"] for row in meta["metrics"]["validation"]} == {"input", "student"}
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
