@@ -302,7 +302,7 @@ class _FrameCounter:
 def run_demo(sharpener, folder, seconds=2.4, rate=25):
     """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print what was gained.
 
-    Person, text and nature are panned slowly, halved, coded with low-delay x264 at QP 34 as in a call, and scaled up
+    Person, text and nature are panned slowly, halved, coded with low-delay x264 at QP 29 as in a call, and scaled up
     again: the soft clip. SSIM is that of the luma against the clip before, the mean of every fifth frame.
     """
     import dataset  # slow to import and only needed here
@@ -318,7 +318,7 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
         frames = dataset.animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
         truth = [bgr_to_planes(frame) for frame in frames]
         small = [dataset.resize_planes(*planes, (size[0] // 2, size[1] // 2), "area") for planes in truth]
-        soft = [dataset.resize_planes(*planes, size) for planes in dataset.codec_roundtrip(small, "x264", 34, rate)]
+        soft = [dataset.resize_planes(*planes, size) for planes in dataset.codec_roundtrip(small, "x264", 29, rate)]
         sharpener.sharpen_planes(*soft[0], full_range=True)  # warm-up
         begin = time.perf_counter()
         sharp = [sharpener.sharpen_planes(*planes, full_range=True) for planes in soft]
