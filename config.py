@@ -23,7 +23,7 @@ class Config:
     name: str = "quick"  # the run writes under checkpoints/<name>/
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "fp32"  # of the forward pass: fp32, bf16, fp16 (fp16 on CUDA only)
+    precision: str = "fp32"  # of the forward pass: fp32, bf16
 
     # Data: see dataset.py
     data_root: str = "data"  # folders named in `sources` are looked up here

@@ -272,6 +272,9 @@ def train(config, resume=False):
     Raises:
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
     """
+    for key, choices in (("precision", ("fp32", "bf16")), ("teacher", ("auto", "bsrgan", "realesrgan", "none"))):
+        if getattr(config, key) not in choices:
+            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {getattr(config, key)!r}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
     if world_size > 1:

@@ -155,7 +155,7 @@ def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
     corners = set()
     for position in range(200):
         item = crops[(0, 0, position, 0)]
-        (row, uv), (column, _) = item["input"], item["truth"]
+        row, uv, column = item["input"][0].numpy(), item["input"][1].numpy(), item["truth"][0].numpy()
         assert item["known"].tolist() == [1, 0]
         means = [(plane[0, ::2, ::2] + plane[0, 1::2, 1::2]) / 2 - 0.5 / 255 for plane in (row, column)]
         assert np.abs(means[0] - uv[0]).max() < 1.1 / 255 and np.abs(means[1] - uv[1]).max() < 1.1 / 255

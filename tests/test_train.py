@@ -267,6 +267,8 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
         ("epoch=1", "unknown key"),
         ("device=quantum", "unknown device"),
         ("x.yaml", "cannot read"),
+        ("precision=fp8", "precision must be one of"),
+        ("teacher=nobody", "teacher must be one of"),
     ):
         result = subprocess.run([sys.executable, "train.py", argument], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
