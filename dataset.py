@@ -399,14 +399,19 @@ def _clean_clip(name, count, region, rng):
         shrink = rng.uniform(1.0, max(1.0, min(3.0, min(photo.shape[:2]) / region)))
         size = tuple(round(side / shrink) for side in photo.shape[1::-1])
         photo = resize(photo, size, "area" if rng.random() < 0.5 else "lanczos")
-        missing = [max(0, region - side) for side in photo.shape[:2]]
-        photo = np.pad(photo, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+        photo = _pad(photo, region)
         if rng.random() < 0.25:  # out of focus at the source: what was soft must stay soft
             photo = blur(photo, rng.uniform(0.4, 1.6))
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+
+
+def _pad(frame, side):
+    """Mirror a frame that is smaller than `side` at its right and lower edge."""
+    bottom, right = (max(0, side - length) for length in frame.shape[:2])
+    return np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
 
 
 def _mild_degradation(clip, rng):
@@ -419,9 +424,9 @@ def _mild_degradation(clip, rng):
         return _compress(clip, codec, qp)[-1], {"scale": 1.0, "codec": codec, "qp": qp}
     if which == "jpeg":
         quality = int(rng.integers(88, 99))
-        return tuple(_each_plane(clip[-1], jpeg, quality)), {"scale": 1.0, "jpeg": quality}
+        return tuple(each_plane(clip[-1], jpeg, quality)), {"scale": 1.0, "jpeg": quality}
     sigma = rng.uniform(0.3, 1.5)
-    return tuple(_each_plane(clip[-1], add_noise, sigma, rng)), {"scale": 1.0, "noise": sigma}
+    return tuple(each_plane(clip[-1], add_noise, sigma, rng)), {"scale": 1.0, "noise": sigma}
 
 
 def _image_degradation(truth, rng):
@@ -442,7 +447,7 @@ def _image_degradation(truth, rng):
         grey = rng.random() < 0.4
         planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
     if quality:
-        planes = tuple(_each_plane(planes, jpeg, quality))
+        planes = tuple(each_plane(planes, jpeg, quality))
     damaged = resize_planes(*planes, (region, region), _random_upscaler(rng))
     return damaged, {"scale": float(scale), "down": down, "noise": float(sigma_noise), "jpeg": quality}
 
@@ -458,7 +463,7 @@ def _codec_degradation(clip, rng):
 
     small = [resize_planes(*planes, low_resolution((region, region), scale), down) for planes in clip]
     if noise:
-        small = [tuple(_each_plane(planes, add_noise, noise, rng)) for planes in small]
+        small = [tuple(each_plane(planes, add_noise, noise, rng)) for planes in small]
     decoded = _compress(small, codec, qp)[-1]
     damaged = resize_planes(*decoded, (region, region), _random_upscaler(rng)) if scale > 1 else decoded
     return damaged, {"scale": scale, "down": down, "codec": codec, "qp": qp, "noise": float(noise)}
@@ -469,7 +474,8 @@ def _compress(clip, codec, qp):
     return [to_full_range(*planes) for planes in codec_roundtrip([to_limited_range(*p) for p in clip], codec, qp)]
 
 
-def _each_plane(planes, function, *arguments):
+def each_plane(planes, function, *arguments):
+    """Apply a degradation of images to luma and to each chroma plane."""
     y, uv = planes
     return function(y, *arguments), np.stack([function(plane, *arguments) for plane in uv])
 
@@ -592,12 +598,10 @@ def read_teacher_pairs(folder, region):
         for scale in (4, 2):
             size = (scale * width, scale * height)
             pictures = [resize(small, size, "lanczos"), resize(large, size, "area") if scale < 4 else large]
-            missing = [max(0, region - side) for side in pictures[0].shape[:2]]
-            pictures = [np.pad(p, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") for p in pictures]
-            damaged, teacher = (bgr_to_planes(picture) for picture in pictures)
-            height_, width_ = damaged[0].shape
-            for top in range(0, height_ - region + 1, region):
-                for left in range(0, width_ - region + 1, region):
+            damaged, teacher = (bgr_to_planes(_pad(picture, region)) for picture in pictures)
+            rows, columns = damaged[0].shape
+            for top in range(0, rows - region + 1, region):
+                for left in range(0, columns - region + 1, region):
                     packed = [pack_planes(*crop_planes(*planes, left, top, region)) for planes in (damaged, teacher)]
                     pairs.append(
                         Pair(packed[0], None, packed[1], {"source": path.name, "kind": "bsrgan", "scale": scale})
@@ -608,9 +612,9 @@ def read_teacher_pairs(folder, region):
 class PairDataset(Dataset):
     """Random crops of pairs, flipped and turned; an item is decided by its key alone.
 
-    A key is ``(seed, epoch, index)``. An item is a dict of float32 planes in [0, 1]: ``input``, ``truth`` and
-    ``teacher``, each `(y (1, S, S), uv (2, S/2, S/2))`, and ``known``: `(2,)`, 1 where truth and teacher are known
-    (unknown ones are zero).
+    A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 planes in [0, 1]:
+    ``input``, ``truth`` and ``teacher``, each `(y (1, S, S), uv (2, S/2, S/2))`, and ``known``: `(2,)`, 1 where truth
+    and teacher are known (unknown ones are zero).
     """
 
     def __init__(self, pairs, crop):

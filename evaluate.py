@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 import dataset
 from dataset import DataError
-from inference import RealTimeSharpener
-from models import RELEASED_STUDENT, CheckpointError, load_student
+from inference import RealTimeSharpener, parse_strength
+from models import RELEASED_STUDENT, CheckpointError
 from runtime import DeviceError
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
 from video import VideoError, VideoReader
@@ -110,20 +110,21 @@ def unsharp_mask(y, uv, full_range=True, sigma=1.0, amount=0.5):
 # The benchmark
 
 
+def at_half_size(planes, damage):
+    """Halve planes with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
+    size = planes[0].shape[::-1]
+    small = dataset.resize_planes(*planes, dataset.low_resolution(size, 2), "bicubic")
+    return dataset.resize_planes(*damage(small), size)
+
+
 def halve_with_noise(y, uv, rng):
-    """Halved with a bicubic kernel, Gaussian noise of sigma 2/255, enlarged with Lanczos: the default condition."""
-    height, width = y.shape
-    y, uv = dataset.resize_planes(y, uv, dataset.low_resolution((width, height), 2), "bicubic")
-    y, uv = dataset.add_noise(y, 2, rng), dataset.add_noise(uv, 2, rng)
-    return dataset.resize_planes(y, uv, (width, height), "lanczos")
+    """Gaussian noise of sigma 2/255 at half size: the default condition."""
+    return at_half_size((y, uv), lambda small: dataset.each_plane(small, dataset.add_noise, 2, rng))
 
 
 def halve_with_jpeg(y, uv, rng):
-    """Halved, JPEG of quality 50, enlarged with Lanczos."""
-    height, width = y.shape
-    y, uv = dataset.resize_planes(y, uv, dataset.low_resolution((width, height), 2), "bicubic")
-    y, uv = dataset.jpeg(y, 50), np.stack([dataset.jpeg(plane, 50) for plane in uv])
-    return dataset.resize_planes(y, uv, (width, height), "lanczos")
+    """JPEG of quality 50 at half size."""
+    return at_half_size((y, uv), lambda small: dataset.each_plane(small, dataset.jpeg, 50))
 
 
 def leave_clean(y, uv, rng):
@@ -136,7 +137,7 @@ def halve_with_codec(clip, qp):
     height, width = clip[0][0].shape
     small = dataset.low_resolution((width, height), 2)
     decoded = dataset.codec_roundtrip([dataset.resize_planes(*p, small, "bicubic") for p in clip], "x264", qp)
-    return [dataset.resize_planes(*planes, (width, height), "lanczos") for planes in decoded]
+    return [dataset.resize_planes(*planes, (width, height)) for planes in decoded]
 
 
 IMAGE_CONDITIONS = {"bicubic+noise": halve_with_noise, "jpeg": halve_with_jpeg, "clean": leave_clean}
@@ -286,7 +287,7 @@ def main(argv=None):
     parser.add_argument("--data", help="folder of images and videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
     parser.add_argument("--frames", type=int, default=30, help="frames of each video (default: 30)")
-    parser.add_argument("--strength", type=float, default=1.0, help="scale of the student's residual (default: 1)")
+    parser.add_argument("--strength", type=parse_strength, default=1.0, help="scale of the residual (default: 1)")
     parser.add_argument("--quick", action="store_true", help="one picture a category, two conditions")
     parser.add_argument("--json", default="results/benchmark.json", help="where the figures are written")
     arguments = parser.parse_args(argv)
@@ -302,21 +303,21 @@ def main(argv=None):
     names = ["input", *methods]
     by_category = summarise(records, ["category", "condition"])
     by_condition = summarise(records, ["condition"])
-    parameters = sum(weights.numel() for weights in load_student(arguments.checkpoint)[0].parameters())
+    parameters = sum(weights.numel() for weights in sharpener.student.parameters())
     speed = measure_speed(sharpener)
     print(format_table(by_category, ["category", "condition"], names))
     print()
     print(format_table(by_condition, ["condition"], names))
-    machine = _machine(sharpener.engine.device)
-    print(f"\n{parameters:,} parameters, {Path(arguments.checkpoint).stat().st_size / 1024:.0f} KiB")
-    place = f"{sharpener.engine.description}; {machine['cpu']}, {machine['threads']} threads"
+    machine = _machine(sharpener.device)
+    print(f"\n{parameters:,} parameters, {sharpener.checkpoint.stat().st_size / 1024:.0f} KiB")
+    place = f"{sharpener.description}; {machine['cpu']}, {machine['threads']} threads"
     for name, fps in speed.items():
         print(f"{fps:.1f} FPS at 1920x1080, {name}; {place}")
 
     report = {
         "command": ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)],
         "machine": machine,
-        "engine": sharpener.engine.description,
+        "engine": sharpener.description,
         "checkpoint": sharpener.meta,
         "parameters": parameters,
         "fps_1080p": speed,

@@ -76,7 +76,7 @@ class RealTimeSharpener:
         strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for.
 
     Attributes:
-        student, meta: what the checkpoint holds.
+        checkpoint, student, meta: the file that was found, and what it holds.
         device, description: where and at which precision it runs.
 
     Raises:
@@ -91,6 +91,7 @@ class RealTimeSharpener:
         path = Path(checkpoint)
         if not path.is_absolute() and not path.exists():
             path = RELEASED_STUDENT.parent.parent / path
+        self.checkpoint = path
         self.student, self.meta = load_student(path)
         self.engine = TorchEngine(self.student, device)
         self.device, self.description = self.engine.device, self.engine.description
@@ -462,7 +463,8 @@ def _run(args):
     return 0
 
 
-def _strength(text):
+def parse_strength(text):
+    """The number in a command line's ``--strength``."""
     value = float(text)
     if not (np.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text}")
@@ -480,7 +482,7 @@ def main(argv=None):
     )
     output_help = "what to write; by default NAME_sharpened beside a file or folder, a live window for a camera or URL"
     parser.add_argument("-o", "--output", help=output_help)
-    parser.add_argument("--strength", type=_strength, default=1.0, help="0 changes nothing, 1 is as trained (default)")
+    parser.add_argument("--strength", type=parse_strength, default=1.0, help="0 changes nothing; default 1, as trained")
     parser.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
