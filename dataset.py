@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ import cv2  # before av: see video.py
 
 # isort: split
 import av
+import matplotlib
 import numpy as np
 import skimage.data
 import torch
@@ -56,9 +58,22 @@ DIV2K = {  # Agustsson and Timofte, NTIRE 2017; for research only
     "md5": "bdc2d9338d4e574fe81bf7d158758658",
 }
 
-CACHE_VERSION = 1  # raise when the same configuration would give other pairs
+FONTS = (  # that Matplotlib brings
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "cmss10",
+)
+
+CACHE_VERSION = 2  # raise when the same configuration would give other pairs
 PART_SIZE = 32  # pairs in one file of the cache
-MIN_REGION = 160  # scaled down by 4 that is 40 pixels, below which x265 does not repeat itself exactly
+MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
 
 
 class DataError(RuntimeError):
@@ -117,7 +132,8 @@ def low_resolution(size, scale):
     return tuple(2 * max(1, round(side / scale / 2)) for side in size)
 
 
-# FFmpeg's encoder and decoder, the quantiser's range from light to heavy damage, low-delay options
+# FFmpeg's encoder and decoder, the quantiser's range from light to heavy damage, low-delay options. libvpx wants a
+# bit rate beside its quantisers: a ceiling that is never reached.
 CODECS = {
     "x264": ("libx264", "h264", (16, 40), {"preset": "veryfast", "tune": "zerolatency", "qp": "{qp}"}),
     "x265": (
@@ -134,13 +150,19 @@ CODECS = {
         "libvpx",
         "vp8",
         (8, 58),
-        {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
+        {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
     ),
     "vp9": (
         "libvpx-vp9",
         "vp9",
         (14, 58),
-        {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}"},
+        {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+    ),
+    "av1": (
+        "libsvtav1",
+        "libdav1d",
+        (18, 60),
+        {"preset": "10", "qp": "{qp}", "svtav1-params": "pred-struct=1:rtc=1:lp=1"},
     ),
 }
 
@@ -157,13 +179,13 @@ def codec_roundtrip(clip, codec, qp, rate=25):
     Returns:
         The decoded clip, as long as `clip`.
     """
+    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 tells its life's story otherwise
     encoder_name, decoder_name, _, options = CODECS[codec]
     height, width = clip[0][0].shape
     encoder = av.CodecContext.create(encoder_name, "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
     encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
-    encoder.bit_rate = 50_000_000  # libvpx: a ceiling that the quantiser never reaches
     encoder.options = {key: value.format(qp=qp) for key, value in options.items()}
     decoder = av.CodecContext.create(decoder_name, "r")
     decoder.thread_count = 1
@@ -217,36 +239,50 @@ def animate(photo, count, size, velocity, rng):
     return frames
 
 
-def render_text(rng, size):
-    """Draw a page `(size, size, 3)` of words, numbers, thin lines at all slants and boxes in random colours."""
+def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
+    """Draw a page of words, numbers, thin lines at all slants and boxes, in random fonts and colours.
+
+    Args:
+        size: (width, height) in pixels.
+        font_sizes: to choose from for each line, in pixels.
+
+    Returns:
+        The page `(height, width, 3)`, uint8 BGR.
+    """
+    width, height = size
     paper, ink = rng.integers(190, 256, 3), rng.integers(0, 80, 3)
     if rng.random() < 0.3:
         paper, ink = ink, paper
-    page = Image.new("RGB", (size, size), tuple(int(v) for v in paper))
+    page = Image.new("RGB", size, tuple(int(v) for v in paper))
     draw = ImageDraw.Draw(page)
     alphabet = np.array(list("abcdefghijklmnopqrstuvwxyzaeiouABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-()@%"))
+    fonts = [Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf") for name in FONTS]
+    font_path = fonts[rng.integers(len(fonts))]
 
     y = int(rng.integers(4, 20))
-    while y < size:
-        font_size = int(rng.choice([10, 11, 12, 13, 14, 16, 18, 22, 28, 40]))
-        font = ImageFont.load_default(font_size)
+    while y < height:
+        font_size = int(rng.choice(font_sizes))
         colour = tuple(int(v) for v in (ink if rng.random() < 0.8 else rng.integers(0, 256, 3)))
-        words = ("".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(40))
         if rng.random() < 0.8:
+            if rng.random() < 0.2:
+                font_path = fonts[rng.integers(len(fonts))]
+            words = ("".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(width // 20))
+            font = ImageFont.truetype(str(font_path), font_size)
             draw.text((int(rng.integers(0, 40)), y), " ".join(words), fill=colour, font=font)
         else:  # lines and boxes: the codec's ringing and the shuffle's grid show on these first
             for _ in range(8):
-                ends = rng.uniform(0, size, 4)
+                ends = rng.uniform(0, width, 4)
                 ends[1::2] = y + rng.uniform(0, font_size * 4, 2)
                 draw.line(tuple(ends), fill=colour, width=int(rng.integers(1, 4)))
             y += font_size * 3
         y += int(font_size * rng.uniform(1.2, 2.0))
     for _ in range(int(rng.integers(0, 4))):
-        x0, y0, x1, y1 = (int(v) for v in rng.integers(0, size, 4))
-        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=tuple(int(v) for v in ink))
+        (x0, x1), (y0, y1) = sorted(rng.integers(0, width, 2)), sorted(rng.integers(0, height, 2))
+        draw.rectangle((int(x0), int(y0), int(x1), int(y1)), outline=tuple(int(v) for v in ink))
     for _ in range(int(rng.integers(0, 6))):  # nearly vertical and nearly horizontal lines
-        start, drift = rng.uniform(0, size), rng.uniform(-12, 12)
-        line = (start, 0, start + drift, size) if rng.random() < 0.5 else (0, start, size, start + drift)
+        drift = rng.uniform(-12, 12)
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        line = (x, 0, x + drift, height) if rng.random() < 0.5 else (0, y, width, y + drift)
         draw.line(line, fill=tuple(int(v) for v in rng.integers(0, 256, 3)), width=int(rng.integers(1, 3)))
     return np.ascontiguousarray(np.asarray(page)[:, :, ::-1])
 
@@ -393,7 +429,7 @@ def _clean_clip(name, count, region, rng):
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
-        photo = render_text(rng, region + 32)
+        photo = render_text(rng, (region + 32, region + 32))
     else:
         photo = load_photo(name)
         shrink = rng.uniform(1.0, max(1.0, min(3.0, min(photo.shape[:2]) / region)))
@@ -457,7 +493,7 @@ def _codec_degradation(clip, rng):
     region = clip[0][0].shape[0]
     scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.12, 0.16, 0.44, 0.16, 0.12]))
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
-    codec = str(rng.choice(list(CODECS), p=[0.5, 0.15, 0.15, 0.2]))
+    codec = str(rng.choice(list(CODECS), p=[0.42, 0.15, 0.13, 0.16, 0.14]))
     qp = int(rng.integers(CODECS[codec][2][0], CODECS[codec][2][1] + 1))
     noise = rng.uniform(0.5, 4) if rng.random() < 0.15 else 0.0
 

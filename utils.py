@@ -66,12 +66,12 @@ def ssim(x, y):
     """
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
-    maps = torch.stack([x, y, x * x, y * y, x * y])
-    mean_x, mean_y, xx, yy, xy = gaussian_blur(maps, sigma=1.5, radius=5)
+    maps = torch.stack([x, y, x * x + y * y, x * y])
+    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
 
     c1, c2 = 0.01**2, 0.03**2
     covariance = xy - mean_x * mean_y
-    variances = xx - mean_x**2 + yy - mean_y**2
+    variances = squares - mean_x**2 - mean_y**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variances + c2)
     return (luminance * structure).flatten(1).mean(dim=1)

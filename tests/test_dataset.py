@@ -19,7 +19,7 @@ def photo():
 @pytest.fixture
 def config(tmp_path):
     return Config(
-        cache_dir=str(tmp_path / "cache"), region=160, crop=32, pairs=40, validation_pairs=4, prepare_workers=1
+        cache_dir=str(tmp_path / "cache"), region=256, crop=32, pairs=40, validation_pairs=4, prepare_workers=1
     )
 
 
@@ -83,9 +83,9 @@ def test_every_kind_of_pair_is_made_and_means_what_it_says(config):
     sources = dataset.list_sources(config, validation=False)
     quality = {}
     for index in range(40):
-        damaged, truth, description = dataset.make_pair(sources, 0, index, 160)
-        assert damaged.shape == truth.shape == (240, 160) and damaged.dtype == truth.dtype == np.uint8
-        quality.setdefault(description["kind"], []).append(luma_metrics(damaged[:160], truth[:160])[0])
+        damaged, truth, description = dataset.make_pair(sources, 0, index, 256)
+        assert damaged.shape == truth.shape == (384, 256) and damaged.dtype == truth.dtype == np.uint8
+        quality.setdefault(description["kind"], []).append(luma_metrics(damaged[:256], truth[:256])[0])
     assert set(quality) == {"clean", "mild", "image", "codec"}
     assert min(quality["clean"]) == np.inf and min(quality["mild"]) > 28
     assert np.median(quality["codec"]) < np.median(quality["mild"]) < np.inf
@@ -141,8 +141,8 @@ def test_videos_are_sources(tmp_path, config, photo):
     sources = dataset.list_sources(config, validation=False)
     assert len(sources[0][1]) == 5
     for index in range(6):
-        damaged, truth, _ = dataset.make_pair(sources, 0, index, 160)
-        assert damaged.shape == (240, 160) and truth[:160].std() > 5
+        damaged, truth, _ = dataset.make_pair(sources, 0, index, 256)
+        assert damaged.shape == (384, 256) and truth[:256].std() > 5
 
 
 def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
@@ -197,6 +197,6 @@ def test_a_damaged_image_ends_the_preparation(tmp_path, config):
 
 
 def test_rendered_text_is_decided_by_the_seed():
-    pages = [dataset.render_text(np.random.default_rng(seed), 128) for seed in (1, 1, 2)]
+    pages = [dataset.render_text(np.random.default_rng(seed), (160, 128)) for seed in (1, 1, 2)]
     assert (pages[0] == pages[1]).all() and not (pages[0] == pages[2]).all()
     assert pages[0].std() > 10

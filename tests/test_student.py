@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import CheckpointError, Student, load_student, save_student
+from models import CheckpointError, Student, collapse, load_student, save_student, widen
 
 
 def planes(height, width, batch=1):
@@ -130,3 +130,21 @@ def test_missing_and_truncated_and_broken_checkpoints(student, tmp_path):
     save_student(path, student, {})
     with pytest.raises(CheckpointError, match="not finite"):
         load_student(path)
+
+
+def test_branches_start_at_nothing_and_sum_up_to_the_same_network():
+    torch.manual_seed(0)
+    y, uv = planes(40, 56)
+    student = Student()
+    before = student.head(torch.ones(1, 24, 8, 8))
+    widen(student, 16)
+    torch.testing.assert_close(student.head(torch.ones(1, 24, 8, 8)), before)
+    with torch.no_grad():
+        for weights in student.parameters():
+            weights.add_(0.03 * torch.randn_like(weights))
+    plain = collapse(student)
+    assert plain.state_dict().keys() == Student().state_dict().keys()
+    for collapsed, wide in zip(plain.residual(y, uv), student.residual(y, uv), strict=True):
+        assert wide.abs().max() > 1e-3
+        torch.testing.assert_close(collapsed, wide)
+    assert sum(weights.numel() for weights in student.parameters()) > 87_864  # the original keeps its branches
