@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, to_limited_range
 
-# scikit-image's own photos. The benchmark (evaluate.py) shows none of those that training or validation see.
+# scikit-image's own photos. The benchmark shows none of those that training or validation see.
 SKIMAGE_TRAINING = (
     "brick",
     "grass",
@@ -48,8 +48,8 @@ SKIMAGE_TRAINING = (
 SKIMAGE_VALIDATION = ("camera", "coins")
 SKIMAGE_BENCHMARK = {
     "people": ("astronaut",),
-    "nature": ("chelsea", "rocket"),
-    "objects": ("coffee",),
+    "nature": ("chelsea",),
+    "objects": ("coffee", "rocket"),
     "text": ("page", "text"),
 }
 
@@ -132,72 +132,115 @@ def low_resolution(size, scale):
     return tuple(2 * max(1, round(side / scale / 2)) for side in size)
 
 
-# FFmpeg's encoder and decoder, the quantiser's range from light to heavy damage, low-delay options. libvpx wants a
-# bit rate beside its quantisers: a ceiling that is never reached.
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How a call uses a codec: FFmpeg's encoder and decoder, and the encoder's low-delay options.
+
+    Attributes:
+        encoder, decoder: their names.
+        quantisers: (lightest, heaviest) damage of constant quantisers that calls know.
+        options: always set.
+        constant: set for a constant quantiser ``{qp}``.
+        controlled: set for rate control at ``{kbps}`` kbit/s with a buffer of one second.
+    """
+
+    encoder: str
+    decoder: str
+    quantisers: tuple
+    options: dict
+    constant: dict
+    controlled: dict
+
+
+X265_PARAMS = "log-level=none:pools=none:frame-threads=1"
+SVT_AV1_PARAMS = "pred-struct=1:rtc=1:lp=1"
+BUFFERED = {"b": "{kbps}k", "maxrate": "{kbps}k", "bufsize": "{kbps}k"}
 CODECS = {
-    "x264": ("libx264", "h264", (16, 40), {"preset": "veryfast", "tune": "zerolatency", "qp": "{qp}"}),
-    "x265": (
-        "libx265",
-        "hevc",
-        (16, 40),
-        {
-            "preset": "ultrafast",
-            "tune": "zerolatency",
-            "x265-params": "qp={qp}:log-level=none:pools=none:frame-threads=1",
-        },
+    "x264": Codec(
+        encoder="libx264",
+        decoder="h264",
+        quantisers=(16, 40),
+        options={"preset": "veryfast", "tune": "zerolatency"},
+        constant={"qp": "{qp}"},
+        controlled=BUFFERED,
     ),
-    "vp8": (
-        "libvpx",
-        "vp8",
-        (8, 58),
-        {"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+    "x265": Codec(
+        encoder="libx265",
+        decoder="hevc",
+        quantisers=(16, 40),
+        options={"preset": "ultrafast", "tune": "zerolatency"},
+        constant={"x265-params": "qp={qp}:" + X265_PARAMS},
+        controlled={"x265-params": "bitrate={kbps}:vbv-maxrate={kbps}:vbv-bufsize={kbps}:" + X265_PARAMS},
     ),
-    "vp9": (
-        "libvpx-vp9",
-        "vp9",
-        (14, 58),
-        {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0", "qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+    "vp8": Codec(
+        encoder="libvpx",
+        decoder="vp8",
+        quantisers=(8, 58),
+        options={"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"},
+        # libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
+        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+        controlled={"minrate": "{kbps}k", **BUFFERED},
     ),
-    "av1": (
-        "libsvtav1",
-        "libdav1d",
-        (18, 60),
-        {"preset": "10", "qp": "{qp}", "svtav1-params": "pred-struct=1:rtc=1:lp=1"},
+    "vp9": Codec(
+        encoder="libvpx-vp9",
+        decoder="vp9",
+        quantisers=(14, 58),
+        options={"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0"},
+        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+        controlled={"minrate": "{kbps}k", **BUFFERED},
+    ),
+    "av1": Codec(
+        encoder="libsvtav1",
+        decoder="libdav1d",
+        quantisers=(18, 60),
+        options={"preset": "10"},
+        constant={"qp": "{qp}", "svtav1-params": SVT_AV1_PARAMS},
+        controlled={"b": "{kbps}k", "svtav1-params": "rc=2:" + SVT_AV1_PARAMS},
     ),
 }
 
 
-def codec_roundtrip(clip, codec, qp, rate=25):
-    """Encode a clip with a real low-delay codec and decode it again, in memory; one thread, so it repeats exactly.
+def encode_clip(clip, codec, qp=None, kbps=None, rate=25):
+    """Encode a clip with a real low-delay codec, in memory; one thread, so it repeats exactly.
 
     Args:
         clip: list of uint8 planes `(y, uv)` of even size, in the range (full or limited) that they have.
         codec: a key of `CODECS`.
-        qp: the codec's own constant quantiser.
+        qp: the codec's own constant quantiser, or None.
+        kbps: without `qp`: kbit/s for the encoder's rate control.
         rate: frames per second told to the encoder.
 
     Returns:
-        The decoded clip, as long as `clip`.
+        List of bytes, the packets in order.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 tells its life's story otherwise
-    encoder_name, decoder_name, _, options = CODECS[codec]
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
+    profile = CODECS[codec]
+    options = profile.options | (profile.controlled if qp is None else profile.constant)
     height, width = clip[0][0].shape
-    encoder = av.CodecContext.create(encoder_name, "w")
+    encoder = av.CodecContext.create(profile.encoder, "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
     encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
-    encoder.options = {key: value.format(qp=qp) for key, value in options.items()}
-    decoder = av.CodecContext.create(decoder_name, "r")
-    decoder.thread_count = 1
-
+    encoder.options = {key: value.format(qp=qp, kbps=kbps) for key, value in options.items()}
     packets = []
     for pts, planes in enumerate(clip):
         frame = av.VideoFrame.from_ndarray(pack_planes(*planes), format="yuv420p")
         frame.pts = pts
         packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
-    return [unpack_planes(frame.to_ndarray()) for frame in decoded]
+    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+
+
+def decode_clip(packets, codec):
+    """Decode what `encode_clip` made to a list of planes."""
+    decoder = av.CodecContext.create(CODECS[codec].decoder, "r")
+    decoder.thread_count = 1
+    frames = [frame for packet in [*map(av.Packet, packets), None] for frame in decoder.decode(packet)]
+    return [unpack_planes(frame.to_ndarray()) for frame in frames]
+
+
+def codec_roundtrip(clip, codec, qp, rate=25):
+    """Encode a clip at a constant quantiser and decode it again: see `encode_clip`."""
+    return decode_clip(encode_clip(clip, codec, qp, rate=rate), codec)
 
 
 def pack_planes(y, uv):
@@ -455,7 +498,7 @@ def _mild_degradation(clip, rng):
     which = rng.choice(["codec", "jpeg", "noise"], p=[0.6, 0.2, 0.2])
     if which == "codec":
         codec = str(rng.choice(list(CODECS)))
-        lightest, heaviest = CODECS[codec][2]
+        lightest, heaviest = CODECS[codec].quantisers
         qp = int(rng.uniform(lightest - 4, lightest + 0.35 * (heaviest - lightest)))
         return _compress(clip, codec, qp)[-1], {"scale": 1.0, "codec": codec, "qp": qp}
     if which == "jpeg":
@@ -494,7 +537,8 @@ def _codec_degradation(clip, rng):
     scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.12, 0.16, 0.44, 0.16, 0.12]))
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
     codec = str(rng.choice(list(CODECS), p=[0.42, 0.15, 0.13, 0.16, 0.14]))
-    qp = int(rng.integers(CODECS[codec][2][0], CODECS[codec][2][1] + 1))
+    lightest, heaviest = CODECS[codec].quantisers
+    qp = int(rng.integers(lightest, heaviest + 1))
     noise = rng.uniform(0.5, 4) if rng.random() < 0.15 else 0.0
 
     small = [resize_planes(*planes, low_resolution((region, region), scale), down) for planes in clip]

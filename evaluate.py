@@ -1,334 +1,347 @@
-"""Measure what a student gains over its input, and how fast it is.
+"""Measure what a student gains over its input, against what people use today, and how fast it is.
 
-    python evaluate.py                          # scikit-image's photos and rendered text: no download
-    python evaluate.py --data FOLDER            # your own images and videos, one sub-folder a category
-    python evaluate.py --quick                  # one picture a category, two conditions
-    python evaluate.py --checkpoint FILE --device cpu --json results/mine.json
+    python evaluate.py                            # pictures and pans that the packages ship: no download
+    python evaluate.py --quick                    # a glance, under a minute
+    python evaluate.py --data FOLDER              # your own pictures and videos, one sub-folder a category
+    python evaluate.py --checkpoint FILE --name mine
+    python evaluate.py compare results/a/report.json results/b/report.json
+    python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
 
-Each picture is degraded under named conditions with fixed seeds, sharpened, and compared with the original on luma:
-PSNR and SSIM of the input as it came, of an unsharp mask and of the student. Videos go through x264 at constant QP.
+A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
+What is measured, on what, is in benchmark.py.
 """
 
 import argparse
-import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import os
 import platform
+import subprocess
 import sys
-from collections import defaultdict
-from fnmatch import fnmatch
+import time
+from datetime import date
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
-import dataset
+import benchmark
+from benchmark import record_key
 from dataset import DataError
 from inference import RealTimeSharpener, parse_strength
+from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
+from peers import FILTERS, NETWORKS, Peer, peers, time_1080p
+from report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary, write_report
 from runtime import DeviceError
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, benchmark_fps, bgr_to_planes, luma_metrics
-from video import VideoError, VideoReader
+from subjective import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
+from utils import atomic_path, planes_to_bgr, to_full_range
+from video import VideoError
+
+STUDENT = "student"
+CACHE = "data/cache/benchmark"
+CROPS = 16  # before/after pictures in a report, spread over its units
+STUDY_METHODS = ("input", "unsharp mask", STUDENT)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One degraded picture and its ground truth: uint8 planes `(y (H, W), uv (2, H/2, W/2))`."""
-
-    category: str
-    condition: str
-    name: str
-    input: tuple
-    truth: tuple
-    full_range: bool = True
-
-
-def evaluate(samples, methods):
-    """Measure methods on samples; training and the script share this one path.
-
-    Args:
-        samples: iterable of `Sample`.
-        methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes. The input itself is
-            always measured too, as ``input``.
-
-    Returns:
-        One dict per sample and method: ``category``, ``condition``, ``name``, ``method``, ``psnr`` in dB (infinite
-        where nothing differs), ``ssim``, and ``phase_error``, the 4x4 list of mean squared luma errors at each phase
-        of the student's folding grid.
-    """
-    records = []
-    for sample in samples:
-        outputs = {"input": sample.input}
-        outputs |= {name: method(*sample.input, sample.full_range) for name, method in methods.items()}
-        for method, (y, _) in outputs.items():
-            psnr, ssim = luma_metrics(y, sample.truth[0])
-            identity = {"category": sample.category, "condition": sample.condition, "name": sample.name}
-            phases = phase_error(y, sample.truth[0])
-            records.append({**identity, "method": method, "psnr": psnr, "ssim": ssim, "phase_error": phases.tolist()})
-    return records
-
-
-def phase_error(y, truth, period=4):
-    """Mean squared error `(period, period)` of luma at each position of a grid: even unless the folding shows."""
-    height, width = (side - side % period for side in y.shape)
-    error = np.square(y[:height, :width].astype(np.float64) - truth[:height, :width])
-    return error.reshape(height // period, period, width // period, period).mean(axis=(0, 2))
-
-
-def summarise(records, keys):
-    """Average records that agree in `keys` (and in method).
-
-    Returns:
-        List of dicts with `keys`, ``method``, ``samples``, mean ``psnr`` and ``ssim``, and ``phase_spread``, the
-        largest less the smallest phase error over their mean.
-    """
-    groups = defaultdict(list)
-    for record in records:
-        groups[(*(record[key] for key in keys), record["method"])].append(record)
-    rows = []
-    for group, members in groups.items():
-        phases = np.mean([member["phase_error"] for member in members], axis=0)
-        rows.append(
-            {
-                **dict(zip((*keys, "method"), group, strict=True)),
-                "samples": len(members),
-                "psnr": float(np.mean([member["psnr"] for member in members])),
-                "ssim": float(np.mean([member["ssim"] for member in members])),
-                "phase_spread": float((phases.max() - phases.min()) / phases.mean()) if phases.mean() > 0 else 0.0,
-            }
-        )
-    return rows
-
-
-def unsharp_mask(y, uv, full_range=True, sigma=1.0, amount=0.5):
-    """What people use today: luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels."""
-    return cv2.addWeighted(y, 1 + amount, cv2.GaussianBlur(y, (0, 0), sigma), -amount, 0), uv
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The benchmark
-
-
-def at_half_size(planes, damage):
-    """Halve planes with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
-    size = planes[0].shape[::-1]
-    small = dataset.resize_planes(*planes, dataset.low_resolution(size, 2), "bicubic")
-    return dataset.resize_planes(*damage(small), size)
-
-
-def halve_with_noise(y, uv, rng):
-    """Gaussian noise of sigma 2/255 at half size: the default condition."""
-    return at_half_size((y, uv), lambda small: dataset.each_plane(small, dataset.add_noise, 2, rng))
-
-
-def halve_with_jpeg(y, uv, rng):
-    """JPEG of quality 50 at half size."""
-    return at_half_size((y, uv), lambda small: dataset.each_plane(small, dataset.jpeg, 50))
-
-
-def leave_clean(y, uv, rng):
-    """Nothing is wrong with the input: whatever changes is harm."""
-    return y, uv
-
-
-def halve_with_codec(clip, qp):
-    """Halve a clip with a bicubic kernel, x264 in its low-delay mode at constant `qp`, enlarge with Lanczos."""
-    height, width = clip[0][0].shape
-    small = dataset.low_resolution((width, height), 2)
-    decoded = dataset.codec_roundtrip([dataset.resize_planes(*p, small, "bicubic") for p in clip], "x264", qp)
-    return [dataset.resize_planes(*planes, (width, height)) for planes in decoded]
-
-
-IMAGE_CONDITIONS = {"bicubic+noise": halve_with_noise, "jpeg": halve_with_jpeg, "clean": leave_clean}
-CODEC_QPS = (22, 27, 32, 37)
-PAN_FRAMES = 8  # an image becomes a short pan for the codec; its last frame is measured
-
-
-def image_samples(category, name, frame, conditions=None):
-    """Degrade one BGR frame under each of `conditions` (of `IMAGE_CONDITIONS` and ``x264 qp N``; all by default)."""
-    height, width = (side - side % 2 for side in frame.shape[:2])
-    frame = np.ascontiguousarray(frame[:height, :width])
-    truth = bgr_to_planes(frame)
-    for condition in conditions or [*IMAGE_CONDITIONS, *(f"x264 qp {qp}" for qp in CODEC_QPS)]:
-        rng = np.random.default_rng(0)
-        if condition in IMAGE_CONDITIONS:
-            damaged = IMAGE_CONDITIONS[condition](*truth, rng)
-        else:
-            pan = dataset.animate(frame, PAN_FRAMES, (height, width), (1.5, 0.5), rng)
-            damaged = halve_with_codec([bgr_to_planes(f) for f in pan], int(condition.split()[-1]))[-1]
-        yield Sample(category, condition, name, damaged, truth)
-
-
-def video_samples(category, path, frames, qps=CODEC_QPS):
-    """Degrade the first `frames` frames of a video with x264 at each QP; every fifth frame is measured."""
-    clip = []
-    with VideoReader(path) as reader:
-        full_range = reader.format.full_range
-        for frame in reader:
-            clip.append((frame.y, frame.uv))
-            if len(clip) == frames:
-                break
-    height, width = (side - side % 2 for side in clip[0][0].shape)
-    clip = [(y[:height, :width], uv[:, : height // 2, : width // 2]) for y, uv in clip]
-    for qp in qps:
-        damaged = halve_with_codec(clip, qp)
-        for i in range(4, len(clip), 5):
-            yield Sample(category, f"x264 qp {qp}", Path(path).name, damaged[i], clip[i], full_range)
-
-
-def benchmark_samples(data=None, match=("*",), frames=30, quick=False):
-    """All samples of the benchmark, made one after the other.
-
-    Args:
-        data: folder with one sub-folder of images and videos a category; scikit-image's photos when None.
-        match: only files whose name fits one of these patterns.
-        frames: how many frames of each video.
-        quick: one picture a category, two conditions.
+def choose_units(arguments):
+    """The units (see `benchmark.Unit`) that a command line asks for.
 
     Raises:
-        DataError: the folder is missing or holds nothing that matches.
+        DataError: nothing fits.
     """
-    categories = _skimage_categories() if data is None else _folder_categories(Path(data), match)
-    conditions, qps = (("bicubic+noise", "x264 qp 32"), (32,)) if quick else (None, CODEC_QPS)
-    work = [(category, name) for category, names in categories.items() for name in (names[:1] if quick else names)]
-    for category, name in tqdm(work, desc="benchmark", unit="file", leave=False):
-        if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-            yield from video_samples(category, name, frames, qps)
-        else:
-            if name.startswith("rendered:"):
-                frame = dataset.render_text(np.random.default_rng(int(name.removeprefix("rendered:"))), (512, 512))
-            else:
-                frame = dataset.load_photo(name)
-            yield from image_samples(category, Path(name).name, frame, conditions)
+    sources = benchmark.list_sources(arguments.data, arguments.match)
+    if arguments.quick:
+        pictures = [source for source in sources if not source.is_video]
+        first = {source.category: source for source in reversed(pictures)}
+        units = benchmark.image_units(first.values(), ("clean", "bicubic+noise"))
+        return units + benchmark.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
+    units = []
+    if arguments.protocol in ("image", "both"):
+        units += benchmark.image_units(sources)
+    if arguments.protocol in ("call", "both"):
+        scales, codecs = arguments.scales or benchmark.SCALES, arguments.codecs or benchmark.CODECS
+        units += benchmark.call_units(sources, arguments.full, scales, codecs)
+    if not units:
+        raise DataError("there are only videos, which protocol image does not measure: use --protocol call")
+    return units
 
 
-def _skimage_categories():
-    categories = {
-        category: [f"skimage:{name}" for name in names] for category, names in dataset.SKIMAGE_BENCHMARK.items()
-    }
-    categories["text"] += ["rendered:1", "rendered:2"]
-    return categories
+def choose_methods(sharpener, arguments):
+    """The input, the student and its peers as `Peer` objects, in the order of display."""
+    digest = file_digest(sharpener.checkpoint)
+
+    def student(name, strength):
+        def sharpen(y, uv, full_range):
+            return sharpener.engine(y, uv, full_range, strength)
+
+        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.description}"
+        return Peer(name, description, lambda scale: sharpen)
+
+    methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
+    methods.append(student(STUDENT, sharpener.strength))
+    if arguments.crisp:
+        methods.append(student(f"{STUDENT}, crisp", arguments.crisp))
+    names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
+    return methods + peers(names, arguments.device)
 
 
-def _folder_categories(folder, match):
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}: give one that holds a sub-folder of images or videos for each category")
-    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    categories = {}
-    for category in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path for path in sorted(category.rglob("*")) if path.suffix.lower() in suffixes]
-        names = [str(path) for path in files if any(fnmatch(path.name, pattern) for pattern in match)]
-        if names:
-            categories[category.name] = names
-    if not categories:
-        raise DataError(f"{folder} has no sub-folder with images or videos whose names fit {' or '.join(match)}")
-    return categories
+def file_digest(path):
+    """SHA-256 of a file as hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Speed and report
+# Pictures of a report
 
 
-def measure_speed(sharpener, seconds=3.0):
-    """Frames per second at 1920x1080 of planes in and planes out (uint8 in memory, decoding and display excluded)."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(16, 236, (1080, 1920), dtype=np.uint8)
-    uv = rng.integers(16, 241, (2, 540, 960), dtype=np.uint8)
-    frame = rng.integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
-    return {
-        "sharpen_planes": benchmark_fps(lambda: sharpener.sharpen_planes(y, uv), seconds),
-        "sharpen (BGR)": benchmark_fps(lambda: sharpener.sharpen(frame), seconds),
-    }
+def write_crops(units, records, methods, folder):
+    """Write crops of some units, and of the frames that the student harms most.
+
+    Returns:
+        ``(crops, worst)`` as report.json has them.
+    """
+    by_key = {record_key(unit.identity()): unit for unit in units}
+    step = max(1, len(units) // CROPS)
+    worst = benchmark.worst_frames(records, STUDENT)
+    wanted = [(record_key(unit.identity()), None) for unit in units[step // 2 :: step]]
+    entries = []
+    for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
+        sample = benchmark.make_sample(by_key[key], CACHE)
+        index = -1 if frame is None else sample.frames.index(frame)
+        box = benchmark.detailed_box(sample.truth[index][0])
+        x, y, width, height = box
+        pictures = {"truth": sample.truth[index]}
+        for method in methods:
+            pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
+        files = {}
+        for name, planes in pictures.items():
+            frame_bgr = planes_to_bgr(*(planes if sample.full_range else to_full_range(*planes)))
+            files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
+            with atomic_path(folder / files[name]) as temporary:
+                cv2.imwrite(str(temporary), frame_bgr[y : y + height, x : x + width])
+        identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
+        entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
+    crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
+    for entry, (_, _, before, after) in zip(harmed, worst, strict=True):
+        entry |= {"metric": "ssim_y", "method": STUDENT, "change": after - before}
+        entry |= {"input_value": before, "value": after}
+    return crops, harmed
 
 
-def format_table(rows, keys, methods):
-    """A Markdown table: one line per group, PSNR and SSIM of each method, the student's phase spread."""
-    groups = defaultdict(dict)
-    for row in rows:
-        groups[tuple(row[key] for key in keys)][row["method"]] = row
-    lines = [
-        "| " + " | ".join([*keys, *(f"{method} PSNR / SSIM" for method in methods), "grid"]) + " |",
-        "|" + " --- |" * (len(keys) + len(methods) + 1),
-    ]
-    for group, by_method in groups.items():
-        cells = [f"{by_method[method]['psnr']:.2f} / {by_method[method]['ssim']:.4f}" for method in methods]
-        spread = by_method[methods[-1]]["phase_spread"]
-        lines.append("| " + " | ".join([*group, *cells, f"{100 * spread:.1f} %"]) + " |")
-    return "\n".join(lines)
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a report comes from
 
 
-def _machine(device):
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
+def describe_machine():
+    """The machine that measured, for the record."""
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name() if str(device).startswith("cuda") else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": memory and round(memory, 1),
+        "system": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
-def _without_infinity(value):
-    """JSON has no infinity: the PSNR of identical pictures is written as null."""
-    if isinstance(value, dict):
-        return {key: _without_infinity(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(entry) for entry in value]
-    return None if value == float("inf") else value
+def describe_versions():
+    """Versions of what decides the figures."""
+    packages = ("torch", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
-def main(argv=None):
+def git_commit():
+    """The commit that is checked out, marked where files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def measure(arguments, command):
+    """Run the benchmark and write its report; returns the exit code."""
+    started = time.perf_counter()
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
+    methods = choose_methods(sharpener, arguments)
+    units = choose_units(arguments)
+    vmaf, reason = (False, "") if arguments.quick else benchmark.vmaf_available()
+    if reason:
+        print(f"VMAF and MS-SSIM are left out: {reason}", file=sys.stderr)
+    slow = [method.name for method in methods if method.name in NETWORKS]
+    records = benchmark.run(units, methods, CACHE, vmaf, slow)
+    folder = Path("results") / arguments.name
+    crops, worst = write_crops(units, records, [method for method in methods if method.name not in slow], folder)
+    times = {method.name: 0.0 if method.name == "input" else time_1080p(method) for method in methods}
+    report = {
+        "format": FORMAT,
+        "name": arguments.name,
+        "command": command,
+        "commit": git_commit(),
+        "date": date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "checkpoint": {
+            "path": str(arguments.checkpoint),
+            "sha256": file_digest(sharpener.checkpoint),
+            "parameters": sum(weights.numel() for weights in sharpener.student.parameters()),
+            "kib": round(sharpener.checkpoint.stat().st_size / 1024),
+            "engine": sharpener.description,
+            "meta": sharpener.meta,
+        },
+        "methods": [
+            {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods
+        ],
+        "records": records,
+        "crops": crops,
+        "worst": worst,
+    }
+    path = folder / "report.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(benchmark.without_infinity(report), allow_nan=False), encoding="utf-8")
+    print(markdown_summary(load_report(path)))
+    print(f"{format_grid(records)}\n\nwritten: {path} and {write_report(path)}")
+    return 0
+
+
+def format_grid(records):
+    """How evenly the error lies over the student's 4x4 folding grid, a line each for input and student."""
+    spreads = []
+    for name in ("input", STUDENT):
+        members = [record for record in records if record["method"] == name]
+        spreads.append(f"{name} {100 * benchmark.phase_spread(members):.1f} %")
+    return f"Spread of the error over the phases of the folding grid: {', '.join(spreads)}"
+
+
+def run_comparison(argv):
+    """``evaluate.py compare A.json B.json``."""
+    parser = argparse.ArgumentParser(prog="evaluate.py compare", description="What became better or worse from A to B.")
+    parser.add_argument("a", help="report.json of one run")
+    parser.add_argument("b", help="report.json of another")
+    arguments = parser.parse_args(argv)
+    a, b = load_report(arguments.a), load_report(arguments.b)
+    print(format_comparison(compare(a, b), a, b))
+    return 0
+
+
+def run_study(argv):
+    """``evaluate.py subjective``: make a study unless there is one, serve it, or evaluate its votes."""
     parser = argparse.ArgumentParser(
-        description="Measure what a student gains over its input, and how fast it is.",
-        epilog="The grid column is the spread of the student's error over the phases of its 4x4 folding grid.",
+        prog="evaluate.py subjective",
+        description="A blind pairwise comparison (CCR, ITU-T P.910) as a web page on this computer.",
+    )
+    parser.add_argument("folder", nargs="?", default="results/study", help="where it is kept (default: results/study)")
+    parser.add_argument("--summarise", action="store_true", help="evaluate the votes instead")
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
+    parser.add_argument("--limit", type=int, default=40, help="comparisons in a study, traps not counted (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in the network take part")
+    parser.add_argument("--port", type=int, default=0, help="default: one that is free")
+    arguments = parser.parse_args(argv)
+    folder = Path(arguments.folder)
+    if arguments.summarise:
+        print(format_summary(summarise_study(folder)))
+        return 0
+    if not (folder / "study.json").exists():
+        sharpener = RealTimeSharpener(arguments.checkpoint)
+        make_study(folder, make_stimuli(sharpener, arguments.data, folder / "stimuli"), arguments.seed, arguments.limit)
+    serve_study(folder, arguments.host, arguments.port)
+    return 0
+
+
+def make_stimuli(sharpener, data, folder):
+    """Make the scenes of a study: of each source a crop of 480x360 under noise, and as clips at two bit rates.
+
+    Returns:
+        Stimuli as `subjective.make_study` takes them.
+    """
+    methods = {"input": benchmark.as_it_came, STUDENT: sharpener.sharpen_planes}
+    methods |= {peer.name: peer.at(2) for peer in peers(["unsharp mask"])}
+    stimuli = []
+    sources = benchmark.list_sources(data)
+    units = benchmark.image_units(sources, ("bicubic+noise",))
+    calls = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
+    units += [unit for unit in calls if unit.qp == 32 or unit.kbps == 300]
+    for number, unit in enumerate(units):
+        sample = benchmark.make_sample(unit, CACHE)
+        x, y, width, height = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
+        kind, suffix = ("image", "png") if unit.protocol == "image" else ("video", "mp4")
+        files = {}
+        for name, method in {**methods, "truth": None}.items():
+            clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
+            frames = [planes_to_bgr(*(p if sample.full_range else to_full_range(*p))) for p in clip]
+            frames = [np.ascontiguousarray(frame[y : y + height, x : x + width]) for frame in frames]
+            files[name] = folder / f"{number:03d}-{name.replace(' ', '-')}.{suffix}"
+            if kind == "image":
+                with atomic_path(files[name]) as temporary:
+                    cv2.imwrite(str(temporary), frames[0])
+            else:
+                write_clip(frames, files[name], 25)
+        stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": kind, "files": files})
+    return stimuli
+
+
+def parse_arguments(argv):
+    """The arguments of a measurement."""
+    parser = argparse.ArgumentParser(
+        description="Measure what a student gains over its input, against its peers, and how fast it is.",
+        epilog="`evaluate.py compare --help` and `evaluate.py subjective --help` tell of the two other commands.",
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--data", help="folder of images and videos, one sub-folder a category")
-    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument("--frames", type=int, default=30, help="frames of each video (default: 30)")
     parser.add_argument("--strength", type=parse_strength, default=1.0, help="scale of the residual (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="one picture a category, two conditions")
-    parser.add_argument("--json", default="results/benchmark.json", help="where the figures are written")
+    parser.add_argument("--crisp", type=parse_strength, help="measure the student at this strength too")
+    parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
+    parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
+    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
+    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
+    parser.add_argument("--protocol", choices=("both", "call", "image"), default="both", help="default: both")
+    parser.add_argument("--full", action="store_true", help="call: every scale with every codec and rate; takes hours")
+    parser.add_argument("--scales", nargs="+", type=float, choices=benchmark.SCALES, help="call: only these scales")
+    parser.add_argument("--codecs", nargs="+", choices=benchmark.CODECS, help="call: only these codecs")
+    parser.add_argument(
+        "--peers", nargs="+", choices=(*FILTERS, *NETWORKS), metavar="PEER", help="default: all filters"
+    )
     arguments = parser.parse_args(argv)
+    arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
+    return arguments
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
-        methods = {"unsharp mask": unsharp_mask, "student": sharpener.sharpen_planes}
-        samples = benchmark_samples(arguments.data, arguments.match, arguments.frames, arguments.quick)
-        records = evaluate(samples, methods)
-    except (CheckpointError, DataError, DeviceError, VideoError) as error:
+        if argv[:1] == ["compare"]:
+            return run_comparison(argv[1:])
+        if argv[:1] == ["subjective"]:
+            return run_study(argv[1:])
+        return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
+    except (CheckpointError, DataError, DeviceError, MetricError, ReportError, StudyError, VideoError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-
-    names = ["input", *methods]
-    by_category = summarise(records, ["category", "condition"])
-    by_condition = summarise(records, ["condition"])
-    parameters = sum(weights.numel() for weights in sharpener.student.parameters())
-    speed = measure_speed(sharpener)
-    print(format_table(by_category, ["category", "condition"], names))
-    print()
-    print(format_table(by_condition, ["condition"], names))
-    machine = _machine(sharpener.device)
-    print(f"\n{parameters:,} parameters, {sharpener.checkpoint.stat().st_size / 1024:.0f} KiB")
-    place = f"{sharpener.description}; {machine['cpu']}, {machine['threads']} threads"
-    for name, fps in speed.items():
-        print(f"{fps:.1f} FPS at 1920x1080, {name}; {place}")
-
-    report = {
-        "command": ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)],
-        "machine": machine,
-        "engine": sharpener.description,
-        "checkpoint": sharpener.meta,
-        "parameters": parameters,
-        "fps_1080p": speed,
-        "by_category": by_category,
-        "by_condition": by_condition,
-        "records": records,
-    }
-    with atomic_path(arguments.json) as temporary:
-        temporary.write_text(json.dumps(_without_infinity(report), indent=1, allow_nan=False), encoding="utf-8")
-    print(f"written: {arguments.json}")
-    return 0
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped; what was measured is kept, the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import dataset
+from benchmark import Sample, as_it_came, evaluate
 from config import ConfigError, load_config
 from dataset import DataError
-from evaluate import Sample, evaluate, summarise
 from models import (
     CHECKPOINT_DIR,
     CheckpointError,
@@ -46,6 +46,7 @@ from models import (
     save_student,
     widen,
 )
+from report import summarise
 from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
@@ -211,13 +212,14 @@ def epoch_keys(config, epoch, taught, rank, world_size):
 
 
 def validation_samples(pairs):
-    """Prepared validation pairs as samples of the benchmark: category is the source, condition the degradation."""
+    """Prepared validation pairs as samples of the benchmark; the condition is the degradation."""
     for number, pair in enumerate(pairs):
         planes = [
             tuple(np.ascontiguousarray(plane) for plane in dataset.unpack_planes(packed))
             for packed in (pair.input, pair.truth)
         ]
-        yield Sample("validation", pair.description["kind"], str(number), *planes)
+        identity = {"protocol": "validation", "category": "validation", "name": str(number)}
+        yield Sample({**identity, "condition": pair.description["kind"]}, *([picture] for picture in planes))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -243,11 +245,12 @@ def validate(student, pairs, device):
 
     Returns:
         ``(score, rows)``: mean PSNR of the student in dB, what is above `INVISIBLE` counted as that, and the rows of
-        `evaluate.summarise` per degradation.
+        `report.summarise` per degradation.
     """
-    records = evaluate(validation_samples(pairs), {"student": TorchEngine(student, device)})
-    score = np.mean([min(record["psnr"], INVISIBLE) for record in records if record["method"] == "student"])
-    return float(score), summarise(records, ["condition"])
+    methods = {"input": as_it_came, "student": TorchEngine(student, device)}
+    records = evaluate(validation_samples(pairs), methods)
+    values = [record["metrics"]["psnr_y"][0] for record in records if record["method"] == "student"]
+    return float(np.mean(np.minimum(values, INVISIBLE))), summarise(records, ["condition"], ["psnr_y", "ssim_y"])
 
 
 def calibrate(student, pairs, device):
@@ -261,8 +264,8 @@ def calibrate(student, pairs, device):
     engine, factors = TorchEngine(student, device), np.arange(0.3, 1.525, 0.05)
     scores = np.zeros(len(factors))
     for sample in validation_samples(pairs):
-        y, truth = (planes[0].astype(np.float32) for planes in (sample.input, sample.truth))
-        dy, _ = engine.residual(*sample.input)
+        y, truth = (clip[0][0].astype(np.float32) for clip in (sample.input, sample.truth))
+        dy, _ = engine.residual(*sample.input[0])
         for i, factor in enumerate(factors):
             error = np.square(np.clip(y + factor * 255 * dy, 0, 255) - truth).mean()
             scores[i] += min(10 * np.log10(255**2 / max(error, 1e-9)), INVISIBLE)
@@ -468,8 +471,8 @@ class RunLog:
         """Record one epoch: mean losses, validation score in dB and rows, seconds since the run began."""
         line = {"epoch": epoch, "seconds": round(seconds, 1), **losses, "score": score}
         for row in rows:
-            for metric in ("psnr", "ssim"):
-                line[f"{row['condition']} {row['method']} {metric}"] = row[metric]
+            for metric, value in row["level"].items():
+                line[f"{row['condition']} {row['method']} {metric}"] = value
         for name, value in line.items():
             self.writer.add_scalar(name.replace(" ", "/"), value, epoch)
         self.rows.append(line)
@@ -477,17 +480,17 @@ class RunLog:
             table = csv.DictWriter(file, list(line))
             table.writeheader()
             table.writerows(self.rows)
-        gains = [
-            f"{row['condition']} {row['psnr']:.2f} ({row['psnr'] - before['psnr']:+.2f})"
-            for row, before in zip(rows[1::2], rows[::2], strict=True)
-        ]
-        tqdm.write(f"epoch {epoch}: loss {losses['loss']:.4f}, validation {score:.3f} dB: " + ", ".join(gains))
+        gains = []
+        for before, row in zip(rows[::2], rows[1::2], strict=True):
+            change = row["level"]["ssim_y"] - before["level"]["ssim_y"]
+            gains.append(f"{row['condition']} {row['level']['psnr_y']:.2f} dB, SSIM {change:+.4f}")
+        tqdm.write(f"epoch {epoch}: loss {losses['loss']:.4f}, validation {score:.3f} dB: " + "; ".join(gains))
 
     def pictures(self, epoch, student, pairs, device, count=4):
         """Show input, student and truth of the first validation pairs in TensorBoard."""
         engine, pictures = TorchEngine(student, device), []
         for sample in list(validation_samples(pairs[:count])):
-            for planes in (sample.input, engine(*sample.input, full_range=True), sample.truth):
+            for planes in (sample.input[0], engine(*sample.input[0], full_range=True), sample.truth[0]):
                 rgb = cv2.cvtColor(planes_to_bgr(*planes), cv2.COLOR_BGR2RGB)
                 pictures.append(torch.from_numpy(rgb).permute(2, 0, 1))
         self.writer.add_image("input, student, truth", make_grid(pictures, nrow=3), epoch)

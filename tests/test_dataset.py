@@ -26,7 +26,7 @@ def config(tmp_path):
 @pytest.mark.parametrize("codec", dataset.CODECS)
 def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
     clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
-    lightest, heaviest = dataset.CODECS[codec][2]
+    lightest, heaviest = dataset.CODECS[codec].quantisers
     quality = []
     for qp in (lightest, heaviest):
         decoded = dataset.codec_roundtrip(clip, codec, qp)
@@ -35,6 +35,21 @@ def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
         again = dataset.codec_roundtrip(clip, codec, qp)
         assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(decoded, again, strict=True))
     assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
+
+
+@pytest.mark.parametrize("codec", dataset.CODECS)
+def test_rate_control_is_real(photo, codec):
+    """The stream is nearly as large as was asked for; more bits look better; the same again, byte for byte."""
+    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
+    quality = []
+    for kbps in (150, 600):
+        packets = dataset.encode_clip(clip, codec, kbps=kbps)
+        assert packets == dataset.encode_clip(clip, codec, kbps=kbps)
+        assert 0.3 * kbps < sum(map(len, packets)) * 8 / 1000 / (30 / 25) < 1.7 * kbps
+        decoded = dataset.decode_clip(packets, codec)
+        assert len(decoded) == 30
+        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
+    assert quality[0] + 2 < quality[1]
 
 
 def test_the_last_frame_of_a_codec_clip_is_predicted(photo):

@@ -1,0 +1,490 @@
+"""The benchmark: pictures and clips damaged as calls damage them, and how near each method brings them to the truth.
+
+* Protocol ``call``: talking heads and pans over photos, scaled down, through low-delay x264, x265, VP9 and AV1 at
+  constant quantisers and at fixed bit rates, decoded, enlarged with Lanczos, sharpened. After the conditions of
+  Microsoft's video super-resolution challenge for conferencing (ICME 2025).
+* Protocol ``image``: photos by category under named conditions from clean to severe.
+
+A *unit* is one clip or photo under one condition. Its figures are kept in a cache under a hash of all that decides
+them, so a run that was interrupted goes on where it stopped, and another student is measured without its peers.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections import defaultdict
+from fnmatch import fnmatch
+from pathlib import Path
+
+import cv2  # before av: see video.py
+
+# isort: split
+import av
+import numpy as np
+from tqdm import tqdm
+
+import dataset
+import metrics
+from dataset import DataError
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
+from video import VideoReader
+
+VERSION = 1  # of what a unit's figures mean: raise it to have all measured anew
+
+CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
+PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
+PAN_VELOCITY = (1.5, 0.5)  # pixels a frame
+SCALES = (1, 1.5, 2, 3, 4)
+CODECS = ("x264", "x265", "vp9", "av1")
+# From good to bad, alike in PSNR over the codecs; and kbit/s.
+QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
+BITRATES = (150, 300, 600)
+
+SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A clean picture or video: its category, its name in reports, and a path, ``skimage:NAME`` or ``slide:SEED``."""
+
+    category: str
+    name: str
+    path: str
+
+    @property
+    def is_video(self):
+        return Path(self.path).suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A source under one condition. In protocol ``call`` either `qp` or `kbps` is set."""
+
+    protocol: str
+    source: Source
+    condition: str
+    scale: float = 1
+    codec: str | None = None
+    qp: int | None = None
+    kbps: int | None = None
+
+    def identity(self):
+        """What names the unit in a report."""
+        named = {"protocol": self.protocol, "category": self.source.category, "name": self.source.name}
+        named["condition"] = self.condition
+        if self.protocol == "call":
+            named |= {"scale": self.scale, "codec": self.codec, "rate": _rate_name(self.qp, self.kbps)}
+        return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Degraded frames and their ground truth.
+
+    Attributes:
+        identity: names it in records.
+        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames.
+        full_range: the range of both.
+        frames: the frames' numbers in their clip.
+        words: what is written in the truth, for pictures of text.
+    """
+
+    identity: dict
+    input: list
+    truth: list
+    full_range: bool = True
+    frames: tuple = (0,)
+    words: list | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def list_sources(data=None, match=("*",)):
+    """The clean pictures and clips to measure on.
+
+    Args:
+        data: folder with one sub-folder of images and videos a category; scikit-image's photos and drawn slides when
+            None.
+        match: only files whose name fits one of these patterns.
+
+    Raises:
+        DataError: the folder is missing or holds nothing that matches.
+    """
+    if data is None:
+        sources = [
+            Source(category, name, f"skimage:{name}")
+            for category, names in dataset.SKIMAGE_BENCHMARK.items()
+            for name in names
+        ]
+        return [*sources, *(Source("text", f"slide {seed}", f"slide:{seed}") for seed in (1, 2))]
+    data = Path(data)
+    if not data.is_dir():
+        raise DataError(f"no folder {data}: give one that holds a sub-folder of images or videos for each category")
+    sources = [
+        Source(category.name, path.relative_to(category).as_posix(), str(path))
+        for category in sorted(path for path in data.iterdir() if path.is_dir())
+        for path in sorted(category.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and any(fnmatch(path.name, p) for p in match)
+    ]
+    if not sources:
+        raise DataError(f"{data} has no sub-folder with images or videos whose names fit {' or '.join(match)}")
+    return sources
+
+
+def load_frame(source):
+    """Read a picture as a BGR frame of even size."""
+    if source.path.startswith("slide:"):
+        rng = np.random.default_rng(int(source.path.removeprefix("slide:")))
+        return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)
+    frame = dataset.load_photo(source.path)
+    height, width = (side - side % 2 for side in frame.shape[:2])
+    return np.ascontiguousarray(frame[:height, :width])
+
+
+@functools.lru_cache(maxsize=1)  # the units of a source follow each other
+def load_clip(source, count=CLIP_FRAMES):
+    """Read the first frames of a video, or pan over a photo.
+
+    Returns:
+        ``(clip, full_range)``: `count` planes of even size.
+
+    Raises:
+        DataError: the video is shorter.
+        VideoError: it cannot be read.
+    """
+    if not source.is_video:
+        photo = load_frame(source)
+        height, width = photo.shape[:2]
+        shrink = max(1, max(height, width) / PAN_SIDE)
+        photo = dataset.resize(photo, (round(width / shrink), round(height / shrink)), "area")
+        travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
+        size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
+        frames = dataset.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
+        return [bgr_to_planes(frame) for frame in frames], True
+    clip = []
+    with VideoReader(source.path) as reader:
+        full_range = reader.format.full_range
+        for frame in reader:
+            height, width = (side - side % 2 for side in frame.y.shape)
+            clip.append((frame.y[:height, :width], frame.uv[:, : height // 2, : width // 2]))
+            if len(clip) == count:
+                return clip, full_range
+    raise DataError(f"the video {source.path} has {len(clip)} frames, the benchmark needs {count}: leave it out")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Protocol image
+
+
+def at_scale(planes, scale, damage):
+    """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
+    size = planes[0].shape[::-1]
+    small = dataset.resize_planes(*planes, dataset.low_resolution(size, scale), "bicubic")
+    return dataset.resize_planes(*damage(small), size)
+
+
+def leave_clean(planes, rng):
+    """Nothing is wrong with the input: whatever changes is harm."""
+    return planes
+
+
+def light_jpeg(planes, rng):
+    """JPEG of quality 90 at full size: barely visible."""
+    return dataset.each_plane(planes, dataset.jpeg, 90)
+
+
+def halve_with_noise(planes, rng):
+    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
+    return at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.add_noise, 2, rng))
+
+
+def halve_with_jpeg(planes, rng):
+    """JPEG of quality 50 at half size."""
+    return at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.jpeg, 50))
+
+
+def severe(planes, rng):
+    """Blur, noise of sigma 6/255 and JPEG of quality 40 at a third of the size."""
+
+    def damage(small):
+        noisy = dataset.each_plane(dataset.each_plane(small, dataset.blur, 0.7), dataset.add_noise, 6, rng)
+        return dataset.each_plane(noisy, dataset.jpeg, 40)
+
+    return at_scale(planes, 3, damage)
+
+
+IMAGE_CONDITIONS = {  # name: (scale that the picture was shrunk by, degradation)
+    "clean": (1, leave_clean),
+    "light jpeg": (1, light_jpeg),
+    "bicubic+noise": (2, halve_with_noise),
+    "jpeg": (2, halve_with_jpeg),
+    "severe": (3, severe),
+}
+
+
+def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
+    """Every picture of `sources` under each condition."""
+    return [
+        Unit("image", source, condition, scale=IMAGE_CONDITIONS[condition][0])
+        for source in sources
+        if not source.is_video
+        for condition in conditions
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Protocol call
+
+
+def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
+    """Every source at each codec and rate, at one scale each, in turn; at every scale where `full`.
+
+    The turns are such that over a few sources every codec and rate meets every scale.
+    """
+    units = []
+    for i, source in enumerate(sources):
+        for j, codec in enumerate(codecs):
+            rates = [*((qp, None) for qp in QUANTISERS[codec]), *((None, kbps) for kbps in BITRATES)]
+            for k, (qp, kbps) in enumerate(rates):
+                for scale in scales if full else [scales[(i + 2 * j + k) % len(scales)]]:
+                    condition = f"x{scale:g} {codec} {_rate_name(qp, kbps)}"
+                    units.append(Unit("call", source, condition, scale, codec, qp, kbps))
+    return units
+
+
+def _rate_name(qp, kbps):
+    return f"{kbps}k" if qp is None else f"qp {qp}"
+
+
+def send(clip, unit, cache_dir):
+    """Scale a clip down, through the unit's codec (or its stream from the cache), and up again.
+
+    Returns:
+        ``(the measured frames, kbit/s)``.
+    """
+    size = clip[0][0].shape[::-1]
+    small = [dataset.resize_planes(*planes, dataset.low_resolution(size, unit.scale), "bicubic") for planes in clip]
+    digest = hashlib.sha256(repr((VERSION, dataset.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)).encode())
+    for planes in small:
+        digest.update(dataset.pack_planes(*planes))
+    path = Path(cache_dir) / "streams" / f"{digest.hexdigest()[:32]}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            ends = np.cumsum(stored["lengths"])
+            packets = [part.tobytes() for part in np.split(stored["data"], ends[:-1])]
+    else:
+        packets = dataset.encode_clip(small, unit.codec, unit.qp, unit.kbps)
+        with atomic_path(path) as temporary:
+            data = np.frombuffer(b"".join(packets), np.uint8)
+            np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
+    decoded = dataset.decode_clip(packets, unit.codec)[-MEASURED_FRAMES:]
+    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / 25)
+    return [dataset.resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def make_sample(unit, cache_dir):
+    """Degrade a unit's source as its condition says; always the same."""
+    if unit.protocol == "image":
+        truth = bgr_to_planes(load_frame(unit.source))
+        damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))
+        words = _words(unit.source) if unit.source.category == "text" and metrics.tesseract_available() else None
+        return Sample(unit.identity(), [damaged], [truth], words=words)
+    clip, full_range = load_clip(unit.source)
+    damaged, kbps = send(clip, unit, cache_dir)
+    frames = tuple(range(len(clip) - MEASURED_FRAMES, len(clip)))
+    identity = {**unit.identity(), "kbps": round(kbps, 1)}
+    return Sample(identity, damaged, clip[-MEASURED_FRAMES:], full_range, frames)
+
+
+@functools.lru_cache(maxsize=1)
+def _words(source):
+    return metrics.read_words(bgr_to_planes(load_frame(source))[0])
+
+
+def evaluate(samples, methods, thorough=False, vmaf=False):
+    """Measure methods on samples; training and the benchmark share this one path.
+
+    Args:
+        samples: iterable of `Sample`.
+        methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
+        thorough: measure everything that suits the sample, not only PSNR and SSIM of luma.
+        vmaf: with `thorough`: VMAF, VMAF NEG and MS-SSIM too, which need imageio-ffmpeg.
+
+    Returns:
+        One dict per sample and method: the sample's identity, ``method``, ``frames``, ``metrics`` (each a list, one
+        figure a frame or one for the clip) and ``phase_error``, the 4x4 list of mean squared luma errors at each phase
+        of the student's folding grid.
+    """
+    records = []
+    for sample in samples:
+        for name, method in methods.items():
+            output = [method(*planes, sample.full_range) for planes in sample.input]
+            found = defaultdict(list)
+            rgb = thorough and sample.identity["protocol"] == "image"
+            for planes, truth in zip(output, sample.truth, strict=True):
+                for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb).items():
+                    found[metric].append(value)
+            if thorough:
+                found |= _thorough_metrics(output, sample, vmaf)
+            phases = np.mean([phase_error(o[0], t[0]) for o, t in zip(output, sample.truth, strict=True)], axis=0)
+            records.append(
+                {
+                    **sample.identity,
+                    "method": name,
+                    "frames": list(sample.frames),
+                    "metrics": dict(found),
+                    "phase_error": phases.tolist(),
+                }
+            )
+    return records
+
+
+def _thorough_metrics(output, sample, vmaf):
+    found = {}
+    is_clip = sample.identity["protocol"] == "call"
+    if vmaf and min(output[0][0].shape) >= metrics.MS_SSIM_SIDE + 1:
+        scores = metrics.vmaf_scores(output, sample.truth, sample.full_range)
+        found |= scores if is_clip else {"ms_ssim": scores["ms_ssim"]}
+    if is_clip:
+        kinds = zip(("flicker_static", "flicker_moving"), metrics.flicker(output, sample.truth), strict=True)
+        found |= {name: [value] for name, value in kinds if math.isfinite(value)}
+    if sample.words:
+        found["ocr"] = [metrics.word_accuracy(output[0][0], sample.words)]
+    return found
+
+
+def phase_error(y, truth, period=4):
+    """Mean squared error `(period, period)` of luma at each position of a grid: even unless the folding shows."""
+    height, width = (side - side % period for side in y.shape)
+    error = np.square(y[:height, :width].astype(np.float64) - truth[:height, :width])
+    return error.reshape(height // period, period, width // period, period).mean(axis=(0, 2))
+
+
+def phase_spread(records):
+    """How much the errors of records differ over the phases of the folding grid: (largest - smallest) / mean."""
+    phases = np.mean([record["phase_error"] for record in records], axis=0)
+    return float(np.ptp(phases) / phases.mean()) if phases.mean() > 0 else 0.0
+
+
+def as_it_came(y, uv, full_range):
+    """The method that does nothing, against which the others are measured."""
+    return y, uv
+
+
+def vmaf_available():
+    """Whether VMAF can be measured here: ``(bool, why not)``."""
+    grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
+    try:
+        metrics.vmaf_scores(grey, grey)
+    except metrics.MetricError as error:
+        return False, str(error)
+    return True, ""
+
+
+def run(units, methods, cache_dir, vmaf, few=()):
+    """Measure methods on units, with a progress bar; what is in the cache is not measured again.
+
+    Args:
+        units: list of `Unit`.
+        methods: list of `peers.Peer`; their description and name must tell them apart from all others.
+        cache_dir: folder for streams and figures.
+        vmaf: measure VMAF, VMAF NEG and MS-SSIM.
+        few: names of methods that are so slow that they see only the units of `is_for_all`, and of clips 2 frames.
+
+    Returns:
+        Records of `evaluate`, in the order of units and methods.
+    """
+    records = []
+    for unit in tqdm(units, desc="benchmark", unit="unit"):
+        sample = None
+        for method in methods:
+            if method.name in few and not is_for_all(unit):
+                continue
+            frames = 2 if method.name in few else MEASURED_FRAMES
+            path = _record_path(unit, method, frames, vmaf, cache_dir)
+            if path.exists():
+                records.append(json.loads(path.read_text("utf-8")))
+                continue
+            sample = sample or make_sample(unit, cache_dir)
+            part = {field: getattr(sample, field)[-frames:] for field in ("input", "truth", "frames")}
+            measured = dataclasses.replace(sample, **part)
+            (record,) = evaluate([measured], {method.name: method.at(unit.scale)}, thorough=True, vmaf=vmaf)
+            record = without_infinity(record)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+            records.append(record)
+    return records
+
+
+def is_for_all(unit):
+    """Whether even slow methods are measured on a unit: one condition of each source."""
+    if unit.protocol == "image":
+        return unit.condition == "bicubic+noise"
+    return unit.codec == "x264" and unit.qp == 32
+
+
+def _record_path(unit, method, frames, vmaf, cache_dir):
+    tools = (vmaf, metrics.tesseract_available() and unit.source.category == "text")
+    decides = (VERSION, unit.identity(), _fingerprint(unit.source.path), method.name, method.description, frames, tools)
+    digest = hashlib.sha256(repr(decides).encode()).hexdigest()
+    return Path(cache_dir) / "figures" / f"{digest[:32]}.json"
+
+
+@functools.lru_cache(maxsize=1024)
+def _fingerprint(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
+
+
+def without_infinity(value):
+    """JSON has no infinity: the PSNR of identical pictures is written as null."""
+    if isinstance(value, dict):
+        return {key: without_infinity(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_infinity(entry) for entry in value]
+    return None if value == math.inf else value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Looking
+
+
+def detailed_box(y, size=(240, 180)):
+    """The box ``(x, y, width, height)``, on even pixels, of most detail in luma `(H, W)`: what is worth looking at."""
+    width, height = (min(side, limit) // 2 * 2 for side, limit in zip(size, y.shape[::-1], strict=True))
+    detail = np.minimum(np.abs(cv2.Laplacian(y, cv2.CV_32F)), 60)  # a hard edge counts no more than fine texture
+    detail = cv2.boxFilter(detail, -1, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    detail = detail[: y.shape[0] - height + 1 : 2, : y.shape[1] - width + 1 : 2]
+    row, column = np.unravel_index(detail.argmax(), detail.shape)
+    return int(2 * column), int(2 * row), width, height
+
+
+def worst_frames(records, method, metric="ssim_y", count=10):
+    """The frames that `method` harms most against the input, worst first, one of each unit.
+
+    Returns:
+        List of ``(unit's key, frame, input's value, method's value)``; see `record_key`.
+    """
+    inputs = {record_key(record): record for record in records if record["method"] == "input"}
+    harmed = []
+    for record in records:
+        if record["method"] != method:
+            continue
+        before = inputs[record_key(record)]["metrics"][metric]
+        values = zip(record["metrics"][metric], before, record["frames"], strict=True)
+        changes = [(value - came, frame, came, value) for value, came, frame in values]
+        harmed.append((*min(changes), record_key(record)))
+    harmed.sort()
+    return [(key, frame, before, after) for change, frame, before, after, key in harmed[:count] if change < 0]
+
+
+def record_key(record):
+    """What tells units apart."""
+    return tuple(record[name] for name in ("protocol", "category", "name", "condition"))

