@@ -45,6 +45,7 @@ class Config:
     # Student
     channels: int = 32
     blocks: int = 4
+    initial: str = ""  # a student's checkpoint to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none
 
     # Optimisation

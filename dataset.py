@@ -71,7 +71,7 @@ FONTS = (  # that Matplotlib brings
     "cmss10",
 )
 
-CACHE_VERSION = 2  # raise when the same configuration would give other pairs
+CACHE_VERSION = 3  # raise when the same configuration would give other pairs
 PART_SIZE = 32  # pairs in one file of the cache
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
 
@@ -509,14 +509,18 @@ def _mild_degradation(clip, rng):
 
 
 def _image_degradation(truth, rng):
-    """Blur, shrink, noise, JPEG, enlarge; each of them random."""
+    """Blur, shrink, noise, JPEG, enlarge; each of them random, or the classic: halved with a little noise."""
     y, uv = truth
+    classic = rng.random() < 0.35
     region = y.shape[0]
     scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
     sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
     sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.5, 0.3])
     quality = int(rng.integers(40, 98)) if rng.random() < 0.4 else 0
+    up = _random_upscaler(rng)
+    if classic:
+        scale, down, sigma_blur, sigma_noise, quality, up = 2.0, "bicubic", 0.0, rng.uniform(1, 3), 0, "lanczos"
 
     planes = (y, uv)
     if sigma_blur:
@@ -527,7 +531,7 @@ def _image_degradation(truth, rng):
         planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
     if quality:
         planes = tuple(each_plane(planes, jpeg, quality))
-    damaged = resize_planes(*planes, (region, region), _random_upscaler(rng))
+    damaged = resize_planes(*planes, (region, region), up)
     return damaged, {"scale": float(scale), "down": down, "noise": float(sigma_noise), "jpeg": quality}
 
 

@@ -33,8 +33,9 @@ from dataset import DataError
 from inference import RealTimeSharpener, parse_strength
 from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
+from page import write_report
 from peers import FILTERS, NETWORKS, Peer, peers, time_1080p
-from report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary, write_report
+from report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
 from runtime import DeviceError
 from subjective import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
 from utils import atomic_path, planes_to_bgr, to_full_range

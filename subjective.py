@@ -164,10 +164,10 @@ def make_study(folder, stimuli, seed, limit=None):
 
 
 def degrade(frame):
-    """Ruin a frame `(H, W, 3)` so that nobody who looks can miss it: an eighth of the size and back."""
+    """Ruin a frame `(H, W, 3)` so that nobody who looks can miss it: blocks of 8x8 pixels of one colour each."""
     height, width = frame.shape[:2]
     small = cv2.resize(frame, (max(1, width // 8), max(1, height // 8)), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def _balanced_choice(pairs, limit, rng):
@@ -609,12 +609,15 @@ def summarise_study(folder, seed=0):
 
 def format_summary(summary):
     """The result of `summarise_study` as text with a Markdown table."""
-    plural = {key: f"{summary[key]} {key[:-1] if summary[key] == 1 else key}" for key in ("votes", "participants")}
-    lines = [f"{plural['votes']} of {plural['participants']} count; {len(summary['excluded'])} participants left out."]
+    counted = f"{_number(summary['votes'], 'vote')} of {_number(summary['participants'], 'participant')} count"
+    excluded = summary["excluded"]
+    lines = [f"{counted}; {_number(len(excluded), 'participant')} left out."]
     lines += [
-        f"- {entry['participant'][:8]}, {entry['votes']} votes: {entry['reason']}" for entry in summary["excluded"]
+        f"- {entry['participant'][:8]}, {_number(entry['votes'], 'vote')}: {entry['reason']}" for entry in excluded
     ]
     lines += [f"Rule: {summary['rule']}.", ""]
+    if not summary["votes"] and excluded:
+        return "\n".join([*lines, "No participant counts by this rule so far: there is nothing to evaluate."])
     if not summary["votes"]:
         return "\n".join([*lines, "There are no votes to evaluate yet: serve the study and compare some pairs first."])
     if summary["participants"] < CLUSTERS_NEEDED:
@@ -730,6 +733,10 @@ def _finite(interval):
     return [float(v) for v in interval] if np.isfinite(interval).all() else None
 
 
+def _number(count, noun):
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _with_interval(value, interval):
     if value is None:
         return "-"
@@ -774,7 +781,7 @@ figure { margin: 0; background: #808080; }
 #stage.single { cursor: pointer; -webkit-tap-highlight-color: transparent; }  /* a tap must not tint the picture */
 figure.front { z-index: 1; }
 figcaption { text-align: center; font-weight: 600; font-size: 1.2rem; }
-img, video { display: block; image-rendering: pixelated; }
+img, video { display: block; position: relative; image-rendering: pixelated; }
 .loading { opacity: 0; }  /* not hidden: phones do not play what is */
 #switch { display: block; margin: 10px auto 0; }
 #question, #hint { text-align: center; margin: 14px 0 8px; }
@@ -969,19 +976,27 @@ async function show() {
 
 // One picture pixel on one screen pixel, or on 2x2, 3x3 ... where screen pixels are that much smaller than usual
 function arrange() {
-  if (!media.length) return;
   const density = devicePixelRatio || 1, room = document.documentElement.clientWidth - 24;
-  const width = media[0].naturalWidth || media[0].videoWidth, height = media[0].naturalHeight || media[0].videoHeight;
+  const width = media[0]?.naturalWidth || media[0]?.videoWidth;
+  const height = media[0]?.naturalHeight || media[0]?.videoHeight;
+  if (!width) return;  // not loaded yet
+  const rounding = 0.005;  // browsers cut lengths to 64ths, and a hair too short would drop a row of pixels
   let pixel = Math.max(1, Math.floor(density));
   const fits = () => width * pixel / density <= room && height * pixel / density <= innerHeight * 0.6;
   while (pixel > 1 && !fits()) pixel--;
   for (const element of media) {
-    element.style.width = width * pixel / density + "px";
-    element.style.height = height * pixel / density + "px";
+    element.style.width = width * pixel / density + rounding + "px";
+    element.style.height = height * pixel / density + rounding + "px";
   }
   const single = 2 * width * pixel / density + 16 > room;
   $("stage").classList.toggle("single", single);
   $("switch").hidden = !single;
+  for (const element of media) {  // between two screen pixels it would be resampled, and A and B differently
+    element.style.left = element.style.top = 0;
+    const {left, top} = element.getBoundingClientRect();
+    element.style.left = Math.round(left * density) / density - left + rounding + "px";
+    element.style.top = Math.round(top * density) / density - top + rounding + "px";
+  }
 }
 
 function front(side) {
@@ -1063,6 +1078,8 @@ $("another").addEventListener("click", () => {
   location.replace(location.pathname);
 });
 addEventListener("resize", arrange);
+const moved = new ResizeObserver(arrange);  // the hint and messages push the pictures about
+for (const id of ["trial", "message"]) moved.observe($(id));
 addEventListener("keydown", event => {
   if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
   const key = event.key.toLowerCase();

@@ -314,6 +314,8 @@ def train(config, resume=False):
     taught = [pair.teacher is not None for pair in pairs]
 
     student = Student(config.channels, config.blocks)
+    if config.initial:
+        student = load_initial(config, student)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -403,6 +405,14 @@ def to_device(batch, device):
         for name in ("input", "truth", "teacher")
     }
     return {**moved, "known": batch["known"].to(device)}
+
+
+def load_initial(config, student):
+    """The student of `config.initial`, which must be of the same size as `student`."""
+    initial, _ = load_student(config.initial)
+    if initial.args != student.args:
+        raise TrainingError(f"{config.initial} holds a student of {initial.args}, not of {student.args}: change either")
+    return initial.train()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

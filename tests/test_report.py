@@ -16,6 +16,7 @@ from PIL import Image
 
 import dataset
 import report as rp
+from page import write_report
 from report import ReportError
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr
 
@@ -167,7 +168,7 @@ def report(path):
 
 @pytest.fixture(scope="module")
 def page(path):
-    return rp.write_report(path)
+    return write_report(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -229,6 +230,36 @@ def test_changes_are_taken_on_the_same_frame():
         record(frames=[14, 4], ssim_y=[0.9, 0.6]),
     )
     assert rp.frame_changes(after, before, "ssim_y") == pytest.approx([0.2, 0.1])
+
+
+@pytest.fixture
+def with_slow_method():
+    """Two clips; a slow method saw one frame of the first, and would look best if that were not told."""
+    records = pair([30.0, 32.0], [31.0, 31.5]) + pair([40.0], [40.0], name="b.mkv")
+    return [*records, record("unsharp mask", frames=[1], psnr_y=[34.0])]
+
+
+def test_slow_methods_are_compared_where_all_were_measured(with_slow_method):
+    everywhere, shared = rp.comparable(with_slow_method)
+    assert {row["method"]: row["change"]["psnr_y"] for row in rp.summarise(everywhere, [], ["psnr_y"])} == {
+        "input": 0,
+        "student": 0.125,
+    }
+    rows = {row["method"]: row for row in rp.summarise(shared, [], ["psnr_y"])}
+    assert rows["input"]["level"]["psnr_y"] == 32 and rows["input"]["units"] == 1
+    assert rows["student"]["change"]["psnr_y"] == -0.5 and rows["unsharp mask"]["change"]["psnr_y"] == 2
+    text = rp.markdown_summary(a_report(with_slow_method))
+    first, second = text.split("Calls where all methods were measured (1 clip, 1 encoding)")
+    assert "unsharp" not in first and "| unsharp mask | **+2.00** | – |" in second
+    assert len(rp.comparable(everywhere)) == 1 and rp.comparable([]) == []
+
+
+def test_groups_show_only_methods_measured_throughout(with_slow_method):
+    groups = rp.by_group(with_slow_method, ["category"], ["psnr_y"])
+    assert list(groups[("heads",)]) == ["input", "student"]
+    groups = rp.by_group(with_slow_method, ["category", "name"], ["psnr_y"])
+    assert list(groups["heads", "a.mkv"]) == ["input", "student", "unsharp mask"]
+    assert set(rp.rate_points(with_slow_method, "psnr_y")["x264", 2]["qp"]) == {"input", "student"}
 
 
 def test_harm_counts_frames_beyond_the_tolerance():
@@ -522,7 +553,7 @@ def test_names_cannot_break_the_page(path, report, tmp_path):
     text = text.replace('"cpu": "EPYC"', f"{json.dumps(evil)}: {json.dumps(evil)}")
     shutil.copytree(path.parent / "crops", tmp_path / "crops")
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
-    elements = outline_of(rp.write_report(tmp_path / "report.json").read_text(encoding="utf-8")).elements
+    elements = outline_of(write_report(tmp_path / "report.json").read_text(encoding="utf-8")).elements
     assert len([tag for tag, _ in elements if tag == "script"]) == 1
 
 
@@ -532,7 +563,7 @@ def test_one_protocol_alone_makes_a_page(report, path, tmp_path):
         part = {**report, "worst": [], "crops": []}
         part["records"] = [entry for entry in report["records"] if entry["protocol"] == protocol]
         (tmp_path / "report.json").write_text(json.dumps(part), encoding="utf-8")
-        text = rp.write_report(tmp_path / "report.json").read_text(encoding="utf-8")
+        text = write_report(tmp_path / "report.json").read_text(encoding="utf-8")
         assert present in text and absent not in text and 'id="pictures"' not in text
         outline_of(text)
 
@@ -542,7 +573,7 @@ def test_a_missing_picture_is_named_and_no_page_is_left(report, tmp_path):
         report[place] = [entry for entry in report[place] if entry["protocol"] == "image"]
     (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
     with pytest.raises(ReportError, match=r"cannot read the picture .*-truth.png \(No such file"):
-        rp.write_report(tmp_path / "report.json")
+        write_report(tmp_path / "report.json")
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
