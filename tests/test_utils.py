@@ -48,7 +48,12 @@ def test_luma_metrics(rng):
     truth, image = noisy_pair(rng)
     psnr, ssim = utils.luma_metrics(image, truth)
     assert psnr == pytest.approx(peak_signal_noise_ratio(truth, image), abs=1e-9)
-    assert 0.3 < ssim < 0.9
+    expected = structural_similarity(
+        truth, image, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    assert ssim == pytest.approx(expected, abs=1e-9) and 0.3 < ssim < 0.9
+    with pytest.raises(ValueError, match="one size, at least 11x11"):
+        utils.luma_metrics(image[:10], truth[:10])
     assert utils.luma_metrics(truth, truth) == (np.inf, 1.0)
 
 
