@@ -262,6 +262,18 @@ def test_resume_refuses_another_configuration(cache, tmp_path):
         training.train(changed, resume=True)
 
 
+def test_a_run_can_start_from_a_student(cache, tmp_path):
+    first = training.train(tiny_config(cache, tmp_path / "first"))
+    config = tiny_config(cache, tmp_path / "second", initial=str(first), learning_rate=1e-9, epochs=1)
+    second = training.train(config)
+    factor = load_student(second)[1]["calibration"]
+    torch.testing.assert_close(weights(second)["tail.weight"], factor * weights(first)["tail.weight"])
+    torch.testing.assert_close(weights(second)["head.weight"], weights(first)["head.weight"])
+    assert load_student(second)[1]["config"]["initial"] == str(first)
+    with pytest.raises(TrainingError, match=r"holds a student of .*'channels': 8"):
+        training.train(tiny_config(cache, tmp_path / "third", initial=str(first), channels=16))
+
+
 def test_mistakes_end_with_one_line_and_exit_code_2():
     for argument, message in (
         ("epoch=1", "unknown key"),
