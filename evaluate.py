@@ -55,8 +55,10 @@ def choose_units(arguments):
     """
     sources = benchmark.list_sources(arguments.data, arguments.match)
     if arguments.quick:
-        pictures = [source for source in sources if not source.is_video]
-        first = {source.category: source for source in reversed(pictures)}
+        first = {}  # picture of each category
+        for source in sources:
+            if not source.is_video:
+                first.setdefault(source.category, source)
         units = benchmark.image_units(first.values(), ("clean", "bicubic+noise"))
         return units + benchmark.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
     units = []

@@ -256,7 +256,7 @@ def validate(student, pairs, device):
 def calibrate(student, pairs, device):
     """Scale a student's residual, in its tail, so that strength 1 is what is most faithful on validation pairs.
 
-    Losses that reward contrast (SSIM, the teacher) leave it larger than that.
+    Losses that reward contrast (SSIM, the teacher) leave it larger than that. Epochs are compared after it.
 
     Returns:
         The factor, between 0.3 and 1.5: the one of the highest mean PSNR, counted as in `validate`.
@@ -359,31 +359,21 @@ def train(config, resume=False):
 
         if main_process:
             candidate = collapse(average.module)
+            calibration = calibrate(candidate, validation_pairs, device)
             score, rows = validate(candidate, validation_pairs, device)
             seconds += time.perf_counter() - started
             log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
             log.pictures(epoch + 1, candidate, validation_pairs, device)
             if score > best_score:
                 best_score = score
-                meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
+                meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
                 save_student(folder / "student.pth", candidate, meta)
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()
-        finish(folder / "student.pth", validation_pairs, device)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"
-
-
-def finish(path, validation_pairs, device):
-    """Calibrate the best student of a run, unless that was done, and validate it again."""
-    student, meta = load_student(path)
-    if "calibration" not in meta:
-        meta["calibration"] = calibrate(student, validation_pairs, device)
-        score, rows = validate(student, validation_pairs, device)
-        meta["metrics"] = {"score": score, "validation": rows}
-        save_student(path, student, meta)
 
 
 def prepare_data(config, device, progress=True):
@@ -451,7 +441,7 @@ def load_state(path, config):
     return state
 
 
-def checkpoint_meta(config, teacher, pairs, epoch, seconds, score, rows):
+def checkpoint_meta(config, teacher, pairs, epoch, seconds, calibration, score, rows):
     """What a released checkpoint says of itself, as plain data."""
     return {
         "version": VERSION,
@@ -460,6 +450,7 @@ def checkpoint_meta(config, teacher, pairs, epoch, seconds, score, rows):
         "epoch": epoch,
         "training_seconds": round(seconds),
         "torch": str(torch.__version__),
+        "calibration": calibration,
         "config": result_config(config),
         "metrics": {"score": score, "validation": rows},
     }
