@@ -266,11 +266,11 @@ def _rate_name(qp, kbps):
     return f"{kbps}k" if qp is None else f"qp {qp}"
 
 
-def send(clip, unit, cache_dir):
+def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
     """Scale a clip down, through the unit's codec (or its stream from the cache), and up again.
 
     Returns:
-        ``(the measured frames, kbit/s)``.
+        ``(the last frames, kbit/s)``.
     """
     size = clip[0][0].shape[::-1]
     small = [dataset.resize_planes(*planes, dataset.low_resolution(size, unit.scale), "bicubic") for planes in clip]
@@ -287,7 +287,7 @@ def send(clip, unit, cache_dir):
         with atomic_path(path) as temporary:
             data = np.frombuffer(b"".join(packets), np.uint8)
             np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
-    decoded = dataset.decode_clip(packets, unit.codec)[-MEASURED_FRAMES:]
+    decoded = dataset.decode_clip(packets, unit.codec)[-last:]
     kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / 25)
     return [dataset.resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
 
@@ -296,18 +296,18 @@ def send(clip, unit, cache_dir):
 # Measuring
 
 
-def make_sample(unit, cache_dir):
-    """Degrade a unit's source as its condition says; always the same."""
+def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
+    """Degrade a unit's source as its condition says, always the same; of a clip the `last` frames."""
     if unit.protocol == "image":
         truth = bgr_to_planes(load_frame(unit.source))
         damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))
         words = _words(unit.source) if unit.source.category == "text" and metrics.tesseract_available() else None
         return Sample(unit.identity(), [damaged], [truth], words=words)
     clip, full_range = load_clip(unit.source)
-    damaged, kbps = send(clip, unit, cache_dir)
-    frames = tuple(range(len(clip) - MEASURED_FRAMES, len(clip)))
+    damaged, kbps = send(clip, unit, cache_dir, last)
+    frames = tuple(range(len(clip) - last, len(clip)))
     identity = {**unit.identity(), "kbps": round(kbps, 1)}
-    return Sample(identity, damaged, clip[-MEASURED_FRAMES:], full_range, frames)
+    return Sample(identity, damaged, clip[-last:], full_range, frames)
 
 
 @functools.lru_cache(maxsize=1)

@@ -118,16 +118,14 @@ def write_crops(units, records, methods, folder):
         sample = benchmark.make_sample(by_key[key], CACHE)
         index = -1 if frame is None else sample.frames.index(frame)
         box = benchmark.detailed_box(sample.truth[index][0])
-        x, y, width, height = box
         pictures = {"truth": sample.truth[index]}
         for method in methods:
             pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
         files = {}
         for name, planes in pictures.items():
-            frame_bgr = planes_to_bgr(*(planes if sample.full_range else to_full_range(*planes)))
             files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
             with atomic_path(folder / files[name]) as temporary:
-                cv2.imwrite(str(temporary), frame_bgr[y : y + height, x : x + width])
+                cv2.imwrite(str(temporary), cut_frame(planes, sample.full_range, box))
         identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
         entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
     crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
@@ -135,6 +133,13 @@ def write_crops(units, records, methods, folder):
         entry |= {"metric": "ssim_y", "method": STUDENT, "change": after - before}
         entry |= {"input_value": before, "value": after}
     return crops, harmed
+
+
+def cut_frame(planes, full_range, box):
+    """The ``(x, y, width, height)`` of planes that `box` names, as a BGR frame."""
+    x, y, width, height = box
+    frame = planes_to_bgr(*(planes if full_range else to_full_range(*planes)))
+    return np.ascontiguousarray(frame[y : y + height, x : x + width])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -290,14 +295,13 @@ def make_stimuli(sharpener, data, folder):
     calls = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
     units += [unit for unit in calls if unit.qp == 32 or unit.kbps == 300]
     for number, unit in enumerate(units):
-        sample = benchmark.make_sample(unit, CACHE)
-        x, y, width, height = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
+        sample = benchmark.make_sample(unit, CACHE, benchmark.CLIP_FRAMES)
+        box = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
         kind, suffix = ("image", "png") if unit.protocol == "image" else ("video", "mp4")
         files = {}
         for name, method in {**methods, "truth": None}.items():
             clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
-            frames = [planes_to_bgr(*(p if sample.full_range else to_full_range(*p))) for p in clip]
-            frames = [np.ascontiguousarray(frame[y : y + height, x : x + width]) for frame in frames]
+            frames = [cut_frame(planes, sample.full_range, box) for planes in clip]
             files[name] = folder / f"{number:03d}-{name.replace(' ', '-')}.{suffix}"
             if kind == "image":
                 with atomic_path(files[name]) as temporary:
