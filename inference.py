@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from models import RELEASED_STUDENT, CheckpointError, load_student
-from runtime import DeviceError, TorchEngine
+from runtime import DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -72,7 +72,7 @@ class RealTimeSharpener:
     Args:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
-        device: ``"auto"`` (CUDA before MPS before the CPU), or a name that PyTorch knows.
+        device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
         strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for.
 
     Attributes:
@@ -93,7 +93,7 @@ class RealTimeSharpener:
             path = RELEASED_STUDENT.parent.parent / path
         self.checkpoint = path
         self.student, self.meta = load_student(path)
-        self.engine = TorchEngine(self.student, device)
+        self.engine = make_engine(self.student, path, device)
         self.device, self.description = self.engine.device, self.engine.description
         self.strength = float(strength)
 
@@ -226,17 +226,13 @@ class RealTimeSharpener:
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8 or uint16, at their own precision."""
         if self.strength == 0:
             return pixels.copy()
-        dy, duv = self.engine.residual(*_full_range_planes(pixels))
-        if pixels.ndim == 2:
-            change = dy
-        else:
-            height, width = dy.shape
-            size = (2 * duv.shape[2], 2 * duv.shape[1])
-            chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
-            change = cv2.transform(cv2.merge([dy, *chroma]), _YCC_TO_BGR)
-        scale = np.float32(np.iinfo(pixels.dtype).max * self.strength)
+        planes = _full_range_planes(pixels)
+        if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
+            change = _to_pixels(*self.engine.difference(*planes, self.strength), pixels.ndim, offset=128)
+            return cv2.addWeighted(pixels, 1, change, 1, -128)
+        change = _to_pixels(*self.engine.residual(*planes), pixels.ndim, offset=0)
         # cv2.add rounds to nearest and saturates.
-        return cv2.add(pixels, change * scale, dtype=cv2.CV_8U if pixels.dtype == np.uint8 else cv2.CV_16U)
+        return cv2.add(pixels, change * np.float32(65535 * self.strength), dtype=cv2.CV_16U)
 
 
 def split_frames(original, sharp):
@@ -270,6 +266,17 @@ def _full_range_planes(pixels):
         return bgr_to_planes(pixels)
     y, v, u = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_BGR2YCrCb))  # chroma around 0.5
     return y, np.stack([halve_chroma(u), halve_chroma(v)]) + (_NEUTRAL_CHROMA - np.float32(0.5))
+
+
+def _to_pixels(dy, duv, dimensions, offset):
+    """A change of planes, to which `offset` was added, as the change of BGR (3 dimensions) or grey (2) pixels."""
+    if dimensions == 2:
+        return dy
+    height, width = dy.shape
+    size = (2 * duv.shape[2], 2 * duv.shape[1])
+    chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
+    shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
+    return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
 
 
 class _FrameCounter:

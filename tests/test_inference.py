@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
+from export import export
 from inference import RealTimeSharpener, main, split_frames, split_planes
 from models import CheckpointError, Student, save_student
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
@@ -44,6 +45,7 @@ def make_student(channels=8, blocks=1):
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("student") / "student.pth"
     save_student(path, make_student(), {"note": "random"})
+    export(path, frames=2, steps=2, progress=False)
     return path
 
 

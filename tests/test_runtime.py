@@ -1,0 +1,234 @@
+"""The int8 network: what OpenVINO makes of it, against the student in PyTorch."""
+
+import logging
+import shutil
+import sys
+import threading
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.data import chelsea
+
+import runtime
+from export import export, main
+from metrics import psnr
+from models import RELEASED_STUDENT, Student, load_student, save_student
+from runtime import (
+    ArtefactError,
+    DeviceError,
+    OpenVINOEngine,
+    TorchEngine,
+    artefact_path,
+    fold_planes,
+    make_engine,
+    unfold_planes,
+)
+from utils import bgr_to_planes
+
+
+@pytest.fixture(scope="module")
+def soft():
+    """Planes of a cat that was halved, compressed and enlarged again: 304x448."""
+    small = cv2.resize(chelsea()[:300, :448, ::-1], (224, 152), interpolation=cv2.INTER_AREA)
+    decoded = cv2.imdecode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR)
+    return bgr_to_planes(cv2.resize(decoded, (448, 304), interpolation=cv2.INTER_LANCZOS4))
+
+
+@pytest.fixture(scope="module")
+def released():
+    """The released student in float32, and its int8 network."""
+    student, _ = load_student()
+    reference = TorchEngine(student, "cpu")
+    reference._dtype = torch.float32
+    return reference, OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small random student, its checkpoint and its int8 network."""
+    torch.manual_seed(0)
+    student = Student(channels=8, blocks=1).eval()
+    torch.nn.init.normal_(student.tail.weight, std=0.05)
+    path = tmp_path_factory.mktemp("exported") / "student.pth"
+    save_student(path, student, {})
+    assert export(path, frames=2, steps=2, progress=False) == artefact_path(path)
+    return student, path
+
+
+def crop(planes, height, width):
+    return planes[0][:height, :width], planes[1][:, : (height + 1) // 2, : (width + 1) // 2]
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99))
+def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 256, (height, width), np.uint8)
+    uv = rng.integers(0, 256, (2, (height + 1) // 2, (width + 1) // 2), np.uint8)
+    folded = fold_planes(y, uv)
+    rows, columns = (-(-side // 8) * 8 for side in (height, width))
+    padded = [np.pad(y, ((0, rows - height), (0, columns - width)), mode="edge")]
+    padded += [
+        np.pad(plane, ((0, rows // 2 - uv.shape[1]), (0, columns // 2 - uv.shape[2])), mode="edge") for plane in uv
+    ]
+    planes = zip(padded, (4, 2, 2), strict=True)
+    expected = torch.cat([F.pixel_unshuffle(torch.from_numpy(plane)[None], fold) for plane, fold in planes])
+    np.testing.assert_array_equal(folded, expected.permute(1, 2, 0))
+    for plane, same in zip((y, uv), unfold_planes(folded, height, width), strict=True):
+        np.testing.assert_array_equal(plane, same)
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+@pytest.mark.parametrize("size", [(304, 448), (97, 131)])
+def test_released_network_does_what_the_student_does(released, soft, size, full_range):
+    planes = crop(soft, *size)
+    (y, uv), (int8_y, int8_uv) = (engine(*planes, full_range) for engine in released)
+    assert int8_y.shape == y.shape and int8_uv.shape == uv.shape
+    assert np.abs(y.astype(int) - planes[0]).mean() > 0.3, "the student has to do something"
+    assert psnr(int8_y, y) > 45 and psnr(int8_uv, uv) > 45
+
+
+def test_strength(released, soft):
+    y, uv = crop(soft, 96, 128)
+    _, engine = released
+    for plane, same in zip((y, uv), engine(y, uv, strength=0), strict=True):
+        np.testing.assert_array_equal(plane, same)
+    changes = [engine.difference(y, uv, strength)[0].astype(float) - 128 for strength in (1, 2)]
+    assert np.abs(changes[1] - 2 * changes[0]).max() <= 1.5  # two roundings
+    sharp, _ = engine(y, uv, full_range=True)
+    np.testing.assert_array_equal(sharp, np.clip(y + changes[0], 0, 255))
+
+
+def test_float_residual_is_the_students(released, soft):
+    y, uv = crop(soft, 64, 64)
+    reference, engine = released
+    for ours, theirs in zip(engine.residual(y, uv), reference.residual(y, uv), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+def test_black_and_white_stay_in_range(released):
+    for value in (0, 255):
+        y, uv = np.full((64, 64), value, np.uint8), np.full((2, 32, 32), 128, np.uint8)
+        sharp, _ = released[1](y, uv)
+        assert np.abs(sharp.astype(int) - value).max() <= 1
+
+
+def test_threads_take_turns(released, soft):
+    _, engine = released
+    sizes = [(64, 96), (96, 64), (80, 80)] * 4
+    expected = {size: engine(*crop(soft, *size))[0] for size in set(sizes)}
+    found = [None] * len(sizes)
+
+    def work(i):
+        found[i] = engine(*crop(soft, *sizes[i]))[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(sizes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for size, sharp in zip(sizes, found, strict=True):
+        np.testing.assert_array_equal(sharp, expected[size])
+
+
+def test_another_runtime_reads_the_same_network(released, soft):
+    y, uv = crop(soft, 96, 128)
+    session = onnxruntime.InferenceSession(artefact_path(RELEASED_STUDENT), providers=["CPUExecutionProvider"])
+    ones = {name: np.ones((1, 1, 1, 24), np.float32) for name in ("stretch", "amount")}
+    inputs = {"planes": fold_planes(y, uv)[None], "keep": np.ones((1, 1, 1, 1), np.float32), **ones}
+    (sharp,) = session.run(None, inputs)
+    theirs, _ = unfold_planes(sharp[0], *y.shape)
+    ours, _ = released[1](y, uv, full_range=True)
+    assert np.abs(theirs.astype(int) - ours).max() <= 1 and (theirs == ours).mean() > 0.99
+
+
+def test_export_follows_the_student(exported, soft):
+    student, path = exported
+    planes = crop(soft, 96, 128)
+    expected, _ = TorchEngine(student, "cpu").difference(*planes)
+    found, _ = OpenVINOEngine(student, artefact_path(path)).difference(*planes)
+    changed = np.abs(expected.astype(float) - 128).mean()
+    assert changed > 0.5 and np.abs(found.astype(float) - expected).mean() < 0.2 * changed
+
+
+def test_export_is_repeatable(exported, tmp_path):
+    _, path = exported
+    again = export(path, tmp_path / "again.onnx", frames=2, steps=2, progress=False)
+    assert again.read_bytes() == artefact_path(path).read_bytes()
+
+
+def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    path = tmp_path / "student.pth"
+    path.write_text("no weights")
+    assert main([str(path)]) == 2
+    assert "student.pth" in capsys.readouterr().err and list(tmp_path.iterdir()) == [path]
+
+
+def test_auto_takes_the_int8_network(exported):
+    student, path = exported
+    assert make_engine(student, path).description.startswith("openvino CPU" if _no_gpu() else "torch")
+    assert make_engine(student, path, "cpu").description.startswith("torch cpu")
+    assert make_engine(student, path, "openvino").description == "openvino CPU int8"
+
+
+def _no_gpu():
+    return runtime.pick_device().type == "cpu"
+
+
+def _missing(path):
+    artefact_path(path).unlink()
+
+
+def _damaged(path):
+    content = artefact_path(path).read_bytes()
+    artefact_path(path).write_bytes(content[: len(content) // 2])
+
+
+def _of_another_student(path):
+    student, meta = load_student(path)
+    with torch.no_grad():
+        student.tail.bias += 0.01
+    save_student(path, student, meta)
+
+
+@pytest.mark.skipif(not _no_gpu(), reason="on a GPU, PyTorch comes first")
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(_missing, "no int8 network"), (_damaged, "cannot run"), (_of_another_student, "other weights")],
+)
+def test_fallback_is_never_silent(exported, tmp_path, caplog, spoil, reason):
+    path = tmp_path / "student.pth"
+    for file in (exported[1], artefact_path(exported[1])):
+        shutil.copy(file, tmp_path / file.name)
+    spoil(path)
+    student, _ = load_student(path)
+    with caplog.at_level(logging.WARNING):
+        assert make_engine(student, path).description.startswith("torch cpu")
+    assert reason in caplog.text and "PyTorch is used" in caplog.text
+    with pytest.raises(DeviceError, match=reason):
+        make_engine(student, path, "openvino")
+
+
+def test_without_openvino(exported, monkeypatch, caplog):
+    student, path = exported
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ArtefactError, match="pip install openvino"):
+        OpenVINOEngine(student, artefact_path(path))
+
+
+def test_unknown_device(exported):
+    student, path = exported
+    with pytest.raises(DeviceError, match="openvino:CPU"):
+        make_engine(student, path, "openvino:abacus")
+
+
+def test_compiled_networks_are_kept(exported, tmp_path):
+    student, path = exported
+    OpenVINOEngine(student, artefact_path(path), cache=tmp_path / "cache")
+    assert any((tmp_path / "cache").iterdir())
