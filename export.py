@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from config import Config
 from dataset import DataError, list_sources, make_pair, unpack_planes
-from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student, local_mean
-from runtime import ARTEFACT_FORMAT, artefact_path, weights_digest
+from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
+from runtime import ARTEFACT_FORMAT, artefact_path, fold_means, fold_planes, pad_planes, weights_digest
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -47,10 +47,10 @@ CALIBRATION_SEED = 20261122
 
 
 def details(y, uv):
-    """What the student sees of uint8 planes with sides of multiples of 8: folded, less local means, `(1, 24, h, w)`."""
-    y, uv = (torch.from_numpy(np.ascontiguousarray(plane)).float() for plane in (y, uv))
-    folded = [F.pixel_unshuffle(plane[None, None], fold) for plane, fold in ((y, 4), (uv[0], 2), (uv[1], 2))]
-    return torch.cat([plane - local_mean(plane) for plane in folded], dim=1)
+    """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
+    padded = pad_planes(y, uv)
+    folded = fold_planes(*padded).astype(np.float32) - fold_means(*padded).astype(np.float32) / 16
+    return torch.from_numpy(folded).permute(2, 0, 1)[None].contiguous()
 
 
 def in_codes(student):
@@ -209,48 +209,45 @@ class _Graph:
         arguments = self.constant(np.float32(1)), self.constant(np.uint8(zero))
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *arguments), *arguments)
 
-    def convolve(self, x, integers, scales, bias=None):
-        """Convolve with int8 weights (O, I, k, k), k odd, and a scale for each output channel."""
-        side, zeros = integers.shape[2], np.zeros(len(scales), np.int8)
-        weights = [self.constant(a) for a in (integers.astype(np.int8), scales.astype(np.float32), zeros)]
+    def convolve(self, x, integers, scales, bias):
+        """Convolve with int8 weights (O, I, 3, 3) and a scale for each output channel."""
+        weights = [self.constant(a) for a in (integers.astype(np.int8), scales, np.zeros(len(scales), np.int8))]
         weights = self.add("DequantizeLinear", *weights, axis=0)
-        bias = () if bias is None else (self.constant(bias.astype(np.float32)),)
-        return self.add("Conv", x, weights, *bias, kernel_shape=[side, side], pads=[side // 2] * 4)
+        return self.add("Conv", x, weights, self.constant(bias), kernel_shape=[3, 3], pads=[1] * 4)
 
 
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its input ``planes (1, h, w, 24)`` uint8 holds the planes folded as `runtime.fold_planes` does; its output ``sharp``
-    likewise. The other inputs are float: ``stretch`` and ``amount`` `(1, 1, 1, 24)` multiply the details that the
-    student sees and the residual, ``keep`` is 1 for sharpened planes and 0 for the residual alone, 128 being none.
+    Its inputs ``planes (1, h, w, 24)`` uint8 and ``means`` uint16 hold a frame as `runtime.fold_planes` and
+    `runtime.fold_means` give it; its output ``sharp`` uint8 is folded likewise. The other inputs are float: ``stretch``
+    and ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for
+    sharpened planes and 0 for the residual alone, 128 being none.
 
-    Channels are last in all that is not convolved, so that no value is ever moved to another place in memory.
+    Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
     graph = _Graph()
     to_front = lambda x: graph.add("Transpose", x, perm=[0, 3, 1, 2])  # noqa: E731
     to_back = lambda x: graph.add("Transpose", x, perm=[0, 2, 3, 1])  # noqa: E731
-    per_channel = lambda values: graph.constant(values.astype(np.float32).reshape(1, -1, 1, 1))  # noqa: E731
+
+    def quantised_input(module, x, shape):
+        steps = module.log_step.detach().exp().numpy().reshape(shape)
+        return graph.round(graph.add("Mul", x, graph.constant(1 / steps)), module.zero)
 
     def convolve(module, x):
-        tensors = module.log_step.exp(), module.weight_integers(), module.log_scale.exp(), module.bias
-        step, integers, scales, bias = (tensor.detach().numpy() for tensor in tensors)
-        x = graph.round(graph.add("Mul", x, per_channel(1 / step)), module.zero)
-        return graph.convolve(x, integers, scales, bias)
+        tensors = module.weight_integers(), module.log_scale.exp(), module.bias
+        return graph.convolve(x, *(tensor.detach().numpy() for tensor in tensors))
 
-    # Sixteen times the mean of each 4x4 pixels of luma and 2x2 of chroma, in integers; then that of 3x3 of them.
-    sums = np.zeros((24, 24, 1, 1))
-    sums[:16, :16], sums[16:20, 16:20], sums[20:, 20:] = 1, 4, 4
-    pixels = graph.add("Cast", "planes", to=TensorProto.FLOAT)
-    means = graph.convolve(graph.round(to_front(pixels)), sums, np.ones(24))
-    means = graph.add("AveragePool", means, kernel_shape=[3, 3], pads=[1] * 4)  # without the padding, as `local_mean`
-    x = graph.add("Sub", graph.add("Mul", pixels, graph.constant(np.float32(16))), to_back(means))
-    x = to_front(graph.add("Mul", graph.add("Mul", x, graph.constant(np.float32(1 / 16))), "stretch"))
+    def layer(module, x):
+        return convolve(module, quantised_input(module, x, (1, -1, 1, 1)))
 
-    x = graph.add("Relu", convolve(quantised.head, x))
+    pixels, means = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "means"))
+    x = graph.add("Sub", pixels, graph.add("Mul", means, graph.constant(np.float32(1 / 16))))
+    x = quantised_input(quantised.head, graph.add("Mul", x, "stretch"), (1, 1, 1, -1))
+    x = graph.add("Relu", convolve(quantised.head, to_front(x)))
     for block in quantised.body:
-        x = graph.add("Add", x, convolve(block.conv2, graph.add("Relu", convolve(block.conv1, x))))
-    change = graph.add("Mul", to_back(convolve(quantised.tail, x)), "amount")
+        x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
+    change = graph.add("Mul", to_back(layer(quantised.tail, x)), "amount")
 
     middle = graph.constant(np.float32(128))
     kept = graph.add("Add", graph.add("Mul", graph.add("Sub", pixels, middle), "keep"), middle)
@@ -259,6 +256,7 @@ def build_model(quantised, metadata):
 
     tensor = helper.make_tensor_value_info
     inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", 24])]
+    inputs.append(tensor("means", TensorProto.UINT16, [1, "height", "width", 24]))
     inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 24]) for name in ("stretch", "amount")]
     inputs.append(tensor("keep", TensorProto.FLOAT, [1, 1, 1, 1]))
     outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]

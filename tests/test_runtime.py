@@ -18,15 +18,17 @@ from skimage.data import chelsea
 import runtime
 from export import export, main
 from metrics import psnr
-from models import RELEASED_STUDENT, Student, load_student, save_student
+from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
     ArtefactError,
     DeviceError,
     OpenVINOEngine,
     TorchEngine,
     artefact_path,
+    fold_means,
     fold_planes,
     make_engine,
+    pad_planes,
     unfold_planes,
 )
 from utils import bgr_to_planes
@@ -71,7 +73,7 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 256, (height, width), np.uint8)
     uv = rng.integers(0, 256, (2, (height + 1) // 2, (width + 1) // 2), np.uint8)
-    folded = fold_planes(y, uv)
+    folded = fold_planes(*pad_planes(y, uv))
     rows, columns = (-(-side // 8) * 8 for side in (height, width))
     padded = [np.pad(y, ((0, rows - height), (0, columns - width)), mode="edge")]
     padded += [
@@ -82,6 +84,17 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
     np.testing.assert_array_equal(folded, expected.permute(1, 2, 0))
     for plane, same in zip((y, uv), unfold_planes(folded, height, width), strict=True):
         np.testing.assert_array_equal(plane, same)
+
+
+def test_folded_means_are_the_students(soft):
+    y, uv = crop(soft, 61, 83)
+    padded = pad_planes(y, uv)
+    folded = torch.from_numpy(fold_planes(*padded)).permute(2, 0, 1)[None].float()
+    found = fold_means(*padded).transpose(2, 0, 1) / 16
+    for planes in (slice(0, 16), slice(16, 20), slice(20, 24)):
+        expected = local_mean(folded[:, planes])[0]
+        # Rounding of the cells' means to codes is all that differs.
+        assert np.abs(found[planes] - expected.numpy()).max() <= 0.5 + 1 / 32
 
 
 @pytest.mark.parametrize("full_range", [True, False])
@@ -102,7 +115,7 @@ def test_strength(released, soft):
     changes = [engine.difference(y, uv, strength)[0].astype(float) - 128 for strength in (1, 2)]
     assert np.abs(changes[1] - 2 * changes[0]).max() <= 1.5  # two roundings
     sharp, _ = engine(y, uv, full_range=True)
-    np.testing.assert_array_equal(sharp, np.clip(y + changes[0], 0, 255))
+    assert np.abs(sharp - np.clip(y + changes[0], 0, 255)).max() <= 1  # the sum is rounded, too
 
 
 def test_float_residual_is_the_students(released, soft):
@@ -141,11 +154,14 @@ def test_another_runtime_reads_the_same_network(released, soft):
     y, uv = crop(soft, 96, 128)
     session = onnxruntime.InferenceSession(artefact_path(RELEASED_STUDENT), providers=["CPUExecutionProvider"])
     ones = {name: np.ones((1, 1, 1, 24), np.float32) for name in ("stretch", "amount")}
-    inputs = {"planes": fold_planes(y, uv)[None], "keep": np.ones((1, 1, 1, 1), np.float32), **ones}
+    padded = pad_planes(y, uv)
+    inputs = {"planes": fold_planes(*padded)[None], "means": fold_means(*padded)[None]}
+    inputs |= {"keep": np.ones((1, 1, 1, 1), np.float32), **ones}
     (sharp,) = session.run(None, inputs)
     theirs, _ = unfold_planes(sharp[0], *y.shape)
     ours, _ = released[1](y, uv, full_range=True)
-    assert np.abs(theirs.astype(int) - ours).max() <= 1 and (theirs == ours).mean() > 0.99
+    # OpenVINO keeps what lies between the int8 layers in bfloat16 where the processor has it.
+    assert np.abs(theirs.astype(int) - ours).max() <= 4 and psnr(theirs, ours) > 50
 
 
 def test_export_follows_the_student(exported, soft):
