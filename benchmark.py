@@ -12,7 +12,9 @@ them, so a run that was interrupted goes on where it stopped, and another studen
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
+import logging
 import math
 from collections import defaultdict
 from fnmatch import fnmatch
@@ -31,6 +33,8 @@ from dataset import DataError
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
 from video import VideoReader
 
+log = logging.getLogger(__name__)
+
 VERSION = 1  # of what a unit's figures mean: raise it to have all measured anew
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
@@ -47,7 +51,7 @@ SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A clean picture or video: its category, its name in reports, and a path, ``skimage:NAME`` or ``slide:SEED``."""
+    """A clean picture or video: its category, its name in reports, and what `load_frame` or `load_clip` reads."""
 
     category: str
     name: str
@@ -107,17 +111,23 @@ def list_sources(data=None, match=("*",)):
     """The clean pictures and clips to measure on.
 
     Args:
-        data: folder with one sub-folder of images and videos a category; scikit-image's photos and drawn slides when
-            None.
+        data: folder with one sub-folder of images and videos a category; when None, the photos of scikit-image and,
+            where it is installed, scikit-learn, and drawn slides.
         match: only files whose name fits one of these patterns.
 
     Raises:
         DataError: the folder is missing or holds nothing that matches.
     """
     if data is None:
+        packages = {"skimage": dataset.SKIMAGE_BENCHMARK}
+        if importlib.util.find_spec("sklearn"):
+            packages["sklearn"] = dataset.SKLEARN_BENCHMARK
+        else:
+            log.warning("no city and no flower is measured: pip install -r requirements-dev.txt")
         sources = [
-            Source(category, name, f"skimage:{name}")
-            for category, names in dataset.SKIMAGE_BENCHMARK.items()
+            Source(category, name, f"{package}:{name}")
+            for package, categories in packages.items()
+            for category, names in categories.items()
             for name in names
         ]
         return [*sources, *(Source("text", f"slide {seed}", f"slide:{seed}") for seed in (1, 2))]
@@ -136,7 +146,7 @@ def list_sources(data=None, match=("*",)):
 
 
 def load_frame(source):
-    """Read a picture as a BGR frame of even size."""
+    """Read a picture, from a path, ``slide:SEED`` or what else `dataset.load_photo` takes; a BGR frame of even size."""
     if source.path.startswith("slide:"):
         rng = np.random.default_rng(int(source.path.removeprefix("slide:")))
         return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)

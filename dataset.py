@@ -52,6 +52,7 @@ SKIMAGE_BENCHMARK = {
     "objects": ("coffee", "rocket"),
     "text": ("page", "text"),
 }
+SKLEARN_BENCHMARK = {"city": ("china",), "nature": ("flower",)}  # scikit-learn's two photos, 640x427
 
 DIV2K = {  # Agustsson and Timofte, NTIRE 2017; for research only
     "url": "https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
@@ -331,11 +332,15 @@ def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
 
 
 def load_photo(source):
-    """Read an image file, or one of scikit-image's as ``skimage:NAME``, to a uint8 BGR frame.
+    """Read an image file, or a package's photo as ``skimage:NAME`` or ``sklearn:NAME``, to a uint8 BGR frame.
 
     Raises:
         DataError: the file is missing or cannot be decoded.
     """
+    if source.startswith("sklearn:"):
+        from sklearn.datasets import load_sample_image  # of requirements-dev.txt
+
+        return cv2.cvtColor(load_sample_image(source.removeprefix("sklearn:") + ".jpg"), cv2.COLOR_RGB2BGR)
     if source.startswith("skimage:"):
         image = getattr(skimage.data, source.removeprefix("skimage:"))()
         image = image[0] if isinstance(image, tuple) else image  # stereo_motorcycle: left, right, disparity

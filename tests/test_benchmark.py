@@ -172,9 +172,17 @@ def test_sources_of_a_folder(picture):
             bm.list_sources(*arguments)
 
 
-def test_sources_of_the_packages_are_not_trained_on():
+def test_without_scikit_learn_the_rest_is_measured(monkeypatch, caplog):
+    monkeypatch.setattr(bm.importlib.util, "find_spec", lambda name: None)
     sources = bm.list_sources()
     assert {source.category for source in sources} == {"people", "nature", "objects", "text"}
+    assert "no city" in caplog.text
+
+
+def test_sources_of_the_packages_are_not_trained_on():
+    sources = bm.list_sources()
+    assert {source.category for source in sources} == {"people", "nature", "objects", "text", "city"}
+    assert bm.load_frame(next(source for source in sources if source.category == "city")).shape == (426, 640, 3)
     trained = {f"skimage:{name}" for name in (*dataset.SKIMAGE_TRAINING, *dataset.SKIMAGE_VALIDATION)}
     assert trained.isdisjoint(source.path for source in sources)
     slide = next(source for source in sources if source.path.startswith("slide:"))

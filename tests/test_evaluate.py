@@ -61,7 +61,7 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
 def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, tmp_path):
     for arguments, message in (
         (["--checkpoint", "no.pth"], "no checkpoint"),
-        (["--checkpoint", checkpoint, "--data", "nowhere"], "no folder nowhere"),
+        (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
         (["subjective", "nothing", "--summarise"], "no study"),
     ):
