@@ -6,6 +6,7 @@
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
+    python evaluate.py speed                      # milliseconds by size and engine, file to file, against the machine
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
 What is measured, on what, is in benchmark.py.
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 import benchmark
+import speed
 from benchmark import record_key
 from dataset import DataError
 from inference import RealTimeSharpener, parse_strength
@@ -165,7 +167,7 @@ def describe_machine():
 
 def describe_versions():
     """Versions of what decides the figures."""
-    packages = ("torch", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
+    packages = ("torch", "openvino", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
     versions = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -312,11 +314,56 @@ def make_stimuli(sharpener, data, folder):
     return stimuli
 
 
+def run_speed(argv):
+    """``evaluate.py speed``: measure times only, and write speed.json, speed.png and README.md."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py speed",
+        description="How long a frame takes: by size and engine, beside peers, from file to file.",
+    )
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    parser.add_argument("--device", default="auto", help="auto (every engine that works), openvino, cpu, cuda or mps")
+    parser.add_argument(
+        "--sizes", nargs="+", type=speed.parse_size, metavar="SIZE", help=f"{', '.join(speed.SIZES)} or WIDTHxHEIGHT"
+    )
+    parser.add_argument("--seconds", type=float, help="for each figure, at least three runs (default: 2)")
+    parser.add_argument("--networks", action="store_true", help="measure super-resolution networks too; takes minutes")
+    parser.add_argument("--name", help="the folder under results/ (default: speed, or quick)")
+    parser.add_argument("--quick", action="store_true", help="two small sizes, a short clip, a tenth of the time")
+    arguments = parser.parse_args(argv)
+    quick = arguments.quick
+    sizes = arguments.sizes or [speed.SIZES[name] for name in (("360p", "540p") if quick else speed.SIZES)]
+    seconds = (0.2 if quick else 2.0) if arguments.seconds is None else arguments.seconds
+    clip = (speed.SIZES["360p"], 12) if quick else (speed.SIZES["1080p"], 150)
+
+    started = time.perf_counter()
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
+    names = [*FILTERS, *(NETWORKS if arguments.networks else ())]
+    measured = speed.measure(sharpener, arguments.device, sizes, seconds, names, clip)
+    report = {
+        "command": ["python", "evaluate.py", "speed", *argv],
+        "commit": git_commit(),
+        "date": date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "checkpoint": {"name": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
+        **measured,
+    }
+    folder = Path("results") / (arguments.name or ("quick" if quick else "speed"))
+    page = speed.markdown(report)
+    for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    speed.plot(report, folder / "speed.png")
+    print(f"{page}\nwritten: {folder}/speed.json, speed.png and README.md")
+    return 0
+
+
 def parse_arguments(argv):
     """The arguments of a measurement."""
     parser = argparse.ArgumentParser(
         description="Measure what a student gains over its input, against its peers, and how fast it is.",
-        epilog="`evaluate.py compare --help` and `evaluate.py subjective --help` tell of the two other commands.",
+        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, subjective and speed.",
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -348,6 +395,8 @@ def main(argv=None):
             return run_comparison(argv[1:])
         if argv[:1] == ["subjective"]:
             return run_study(argv[1:])
+        if argv[:1] == ["speed"]:
+            return run_speed(argv[1:])
         return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
     except (CheckpointError, DataError, DeviceError, MetricError, ReportError, StudyError, VideoError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

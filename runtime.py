@@ -86,6 +86,7 @@ class TorchEngine:
     Args:
         student: a `models.Student`; it is copied, later changes to it are not seen.
         device: ``"auto"``, or a name that PyTorch knows.
+        dtype: of the convolutions; None leaves it to `pick_precision`.
 
     Attributes:
         device: the `torch.device` in use.
@@ -95,9 +96,9 @@ class TorchEngine:
         DeviceError: the device is unknown or missing.
     """
 
-    def __init__(self, student, device="auto"):
+    def __init__(self, student, device="auto", dtype=None):
         self.device = pick_device(device)
-        self._dtype, reason = pick_precision(self.device)
+        self._dtype, reason = (dtype, "as asked for") if dtype else pick_precision(self.device)
         self.description = f"torch {self.device} {str(self._dtype).removeprefix('torch.')}"
         self._student = copy.deepcopy(student).eval().to(self.device, memory_format=torch.channels_last)
         log.info("%s (%s)", self.description, reason)

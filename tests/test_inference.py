@@ -85,8 +85,7 @@ def test_any_size_and_strength_0_is_the_identity(height, width, full_range):
 
 @pytest.mark.parametrize("full_range", [True, False])
 def test_planes_get_the_scaled_residual_rounded(full_range):
-    engine = TorchEngine(make_student(), "cpu")
-    engine._dtype = torch.float32
+    engine = TorchEngine(make_student(), "cpu", torch.float32)
     y, uv = bgr_to_planes(noise(36, 52))
     luma, chroma = (255, 255) if full_range else (219, 224)
     offset = 0 if full_range else 16
@@ -162,10 +161,8 @@ def test_wrong_planes_are_refused(sharpener):
 
 def test_reduced_precision_changes_next_to_nothing():
     frame = bgr_to_planes(cv2.GaussianBlur(noise(64, 64), (0, 0), 2))
-    engine = TorchEngine(make_student(), "cpu")
-    chosen = engine.residual(*frame)
-    engine._dtype = torch.float32
-    exact = engine.residual(*frame)
+    chosen = TorchEngine(make_student(), "cpu").residual(*frame)
+    exact = TorchEngine(make_student(), "cpu", torch.float32).residual(*frame)
     for a, b in zip(chosen, exact, strict=True):
         assert a.dtype == np.float32
         assert np.abs(a - b).max() <= 0.02 * np.abs(b).max()

@@ -46,9 +46,7 @@ def soft():
 def released():
     """The released student in float32, and its int8 network."""
     student, _ = load_student()
-    reference = TorchEngine(student, "cpu")
-    reference._dtype = torch.float32
-    return reference, OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
+    return TorchEngine(student, "cpu", torch.float32), OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,165 @@
+import json
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import evaluate as ev
+import speed
+from models import RELEASED_STUDENT, Student
+from peers import FILTERS
+from video import VideoReader
+
+
+def check_times(row):
+    assert row["runs"] >= 3 and row["p95_ms"] >= row["median_ms"] > 0
+    assert row["fps"] == pytest.approx(1000 / row["median_ms"])
+
+
+def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["speed", "--quick", "--seconds", "0", "--sizes", "360p", "98x57", "--name", "mine"]
+    assert ev.main(arguments) == 0
+    folder = tmp_path / "results" / "mine"
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "speed.json", "speed.png"]
+    report = json.loads((folder / "speed.json").read_text("utf-8"))
+    assert report["command"] == ["python", "evaluate.py", *arguments]
+    assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] and report["left_out"] == []
+    assert report["checkpoint"] == {"name": RELEASED_STUDENT.name, "sha256": ev.file_digest(RELEASED_STUDENT)}
+    assert report["gmac_1080p"] == pytest.approx(11.3467392)
+
+    assert {"copy", "cpu int8", "cpu float32"} <= set(report["peaks"])
+    assert all(peak["value"] > 0 for peak in report["peaks"].values())
+    measured = {(row["engine"], *row["size"]) for row in report["engines"]}
+    names = {"openvino CPU int8", "torch cpu float32"}
+    assert measured >= {(name, *size) for name in names for size in ((640, 360), (98, 57))}
+    for row in report["engines"]:
+        check_times(row)
+        assert row["gmac_per_second"] == pytest.approx(1000 * row["gmac"] / row["median_ms"])
+        peak = report["peaks"][speed.peak_of(row["engine"])]
+        assert row["share_of_peak"] == pytest.approx(row["gmac_per_second"] / peak["value"])
+
+    assert [peer["name"] for peer in report["peers"]] == [*FILTERS]
+    assert all(peer["ms_1080p"] > 0 for peer in report["peers"])
+    files = report["files"]
+    for part in ("whole", "decode", "encode"):
+        check_times(files[part])
+    assert files["frames"] == 12 and files["size"] == [640, 360] and files["kbps"] > 0
+    assert files["peak_memory_reason"] or files["peak_memory_mib"] > 100  # PyTorch alone takes more
+
+    page = (folder / "README.md").read_text("utf-8")
+    assert page in capsys.readouterr().out
+    assert len(re.findall(r"^\| (openvino|torch) .*\| (360p|98x57) \|", page, re.MULTILINE)) == len(report["engines"])
+    assert cv2.imread(str(folder / "speed.png")).std() > 5
+
+
+@pytest.mark.parametrize("size", ["1081p", "640", "640x", "8x360", "-640x360", "640x360x2", ""])
+def test_a_wrong_size_is_refused(size, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        ev.main(["speed", f"--sizes={size}"])
+    assert stopped.value.code == 2 and not list(tmp_path.iterdir())
+    assert f"expected 360p, 540p, 720p, 1080p, 1440p, 2160p or WIDTHxHEIGHT of at least 16x16, got {size!r}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ev.main(["speed", "--checkpoint", "no.pth"]) == 2
+    assert capsys.readouterr().err.startswith("evaluate.py: no checkpoint")
+
+
+@pytest.mark.parametrize("size", [(640, 360), (960, 540), (101, 67)])
+def test_macs_are_those_that_pytorch_counts(size):
+    student = Student(channels=8, blocks=2).eval()
+    width, height = size
+    y, uv = torch.rand(1, 1, height, width), torch.rand(1, 2, (height + 1) // 2, (width + 1) // 2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(y, uv)
+    assert counter.get_total_flops() == 2 * speed.count_macs(student, size)
+
+
+def test_turns_alternate_until_each_had_its_time():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = speed.time_in_turns(steps, 0, warmup=1, least=4)
+    assert "".join(calls) == "ab" + "abababab" and [len(found) for found in times.values()] == [4, 4]
+    busy = speed.time_in_turns({"a": lambda: None}, 0.001)["a"]
+    assert len(busy) > 3 and sum(busy) >= 0.001
+
+
+def test_summary_of_times():
+    assert speed.summarise([0.2, 0.4, 0.6], frames=2) == pytest.approx(
+        {"runs": 3, "median_ms": 200, "p95_ms": 290, "fps": 5}
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 48), (101, 67), (1300, 600)])
+def test_no_frame_of_a_pan_comes_twice(size):
+    width, height = size
+    frames = list(speed.pan(size, 3))
+    assert len({y.tobytes() for y, _ in frames}) == len({uv.tobytes() for _, uv in frames}) == 3
+    for y, uv in frames:
+        assert y.shape == (height, width) and uv.shape == (2, (height + 1) // 2, (width + 1) // 2)
+        assert y.dtype == uv.dtype == np.uint8 and y.min() >= 16 and y.max() <= 235
+    if size == (1300, 600):  # it moves by 4 and 2 pixels
+        assert np.array_equal(frames[0][0][2:, 4:], frames[1][0][:-2, :-4])
+
+
+def test_engines_that_do_not_work_here_are_left_out_with_a_reason(checkpoint):
+    from inference import RealTimeSharpener
+
+    sharpener = RealTimeSharpener(checkpoint)  # it has no int8 network
+    engines, left_out = speed.list_engines(sharpener, "auto")
+    assert "torch cpu float32" in engines and not any("openvino" in name for name in engines)
+    assert len(left_out) == 1 and "openvino" in left_out[0] and str(checkpoint.parent) not in left_out[0]
+    assert list(speed.list_engines(RealTimeSharpener(checkpoint, "cpu"), "cpu")[0])[-1] == "torch cpu float32"
+
+
+def test_float32_is_computed_at_float32(checkpoint):
+    from inference import RealTimeSharpener
+
+    sharpener = RealTimeSharpener(checkpoint, "cpu")
+    y, uv = next(speed.pan((64, 48), 1))
+    expected = [plane[0, 0] if plane.shape[1] == 1 else plane[0] for plane in _reference(sharpener.student, y, uv)]
+    found = speed.list_engines(sharpener, "cpu")[0]["torch cpu float32"].residual(y, uv)
+    for plane, truth in zip(found, expected, strict=True):
+        assert np.abs(plane - truth.numpy()).max() < 1e-6
+
+
+@torch.no_grad()
+def _reference(student, y, uv):
+    return student.residual(*(torch.from_numpy(plane).float()[None] / 255 for plane in (y[None], uv)))
+
+
+def test_the_clip_has_frames_and_sound(tmp_path):
+    speed.make_clip(tmp_path / "clip.mp4", (96, 64), 10)
+    with VideoReader(tmp_path / "clip.mp4", audio=True) as reader:
+        frames = list(reader)
+        assert reader.format.rate == speed.RATE and not reader.format.full_range
+        sound = reader.take_audio()
+    assert [frame.y.shape for frame in frames] == [(64, 96)] * 10
+    assert sum(packet.duration * packet.time_base for packet in sound) == pytest.approx(10 / speed.RATE, abs=0.05)
+    expected = list(speed.pan((96, 64), 10))
+    assert all(np.abs(f.y.astype(int) - y).mean() < 4 for f, (y, _) in zip(frames, expected, strict=True))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_peak_memory_of_a_process():
+    held = np.ones(300 << 20, np.uint8)  # ours does not count
+    mib, reason = speed.peak_memory([sys.executable, "-c", "import time; b = b'x' * (100 << 20); time.sleep(0.3)"])
+    assert 100 < mib < 200 and reason == "" and held[-1] == 1
+    mib, reason = speed.peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
+    assert mib is None and reason.endswith("exit code 3")
+
+
+def test_the_help_names_the_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ev.main(["--help"])
+    assert stopped.value.code == 0 and "compare, subjective and speed" in " ".join(capsys.readouterr().out.split())
