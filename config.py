@@ -33,13 +33,14 @@ class Config:
     validation_pairs: int = 48
     region: int = 320  # side of a stored pair in pixels
     crop: int = 128  # side of a training crop in pixels
+    image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared
     prepare_workers: int = 2
     loader_workers: int = 0
 
     # Teacher
     teacher: str = "auto"  # auto, bsrgan, realesrgan, none
     teacher_pairs: int = 24  # how many of `pairs` the teacher looks at; its output is computed once
-    teacher_share: float = 0.15  # of the crops in a batch that are drawn from those pairs
+    teacher_share: float = 0.15  # of the crops in a batch that are drawn from pairs with a teacher's output
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
 
     # Student
@@ -59,6 +60,7 @@ class Config:
 
     # Loss weights
     l1: float = 1.0
+    border_excess: float = 0.0  # see train.border_weights
     ssim: float = 0.08
     teacher_l1: float = 0.2
     teacher_kl: float = 0.004

@@ -92,6 +92,16 @@ def charbonnier_epsilon(config, step):
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
+def border_weights(side, excess):
+    """Weights `(side, side)`, 1 on average, of luma errors: more at the borders of the student's 4x4 cells.
+
+    What lies at a border is restored less well, since half of what surrounds it is in other cells; with equal weights
+    the folding's grid can show.
+    """
+    line = torch.tensor([1 + excess, 1 - excess, 1 - excess, 1 + excess]).repeat(side // 4)
+    return line[:, None] * line
+
+
 def channel_distillation(student, teacher, temperature):
     """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
@@ -138,7 +148,9 @@ def distillation_loss(output, batch, config, step):
     damage = (batch["input"][0] - y_truth).abs().mean(dim=(1, 2, 3))
     weight = truth_known * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
     epsilon = charbonnier_epsilon(config, step)
-    l1_per_pair = charbonnier(y, y_truth, epsilon) + 0.5 * charbonnier(uv, uv_truth, epsilon)
+    importance = border_weights(y.shape[-1], config.border_excess).to(y.device)
+    l1_per_pair = charbonnier(importance * y, importance * y_truth, epsilon)
+    l1_per_pair = l1_per_pair + 0.5 * charbonnier(uv, uv_truth, epsilon)
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, y_truth))).mean()}
     taught = teacher_known > 0
     if taught.any():
@@ -196,17 +208,26 @@ def teach(teacher, pair, device):
     return dataset.pack_planes(*bgr_to_planes(dataset.resize(np.ascontiguousarray(large), size, "area")))
 
 
-def epoch_keys(config, epoch, taught, rank, world_size):
+def epoch_keys(config, epoch, pairs, rank, world_size):
     """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone.
 
-    Args:
-        taught: for each pair, whether the teacher's output is known; `config.teacher_share` of the keys are of these.
+    `config.teacher_share` of the keys are of pairs whose teacher's output is known; of the others, `config.image_share`
+    are of damaged images.
     """
     rng = np.random.default_rng((config.seed, epoch))
     count = config.steps_per_epoch * config.batch_size * world_size
-    drawn = rng.integers(0, len(taught), count)
-    if any(taught):
-        drawn = np.where(rng.random(count) < config.teacher_share, rng.choice(np.flatnonzero(taught), count), drawn)
+
+    def draw(wanted):
+        return rng.choice(np.flatnonzero(wanted), count)
+
+    images = np.array([pair.description["kind"] == "image" for pair in pairs])
+    taught = np.array([pair.teacher is not None for pair in pairs])
+    drawn = rng.integers(0, len(pairs), count)
+    if config.image_share and 0 < images.sum() < len(pairs):
+        others = draw(~images)
+        drawn = np.where(rng.random(count) < config.image_share, draw(images), others)
+    if taught.any():
+        drawn = np.where(rng.random(count) < config.teacher_share, draw(taught), drawn)
     # The position makes two crops of one pair in one epoch differ.
     return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)][rank::world_size]
 
@@ -311,7 +332,6 @@ def train(config, resume=False):
         prepared = prepare_data(config, device, progress=False)
     pairs, validation_pairs, teacher_name = prepared
     crops = dataset.PairDataset(pairs, config.crop)
-    taught = [pair.teacher is not None for pair in pairs]
 
     student = Student(config.channels, config.blocks)
     if config.initial:
@@ -332,7 +352,7 @@ def train(config, resume=False):
     log = RunLog(folder, first_epoch) if main_process else None
     for epoch in range(first_epoch, config.epochs):
         started = time.perf_counter()
-        keys = epoch_keys(config, epoch, taught, rank, world_size)
+        keys = epoch_keys(config, epoch, pairs, rank, world_size)
         loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not main_process)
         totals = {}

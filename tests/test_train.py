@@ -286,8 +286,12 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
+def make_pairs(count, kind="codec", teacher=None):
+    return [dataset.Pair(None, None, teacher, {"kind": kind})] * count
+
+
 def test_epoch_keys_are_shared_out_without_overlap():
-    config, pairs = Config(steps_per_epoch=5, batch_size=3), [False] * 100
+    config, pairs = Config(steps_per_epoch=5, batch_size=3), make_pairs(100)
     everything = training.epoch_keys(config, 1, pairs, 0, 1)
     assert len(everything) == 15 and everything == training.epoch_keys(config, 1, pairs, 0, 1)
     assert everything != training.epoch_keys(config, 2, pairs, 0, 1)
@@ -295,10 +299,22 @@ def test_epoch_keys_are_shared_out_without_overlap():
     assert [len(share) for share in shares] == [15, 15] and not set(shares[0]) & set(shares[1])
 
 
-def test_taught_pairs_get_their_share_of_an_epoch():
-    config = Config(steps_per_epoch=500, batch_size=10, teacher_share=0.25)
-    keys = training.epoch_keys(config, 0, [False] * 990 + [True] * 10, 0, 1)
-    assert np.mean([index >= 990 for *_, index in keys]) == pytest.approx(0.25, abs=0.03)
+def test_images_and_taught_pairs_get_their_shares_of_an_epoch():
+    config = Config(steps_per_epoch=500, batch_size=10, teacher_share=0.25, image_share=0.6)
+    pairs = make_pairs(890) + make_pairs(100, "image") + make_pairs(10, "codec", teacher=np.zeros(1))
+    indices = np.array([index for *_, index in training.epoch_keys(config, 0, pairs, 0, 1)])
+    assert (indices >= 990).mean() == pytest.approx(0.25, abs=0.03)
+    assert ((indices >= 890) & (indices < 990)).mean() == pytest.approx(0.6 * 0.75, abs=0.03)
+    # Without pairs of one sort the other is all there is.
+    for kind in ("image", "codec"):
+        assert len(training.epoch_keys(config, 0, make_pairs(3, kind), 0, 1)) == 5000
+
+
+def test_border_weights_favour_the_borders_of_cells():
+    weights = training.border_weights(16, 0.1)
+    assert weights.shape == (16, 16) and weights.mean() == pytest.approx(1)
+    assert weights[4, 7] == pytest.approx(1.21) and weights[5, 6] == pytest.approx(0.81)
+    assert torch.equal(training.border_weights(16, 0), torch.ones(16, 16))
 
 
 @pytest.mark.skipif(
