@@ -55,7 +55,9 @@ from video import (
     VideoWriter,
     Window,
     existing_file,
+    read_ahead,
     read_image,
+    write_behind,
     write_image,
 )
 
@@ -64,6 +66,8 @@ _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]]
 # Colour tags (ITU-T H.273) of what `utils.bgr_to_planes` and `utils.to_limited_range` make.
 _BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
+_PATIENCE = 0.15  # seconds that a live stream's frame may be late: a few intervals
+_CLOCK_JUMP = 10  # seconds by which only a stream that began anew is early or late
 
 
 class RealTimeSharpener:
@@ -150,7 +154,8 @@ class RealTimeSharpener:
         """Sharpen a camera, video file or stream, into a file or a live window.
 
         A file's frames are each processed once, in order, at their own time stamps, and its audio is copied. A camera
-        gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it.
+        gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it. A live stream in a
+        window leaves out frames that are late.
 
         Args:
             input_source: camera index, path or URL.
@@ -173,19 +178,24 @@ class RealTimeSharpener:
         if is_camera:
             with Camera(input_source) as camera:
                 return self._show(((frame, None) for frame in camera), compare, progress)
-        with VideoReader(input_source) as reader:
-            return self._show(reader.bgr_frames(), compare, progress)
+        with VideoReader(input_source) as reader, read_ahead(reader.bgr_frames()) as frames:
+            return self._show(_scheduled(frames, live=reader.frame_count is None), compare, progress)
 
     def _process_file(self, source, output_path, compare, progress):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
             raise VideoError(f"{output_path} is the input itself: name another output")
-        with VideoReader(source, audio=True) as reader, VideoWriter(output_path, reader.format, reader) as writer:
+        with (
+            VideoReader(source, audio=True) as reader,
+            VideoWriter(output_path, reader.format, reader) as writer,
+            read_ahead(reader) as frames,
+            write_behind(writer.write) as write,
+        ):
             counter = _FrameCounter(progress, reader.frame_count)
-            for frame in counter.count(reader):
+            for frame in counter.count(frames):
                 y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
                 if compare:
                     y, uv = split_planes((frame.y, frame.uv), (y, uv))
-                writer.write(dataclasses.replace(frame, y=y, uv=uv))
+                write(dataclasses.replace(frame, y=y, uv=uv))
             size = (reader.format.width, reader.format.height)
         return counter.stats(size, self.engine, output_path)
 
@@ -211,12 +221,12 @@ class RealTimeSharpener:
     def _show(self, frames, compare, progress):
         size = None
         with Window("Real-time sharpener", compare) as window:
-            counter, begin = _FrameCounter(progress, None), time.perf_counter()
+            counter = _FrameCounter(progress, None)
             for frame, due in counter.count(frames):
                 size = (frame.shape[1], frame.shape[0])
                 sharp = self.sharpen(frame) if window.sharpening else frame
                 shown = split_frames(frame, sharp) if window.comparing else sharp
-                wait = 0 if due is None else due - (time.perf_counter() - begin)  # a file plays at its own rate
+                wait = 0 if due is None else due - time.perf_counter()  # a file plays at its own rate
                 window.show(shown, 1000 * wait)
                 if window.closed:
                     break
@@ -277,6 +287,23 @@ def _to_pixels(dy, duv, dimensions, offset):
     chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
     shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
     return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
+
+
+def _scheduled(frames, live):
+    """Turn the time stamps of ``(frame, seconds)`` into times of `time.perf_counter`, the first being now.
+
+    Of a live stream, frames that come more than `_PATIENCE` late are left out, so that it does not lag behind more and
+    more; one a second is given whatever happens.
+    """
+    begin, given = None, -np.inf
+    for frame, seconds in frames:
+        now = time.perf_counter()
+        if begin is None or (live and abs(begin + seconds - now) > _CLOCK_JUMP):
+            begin = now - seconds
+        due = begin + seconds
+        if not live or now - due <= _PATIENCE or now - given >= 1:
+            given = now
+            yield frame, due
 
 
 class _FrameCounter:

@@ -7,6 +7,10 @@ colour conversion in between, and time stamps, colour tags, pixel shape, rotatio
         for frame in reader:
             writer.write(frame)
 
+`read_ahead` and `write_behind` let decoding, what is done with a frame, and encoding overlap in three threads. Nothing
+here locks: a reader or writer may change threads, but only one at a time may use it. `VideoReader.take_audio` is the
+exception, so that a writer can run beside its reader.
+
 Files appear under their name when they are complete, never half-written. Everything that goes wrong with a picture, a
 video, a camera or a window is a `VideoError` whose message says what to do.
 """
@@ -15,6 +19,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -196,12 +201,16 @@ class VideoFormat:
 
 @dataclasses.dataclass
 class Frame:
-    """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None."""
+    """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
+
+    `audio_before` is how many audio packets its file has before it, None where nobody counts.
+    """
 
     y: np.ndarray
     uv: np.ndarray
     pts: int | None = None
     duration: int | None = None
+    audio_before: int | None = None
 
 
 class VideoReader:
@@ -251,7 +260,8 @@ class VideoReader:
         kept = {self._stream.index, *(s.index for s in self._container.streams.audio)}
         self.other_streams = [s for s in self._container.streams if s.index not in kept]
         self._check_complete()
-        self._audio = deque()
+        # Only who iterates counts what was met, only who takes counts what was taken: these may be two threads.
+        self._audio, self._audio_met, self._audio_taken = deque(), 0, 0
         self._previous_pts = None
         self._decoded = self._decode()
         self._first = next(self._decoded, None)
@@ -290,7 +300,7 @@ class VideoReader:
     def __iter__(self):
         for decoded in self._frames():
             y, uv = self._planes(decoded)
-            yield Frame(y, uv, decoded.pts, decoded.duration or None)
+            yield Frame(y, uv, decoded.pts, decoded.duration or None, self._audio_met)
 
     def bgr_frames(self):
         """Iterate over ``(frame, seconds)`` instead: upright ``(H, W, 3)`` uint8 BGR and the time to show it at."""
@@ -299,10 +309,12 @@ class VideoReader:
             bgr = decoded.to_ndarray(format="bgr24")
             yield np.ascontiguousarray(np.rot90(bgr, turns)), float(decoded.pts * self.format.time_base)
 
-    def take_audio(self):
-        """Return the audio packets met since the last call."""
-        packets = list(self._audio)
-        self._audio.clear()
+    def take_audio(self, end=None):
+        """Return the audio packets met since the last call, of the file's first `end` if that is given."""
+        packets = []
+        while self._audio and (end is None or self._audio_taken < end):
+            packets.append(self._audio.popleft())
+            self._audio_taken += 1
         return packets
 
     def close(self):
@@ -334,6 +346,7 @@ class VideoReader:
                 if packet.stream.type == "audio":
                     if packet.size:  # the empty packet at the end only flushes decoders
                         self._audio.append(packet)
+                        self._audio_met += 1
                     continue
                 for frame in packet.decode():
                     yield self._stamped(frame)
@@ -375,7 +388,7 @@ class VideoReader:
     def _planes(self, frame):
         if frame.format.name == "gray":  # swscale would take it for full range whatever its tag says
             chroma = np.full((2, (frame.height + 1) // 2, (frame.width + 1) // 2), 128, np.uint8)
-            return _plane(frame.planes[0]), chroma
+            return _plane(frame.planes[0]).copy(), chroma
         if frame.format.name not in ("yuv420p", "yuvj420p"):
             value_range = _RANGE_FULL if self.format.full_range else _RANGE_LIMITED
             frame = frame.reformat(
@@ -385,7 +398,7 @@ class VideoReader:
                 src_color_range=_RANGE_FULL if frame.format.is_rgb else value_range,
                 dst_color_range=value_range,
             )
-        return _plane(frame.planes[0]), np.stack([_plane(frame.planes[1]), _plane(frame.planes[2])])
+        return _plane(frame.planes[0]).copy(), np.stack([_plane(plane) for plane in frame.planes[1:]])
 
     def _quarter_turns(self):
         """Counter-clockwise quarter turns that bring a frame upright, for `np.rot90`."""
@@ -459,7 +472,7 @@ class VideoWriter:
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
         for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
-            target = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+            target = _plane(plane)
             rows, columns = source.shape
             target[:rows, :columns] = source
             # One row or column more where the encoder wants an even size.
@@ -469,7 +482,7 @@ class VideoWriter:
         picture.time_base = self._time_base
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
-        self._mux_audio()
+        self._mux_audio(frame.audio_before)
         self._container.mux(self._stream.encode(picture))
 
     def _add_video(self):
@@ -526,8 +539,8 @@ class VideoWriter:
         self._last_pts = pts
         return pts
 
-    def _mux_audio(self):
-        for packet in self._source.take_audio() if self._tracks else []:
+    def _mux_audio(self, end=None):
+        for packet in self._source.take_audio(end) if self._tracks else []:
             self._tracks[packet.stream.index].write(packet)
 
 
@@ -571,11 +584,109 @@ def _writing(path):
 
 
 def _plane(plane):
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].copy()
+    """The pixels ``(H, W)`` of a PyAV plane, where they lie."""
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 def _seconds(duration, unit):
     return None if duration is None else duration * unit
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading ahead and writing behind
+
+_END = object()
+
+
+@contextlib.contextmanager
+def read_ahead(items, depth=4):
+    """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
+
+        with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
+            for frame in frames:
+                ...
+
+    What iterating over `items` raises, the iterator raises in its place. The thread alone uses `items`; when the block
+    ends, it has ended, and so has the iterator.
+    """
+    waiting, stopped, failures = queue.Queue(depth), threading.Event(), []
+
+    def produce():
+        try:
+            for item in items:
+                waiting.put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # whatever it is, it is raised in `consume`, which waits for the end
+            failures.append(error)
+        waiting.put(_END)
+
+    def consume():
+        while (item := waiting.get()) is not _END:
+            yield item
+        if failures:
+            raise failures[0]
+
+    ahead = consume()
+    thread = threading.Thread(target=produce, name="read ahead", daemon=True)
+    thread.start()
+    try:
+        yield ahead
+    finally:
+        stopped.set()
+        with contextlib.suppress(queue.Empty):  # makes room for the one item that the thread may still put
+            while True:
+                waiting.get_nowait()
+        _join(thread)
+        ahead.close()  # else iterating on would wait for ever
+
+
+@contextlib.contextmanager
+def write_behind(write, depth=4):
+    """Call `write` in a thread, at most `depth` items behind; gives a function that takes an item in its stead.
+
+    What `write` raises, that function raises when it is called next, or the end of the block. Then, or when the block
+    fails, items that still wait are dropped. The thread alone calls `write`; when the block ends, it has ended.
+    """
+    waiting, stopped, failures = queue.Queue(depth), threading.Event(), []
+
+    def consume():
+        while (item := waiting.get()) is not _END:
+            if not stopped.is_set():
+                try:
+                    write(item)
+                except BaseException as error:  # whatever it is, it is raised in the caller's thread
+                    failures.append(error)
+                    stopped.set()
+
+    def enqueue(item):
+        if failures:
+            raise failures[0]
+        waiting.put(item)
+
+    thread = threading.Thread(target=consume, name="write behind", daemon=True)
+    thread.start()
+    try:
+        yield enqueue
+        waiting.put(_END)
+        thread.join()
+        if failures:
+            raise failures[0]
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        waiting.put(_END)  # for the second time, unless the block failed
+        _join(thread)
+
+
+def _join(thread):
+    """Wait for a thread, even through a further Ctrl-C: what it uses is closed next."""
+    try:
+        thread.join()
+    finally:
+        if thread.is_alive():
+            _join(thread)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The public interface and the command line, with a small random student."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from models import CheckpointError, Student, save_student
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.test_video import CONSTANT, VARIABLE, FakeCapture, broken_file, encode, packets, read_times
 from utils import bgr_to_planes, planes_to_bgr, to_full_range
-from video import Picture, VideoReader, read_image, write_image
+from video import Picture, VideoReader, VideoWriter, read_image, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -293,6 +295,67 @@ def test_video_keeps_frames_times_and_audio(sharpener, tmp_path, times):
     assert np.mean(errors) < 0.75 * np.mean(changes)  # nearer to the sharpened frame, up to the encoder's losses
 
 
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_video_is_what_frame_after_frame_gives(sharpener, tmp_path, compare):
+    # At 64x48 not even two equal runs of x264 agree.
+    source = encode(tmp_path / "in.mp4", times=VARIABLE, size=(128, 96), audio="aac", options={"bf": "3"})
+    with (
+        VideoReader(source, audio=True) as reader,
+        VideoWriter(tmp_path / "plain.mp4", reader.format, reader) as writer,
+    ):
+        for frame in reader:
+            y, uv = sharpener.sharpen_planes(frame.y, frame.uv)
+            if compare:
+                y, uv = split_planes((frame.y, frame.uv), (y, uv))
+            writer.write(dataclasses.replace(frame, y=y, uv=uv))
+    sharpener.process_video_stream(source, tmp_path / "out.mp4", compare)
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    with VideoReader(tmp_path / "out.mp4") as out, VideoReader(tmp_path / "plain.mp4") as plain:
+        for a, b in zip(out, plain, strict=True):
+            assert a.pts == b.pts and np.array_equal(a.y, b.y) and np.array_equal(a.uv, b.uv)
+
+
+@pytest.mark.parametrize("stage", ["reading", "sharpening", "Ctrl-C", "writing", "finishing"])
+def test_a_failure_at_any_stage_arrives_and_leaves_nothing(sharpener, tmp_path, monkeypatch, stage):
+    source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), audio="aac", size=(128, 96), options={"crf": "5"})
+    error = {"sharpening": ZeroDivisionError, "Ctrl-C": KeyboardInterrupt}.get(stage, inference.VideoError)
+    done = []
+
+    def after(count, original, action):
+        def replacement(*arguments):
+            done.append(None)
+            if len(done) == count:
+                action()
+            return original(*arguments)
+
+        return replacement
+
+    def fill_disk():
+        raise OSError(28, "No space left on device")
+
+    if stage == "reading":
+        data = bytearray(source.read_bytes())
+        middle = len(data) // 3
+        data[middle : 2 * middle] = np.random.default_rng(0).integers(0, 256, middle, dtype=np.uint8).tobytes()
+        source.write_bytes(data)
+    elif stage in ("sharpening", "Ctrl-C"):
+        action = (lambda: 1 / 0) if stage == "sharpening" else (lambda: signal.raise_signal(signal.SIGINT))
+        sharpen_planes = after(5, RealTimeSharpener.sharpen_planes, action)
+        monkeypatch.setattr(RealTimeSharpener, "sharpen_planes", sharpen_planes)
+    else:
+        write = after(5 if stage == "writing" else 100, VideoWriter.write, fill_disk)
+        monkeypatch.setattr(VideoWriter, "write", write)
+    threads = set(threading.enumerate())
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    message = {"reading": "damaged", "writing": "out.mp4: No space", "finishing": "out.mp4: No space"}.get(stage)
+    with pytest.raises(error, match=message):
+        sharpener.process_video_stream(source, tmp_path / "out.mp4")
+    assert set(threading.enumerate()) == threads
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    assert stage in ("reading", "finishing") or len(done) < 20  # promptly
+
+
 def test_readme_example_makes_a_playable_avi(sharpener, tmp_path):
     source = encode(tmp_path / "video.mp4", times=CONSTANT, audio="aac", options={"bf": "3"})
     stats = sharpener.process_video_stream(input_source=str(source), output_path=str(tmp_path / "sharpened_video.avi"))
@@ -512,6 +575,45 @@ def display():
     yield f":{number}"
     server.terminate()
     server.wait()
+
+
+class FakeClock:
+    """A `time` whose seconds pass only when they are spent."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_a_file_plays_whole_and_a_live_stream_leaves_out_what_is_late(monkeypatch):
+    monkeypatch.setattr(inference, "time", clock := FakeClock())
+
+    def play(live, stamps, cost):
+        shown = []
+        for index, due in inference._scheduled(enumerate(stamps), live):
+            shown.append((index, round(due - clock.now, 6)))
+            clock.now = max(clock.now + cost, due)
+        return shown
+
+    stamps = [90_000 + 0.04 * index for index in range(100)]  # such clocks seldom begin at 0
+    assert play(True, stamps, 0.01) == play(False, stamps, 0.01)
+    in_time = play(True, stamps, 0.01)
+    assert [index for index, _ in in_time] == list(range(100)) and in_time[0][1] == 0
+    assert [index for index, _ in play(False, stamps, 0.1)] == list(range(100))
+    slow = play(True, stamps, 0.1)
+    assert 30 < len(slow) < 60 and min(wait for _, wait in slow) >= -0.150001
+    # It freezes neither where the clock jumps nor where nothing ever comes in time.
+    jumped = play(True, [0, 0.04, 5000, 5000.04, 3, 3.04], 0.01)
+    assert [index for index, _ in jumped] == list(range(6)) and max(wait for _, wait in jumped) < 0.1
+
+    def late():
+        for index in range(100):
+            clock.now += 0.1
+            yield index, 0.04 * index
+
+    assert 8 <= len(list(inference._scheduled(late(), True))) < 30
 
 
 def test_a_video_plays_in_a_window(checkpoint, tmp_path, display):

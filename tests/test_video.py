@@ -1,6 +1,8 @@
 """Reading and writing of images and videos, on small files made here."""
 
 import logging
+import threading
+import time
 from fractions import Fraction
 
 import av
@@ -17,7 +19,9 @@ from video import (
     VideoFormat,
     VideoReader,
     VideoWriter,
+    read_ahead,
     read_image,
+    write_behind,
     write_image,
 )
 
@@ -347,6 +351,181 @@ def test_a_reader_runs_once(tmp_path):
         assert len(list(reader)) == 20
         with pytest.raises(RuntimeError, match="once"):
             next(iter(reader))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading ahead and writing behind
+
+
+@pytest.fixture
+def threads():
+    """The threads before a test; afterwards there are no others."""
+    before = set(threading.enumerate())
+    yield before
+    assert set(threading.enumerate()) == before
+
+
+def slowly(items, seconds):
+    for item in items:
+        time.sleep(seconds)
+        yield item
+
+
+@pytest.mark.parametrize("slow", ["reading", "middle", "writing", None])
+def test_items_keep_their_order_and_number(threads, slow):
+    written = []
+
+    def write(item):
+        time.sleep(0.003 * (slow == "writing"))
+        written.append(item)
+
+    with read_ahead(slowly(range(60), 0.003) if slow == "reading" else range(60)) as items, write_behind(write) as put:
+        assert len(set(threading.enumerate()) - threads) == 2
+        for item in items:
+            time.sleep(0.003 * (slow == "middle"))
+            put(item)
+    assert written == list(range(60))
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_reading_is_ahead_by_no_more_than_the_depth(threads, depth):
+    read = []
+    with read_ahead((read.append(item) or item for item in range(40)), depth) as items:
+        for count, _ in enumerate(items, start=1):
+            most, deadline = min(count + depth + 1, 40), time.monotonic() + 10
+            while len(read) < most and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert len(read) == most  # `depth` wait, and one in the thread's hand
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_writing_is_behind_by_no_more_than_the_depth(threads, depth):
+    written, gate = [], threading.Semaphore(0)
+
+    def write(item):
+        assert gate.acquire(timeout=10)
+        written.append(item)
+
+    with write_behind(write, depth) as put:
+        for item in range(depth + 1):  # nothing waits for the writer: it holds one item, the others are kept
+            put(item)
+        assert not written
+        last = threading.Thread(target=put, args=[depth + 1])
+        last.start()
+        last.join(0.1)
+        assert last.is_alive()  # one more has to wait
+        for _ in range(depth + 2):
+            gate.release()
+        last.join()
+    assert written == list(range(depth + 2))
+
+
+def test_items_are_not_kept(threads):
+    class Item:
+        living = 0
+
+        def __init__(self):
+            Item.living += 1
+
+        def __del__(self):
+            Item.living -= 1
+
+    most = []
+    with read_ahead((Item() for _ in range(200)), 4) as items, write_behind(lambda _: None, 4) as put:
+        for item in items:
+            put(item)
+            most.append(Item.living)
+    assert max(most) <= 2 * (4 + 2) + 1
+
+
+def test_what_reading_raises_comes_after_the_items_before_it(threads):
+    def items():
+        yield from range(3)
+        raise VideoError("damaged")
+
+    seen = []
+    with pytest.raises(VideoError, match="damaged"), read_ahead(items()) as ahead:
+        for item in ahead:
+            seen.append(item)
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("when", ["early", "last"])
+def test_what_writing_raises_comes_back_and_ends_it(threads, when):
+    written = []
+
+    def write(item):
+        if item == (2 if when == "early" else 9):
+            raise OSError(28, "No space left on device")
+        written.append(item)
+
+    count = 0
+    with pytest.raises(OSError, match="No space"), write_behind(write) as put:
+        for item in range(10 if when == "last" else 10**6):
+            put(item)
+            count += 1
+    assert written == list(range(2 if when == "early" else 9))
+    assert count <= 2 + 4 + 2 or when == "last"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_the_block_raises_ends_both_threads(threads, error):
+    written = []
+
+    def write(item):
+        time.sleep(0.5)
+        written.append(item)
+
+    endless = iter(lambda: 0, 1)
+    with pytest.raises(error), read_ahead(endless) as items, write_behind(write) as put:
+        for count, item in enumerate(items):
+            put(item)
+            if count == 4:
+                raise error
+    assert len(written) <= 1  # what waits is dropped
+
+
+def test_leaving_early_ends_the_thread(threads):
+    with read_ahead(iter(lambda: 0, 1)) as items:
+        assert next(items) == 0
+    assert not list(items)
+    with read_ahead(range(2)):
+        pass
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_threads_change_nothing_in_the_file(tmp_path, threads, suffix):
+    # A second without a frame, so that audio comes in heaps; WebM has it decoded and encoded.
+    times = [40 * index for index in range(12)] + [1480, 1520]
+    source = encode(tmp_path / "in.mp4", times=times, size=(128, 96), audio="aac", options={"bf": "3"})
+    copy(source, tmp_path / f"plain{suffix}")
+    with (
+        VideoReader(source, audio=True) as reader,
+        VideoWriter(tmp_path / f"threads{suffix}", reader.format, reader) as writer,
+        read_ahead(reader) as frames,
+        write_behind(writer.write) as write,
+    ):
+        for frame in frames:
+            write(frame)
+    for kind in ("video", "audio"):
+        assert packets(tmp_path / f"threads{suffix}", kind) == packets(tmp_path / f"plain{suffix}", kind)
+    if suffix == ".mp4":  # WebM has random numbers in it
+        assert (tmp_path / "threads.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+
+
+def test_audio_is_taken_up_to_where_a_frame_was_met(tmp_path):
+    source = encode(tmp_path / "in.mkv", codec="rawvideo", times=CONSTANT, audio="aac")
+    with VideoReader(source, audio=True) as reader:
+        frames = list(reader)
+        met = [frame.audio_before for frame in frames]
+        taken = [len(reader.take_audio(end)) for end in met]
+        rest = len(reader.take_audio())
+    assert np.array_equal(np.cumsum(taken), met) and met[-1] > 10
+    assert met[-1] + rest == len(packets(source, "audio"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Camera
 
 
 class FakeCapture:
