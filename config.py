@@ -21,13 +21,14 @@ class Config:
 
     # Run
     name: str = "quick"  # the run writes under checkpoints/<name>/
-    seed: int = 0
+    seed: int = 0  # of weights, batches and crops
     device: str = "auto"  # auto, cpu, cuda, mps
     precision: str = "fp32"  # of the forward pass: fp32, bf16
 
     # Data: see dataset.py
     data_root: str = "data"  # folders named in `sources` are looked up here
     sources: dict[str, float] = field(default_factory=lambda: {"skimage": 3.0, "rendered": 1.0})  # source -> weight
+    data_seed: int = 0  # of the prepared pairs
     cache_dir: str = "data/cache"
     pairs: int = 320
     validation_pairs: int = 48

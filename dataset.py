@@ -599,7 +599,7 @@ def prepare_pairs(config, validation=False, progress=True):
         )
     total = config.validation_pairs if validation else config.pairs
     sources = list_sources(config, validation)
-    seed = config.seed + (1_000_003 if validation else 0)
+    seed = config.data_seed + (1_000_003 if validation else 0)
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{'validation' if validation else 'training'}-{digest}"
