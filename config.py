@@ -61,7 +61,6 @@ class Config:
 
     # Loss weights
     l1: float = 1.0
-    border_excess: float = 0.0  # see train.border_weights
     ssim: float = 0.08
     teacher_l1: float = 0.2
     teacher_kl: float = 0.004

@@ -32,7 +32,7 @@ import benchmark
 import speed
 from benchmark import record_key
 from dataset import DataError
-from inference import RealTimeSharpener, parse_strength
+from inference import RealTimeSharpener, parse_amount
 from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
 from page import write_report
@@ -366,9 +366,9 @@ def parse_arguments(argv):
         epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, subjective and speed.",
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--strength", type=parse_strength, default=1.0, help="scale of the residual (default: 1)")
-    parser.add_argument("--crisp", type=parse_strength, help="measure the student at this strength too")
+    parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
+    parser.add_argument("--strength", type=parse_amount, default=1.0, help="scale of the residual (default: 1)")
+    parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
     parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")

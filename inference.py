@@ -7,8 +7,9 @@
     python inference.py rtsp://host/stream           live window; with -o, a file
     python inference.py --demo                       no camera, network or data: writes clips to results/demo/
 
-Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after side by side. Ctrl-C
-ends a recording from a camera and keeps it; otherwise it leaves no file and exits with 130.
+Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after side by side. Where the
+machine is too busy, the window sharpens less for a while, and its title says so. Ctrl-C ends a recording from a camera
+and keeps it; otherwise it leaves no file and exits with 130.
 
 From Python::
 
@@ -26,6 +27,7 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 
@@ -68,6 +70,8 @@ _BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
 _PATIENCE = 0.15  # seconds that a live stream's frame may be late: a few intervals
 _CLOCK_JUMP = 10  # seconds by which only a stream that began anew is early or late
+
+log = logging.getLogger(__name__)
 
 
 class RealTimeSharpener:
@@ -150,24 +154,28 @@ class RealTimeSharpener:
             sharp = split_frames(picture.pixels, sharp)
         write_image(output_path, dataclasses.replace(picture, pixels=sharp))
 
-    def process_video_stream(self, input_source=0, output_path=None, compare=False, progress=False):
+    def process_video_stream(self, input_source=0, output_path=None, compare=False, progress=False, frame_budget=None):
         """Sharpen a camera, video file or stream, into a file or a live window.
 
         A file's frames are each processed once, in order, at their own time stamps, and its audio is copied. A camera
         gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it. A live stream in a
-        window leaves out frames that are late.
+        window leaves out frames that are late, and a window sharpens less where the machine is too busy (see
+        `LoadController`); a file that is written never does.
 
         Args:
             input_source: camera index, path or URL.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
             progress: show a progress bar on a terminal.
+            frame_budget: milliseconds that a window's frame may take; None for the interval between the source's
+                frames, 0 for no limit.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
-            ``output``.
+            ``output``; of a window also ``levels``, see `LoadController.frames`.
 
         Raises:
+            ValueError: the budget is not a number from 0.
             VideoError: the source cannot be read, the file cannot be written or there is no display.
         """
         is_camera = isinstance(input_source, int)
@@ -177,9 +185,11 @@ class RealTimeSharpener:
             return self._record_camera(input_source, output_path, compare, progress)
         if is_camera:
             with Camera(input_source) as camera:
-                return self._show(((frame, None) for frame in camera), compare, progress)
+                load = LoadController(frame_budget, camera.rate)
+                return self._show(((frame, None) for frame in camera), load, compare, progress)
         with VideoReader(input_source) as reader, read_ahead(reader.bgr_frames()) as frames:
-            return self._show(_scheduled(frames, live=reader.frame_count is None), compare, progress)
+            load = LoadController(frame_budget, reader.format.rate)
+            return self._show(_scheduled(frames, live=reader.frame_count is None), load, compare, progress)
 
     def _process_file(self, source, output_path, compare, progress):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
@@ -218,19 +228,25 @@ class RealTimeSharpener:
                         raise
         return counter.stats((width, height), self.engine, output_path)
 
-    def _show(self, frames, compare, progress):
+    def _show(self, frames, load, compare, progress):
         size = None
         with Window("Real-time sharpener", compare) as window:
             counter = _FrameCounter(progress, None)
-            for frame, due in counter.count(frames):
+            kept = (item for item in frames if not window.sharpening or load.takes_next())
+            for frame, due in counter.count(kept):
                 size = (frame.shape[1], frame.shape[0])
-                sharp = self.sharpen(frame) if window.sharpening else frame
+                begin, timed = time.perf_counter(), window.sharpening and load.sharpens
+                sharp = self.sharpen(frame) if timed else frame
+                if load.bypassed:
+                    sharp = frame
                 shown = split_frames(frame, sharp) if window.comparing else sharp
                 wait = 0 if due is None else due - time.perf_counter()  # a file plays at its own rate
-                window.show(shown, 1000 * wait)
+                window.show(shown, 1000 * wait, load.note if window.sharpening else "")
+                if timed:  # the window draws while it waits: only what goes beyond counts
+                    load.add(1000 * (time.perf_counter() - begin - max(wait, 0)))
                 if window.closed:
                     break
-        return counter.stats(size, self.engine, None)
+        return counter.stats(size, self.engine, None) | {"levels": load.frames}
 
     def _sharpen_pixels(self, pixels):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8 or uint16, at their own precision."""
@@ -287,6 +303,93 @@ def _to_pixels(dy, duv, dimensions, offset):
     chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
     shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
     return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
+
+
+class LoadController:
+    """Decides how much of a live window is sharpened, so that it fits a budget. It has no clock: it is told the costs.
+
+    Level 1 leaves every other frame out: half the rate is a small loss in a call, while sharp and soft frames in turn
+    would flicker, and the last frame's residual on a picture that moved leaves ghosts. Where that is too much as well,
+    level 2 shows all frames as they came, and has one sharpened now and then only to see what it costs.
+
+    It steps down where the median of the last costs is beyond the level's budget, and up where for 3 s the median was
+    within 75 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
+    minute, so that it does not swing.
+
+    Args:
+        budget: milliseconds that a frame of the source may take; None for the source's interval, 0 for no limit.
+        rate: frames per second of the source; taken for 30 where it is absurd. Seconds are counted in its frames.
+
+    Attributes:
+        level: index into `LEVELS`.
+        frames: dict from level's name to the number of frames shown at it (while the user had sharpening on).
+
+    Raises:
+        ValueError: the budget is not a number from 0.
+    """
+
+    LEVELS = ("every frame", "every other frame", "not sharpened")
+
+    def __init__(self, budget, rate):
+        if budget is not None and not budget >= 0:
+            raise ValueError(f"the budget must be a number of milliseconds from 0, got {budget}")
+        self._second = float(rate) if 1 <= rate <= 240 else 30.0
+        self._budget = 1000 / self._second if budget is None else budget or np.inf
+        self._now, self._raised, self._patience = 0, -np.inf, 3 * self._second  # times in frames that came
+        self.frames = dict.fromkeys(self.LEVELS, 0)
+        self._enter(0)
+
+    @property
+    def bypassed(self):
+        """Whether frames are shown as they came, even those that are sharpened."""
+        return self.level == 2
+
+    @property
+    def sharpens(self):
+        """Whether the frame taken last is to be sharpened, and its cost to be told to `add`."""
+        return not self.bypassed or self._now >= self._probe
+
+    @property
+    def note(self):
+        """What the user should know; nothing at level 0."""
+        return f"{self.LEVELS[self.level]} (this machine is busy)" if self.level else ""
+
+    def takes_next(self):
+        """Whether the source's next frame is to be shown; to be asked once for each that comes."""
+        self._now += 1
+        taken = self.level != 1 or self._now % 2 == 0
+        self.frames[self.LEVELS[self.level]] += taken
+        return taken
+
+    def add(self, milliseconds):
+        """Take in what sharpening and showing a frame took, and change the level where that calls for it."""
+        self._costs.append(milliseconds)
+        cost, full = np.median(self._costs), len(self._costs) == self._costs.maxlen
+        # Sharpening one frame costs the same at any level, and at level 1 there is time for two.
+        if not self.bypassed and full and cost > self._budget * (self.level + 1):
+            held = self._now - self._raised >= 60 * self._second
+            self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
+            self._step(self.level + 1)
+        elif self.level:
+            ample = 0.75 * self._budget * self.level
+            # A probe delays the picture: while they are in vain, they become rare.
+            self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
+            self._probe = self._now + self._pause
+            if cost > ample:
+                self._calm = self._now
+            elif self._now - self._calm >= self._patience:
+                self._raised = self._now
+                self._step(self.level - 1)
+
+    def _step(self, level):
+        log.info("from %s to %s", self.LEVELS[self.level], self.LEVELS[level])
+        self._enter(level)
+
+    def _enter(self, level):
+        self.level, self._calm, self._pause = level, self._now, self._second
+        self._probe = self._now + self._pause
+        # Medians, as a busy machine has spikes; of few probes, which come one by one.
+        self._costs = deque(maxlen=3 if self.bypassed else 15)
 
 
 def _scheduled(frames, live):
@@ -483,7 +586,7 @@ def _run(args):
         return 2 if failures else 0
     if is_camera or is_url:
         source = int(source) if is_camera else source
-        stats = sharpener.process_video_stream(source, output, args.compare, progress=True)
+        stats = sharpener.process_video_stream(source, output, args.compare, True, args.budget)
     else:
         stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, progress=True)
     if stats:
@@ -492,13 +595,16 @@ def _run(args):
             f"{stats['frames']} frames of {width}x{height} in {stats['seconds']:.1f} s: {stats['fps']:.1f} FPS "
             f"({stats['engine']})"
         )
+        levels = stats.get("levels", {})
+        if any(list(levels.values())[1:]):
+            print("this machine was busy: " + ", ".join(f"{name}: {count} shown" for name, count in levels.items()))
     if output is not None:
         print(f"written to {output}")
     return 0
 
 
-def parse_strength(text):
-    """The number in a command line's ``--strength``."""
+def parse_amount(text):
+    """The number in a command line's ``--strength`` or ``--budget``."""
     value = float(text)
     if not (np.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text}")
@@ -516,9 +622,11 @@ def main(argv=None):
     )
     output_help = "what to write; by default NAME_sharpened beside a file or folder, a live window for a camera or URL"
     parser.add_argument("-o", "--output", help=output_help)
-    parser.add_argument("--strength", type=parse_strength, default=1.0, help="0 changes nothing; default 1, as trained")
+    parser.add_argument("--strength", type=parse_amount, default=1.0, help="0 changes nothing; default 1, as trained")
+    budget_help = "milliseconds that a live window's frame may take, 0 for no limit; default: the source's interval"
+    parser.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)
     parser.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto (default), openvino, cpu, cuda, cuda:1, mps")
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")

