@@ -4,7 +4,7 @@
     python export.py checkpoints/mine/student.pth       writes student.int8.onnx beside it, where it is looked for
 
 Needs the packages of requirements-dev.txt and no data: it measures on degraded photos of scikit-image and on rendered
-text. It takes about a minute on two cores; the same student gives the same file.
+text. It takes some minutes; on one machine the same student gives the same file.
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
@@ -271,7 +271,7 @@ def build_model(quantised, metadata):
     return model
 
 
-def export(checkpoint, output=None, frames=96, steps=500, progress=True):
+def export(checkpoint, output=None, frames=160, steps=2000, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
 
     Args:
