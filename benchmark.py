@@ -113,7 +113,7 @@ def list_sources(data=None, match=("*",)):
     Args:
         data: folder with one sub-folder of images and videos a category; when None, the photos of scikit-image and,
             where it is installed, scikit-learn, and drawn slides.
-        match: only files whose name fits one of these patterns.
+        match: of `data`, only files whose name fits one of these patterns.
 
     Raises:
         DataError: the folder is missing or holds nothing that matches.

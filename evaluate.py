@@ -85,7 +85,7 @@ def choose_methods(sharpener, arguments):
         def sharpen(y, uv, full_range):
             return sharpener.engine(y, uv, full_range, strength)
 
-        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.description}"
+        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
         return Peer(name, description, lambda scale: sharpen)
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
@@ -93,7 +93,8 @@ def choose_methods(sharpener, arguments):
     if arguments.crisp:
         methods.append(student(f"{STUDENT}, crisp", arguments.crisp))
     names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
-    return methods + peers(names, arguments.device)
+    device = "cpu" if arguments.device.startswith("openvino") else arguments.device  # networks run with PyTorch
+    return methods + peers(names, device)
 
 
 def file_digest(path):
@@ -384,6 +385,8 @@ def parse_arguments(argv):
         "--peers", nargs="+", choices=(*FILTERS, *NETWORKS), metavar="PEER", help="default: all filters"
     )
     arguments = parser.parse_args(argv)
+    if arguments.match != parser.get_default("match") and not arguments.data:
+        parser.error("--match chooses among the files of --data: name a folder")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 

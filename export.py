@@ -227,8 +227,12 @@ def build_model(quantised, metadata):
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
     graph = _Graph()
-    to_front = lambda x: graph.add("Transpose", x, perm=[0, 3, 1, 2])  # noqa: E731
-    to_back = lambda x: graph.add("Transpose", x, perm=[0, 2, 3, 1])  # noqa: E731
+
+    def to_front(x):
+        return graph.add("Transpose", x, perm=[0, 3, 1, 2])
+
+    def to_back(x):
+        return graph.add("Transpose", x, perm=[0, 2, 3, 1])
 
     def quantised_input(module, x, shape):
         steps = module.log_step.detach().exp().numpy().reshape(shape)

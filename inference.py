@@ -69,7 +69,7 @@ _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]]
 _BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
 _PATIENCE = 0.15  # seconds that a live stream's frame may be late: a few intervals
-_CLOCK_JUMP = 10  # seconds by which only a stream that began anew is early or late
+_CLOCK_JUMP = 10  # seconds between two time stamps: the stream began anew
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class RealTimeSharpener:
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
-        device, description: where and at which precision it runs.
+        device: a `torch.device`, or OpenVINO's name of one.
+        description: where and at which precision it runs.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
@@ -395,15 +396,18 @@ class LoadController:
 def _scheduled(frames, live):
     """Turn the time stamps of ``(frame, seconds)`` into times of `time.perf_counter`, the first being now.
 
-    Of a live stream, frames that come more than `_PATIENCE` late are left out, so that it does not lag behind more and
-    more; one a second is given whatever happens.
+    Frames of a live stream are due when they come: what is early shows that those before it were late. Those that are
+    more than `_PATIENCE` late are left out, so that it does not lag behind; one a second is given whatever happens. A
+    thousandth of the time is forgiven, as the sender's clock may be slower than ours.
     """
-    begin, given = None, -np.inf
+    begin, previous, given = None, None, -np.inf
     for frame, seconds in frames:
         now = time.perf_counter()
-        if begin is None or (live and abs(begin + seconds - now) > _CLOCK_JUMP):
+        if begin is None or (live and abs(seconds - previous) > _CLOCK_JUMP):
             begin = now - seconds
-        due = begin + seconds
+        elif live:
+            begin = min(begin + (seconds - previous) / 1000, now - seconds)
+        previous, due = seconds, begin + seconds
         if not live or now - due <= _PATIENCE or now - given >= 1:
             given = now
             yield frame, due
@@ -626,7 +630,7 @@ def main(argv=None):
     budget_help = "milliseconds that a live window's frame may take, 0 for no limit; default: the source's interval"
     parser.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)
     parser.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
-    parser.add_argument("--device", default="auto", help="auto (default), openvino, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto (default), openvino, openvino:GPU, cpu, cuda:1, mps ...")
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")

@@ -26,12 +26,13 @@ from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 1  # of the inputs and outputs of an int8 network; raise it when they change
+ARTEFACT_FORMAT = 1  # of an int8 network's inputs and outputs, `fold_means` included; raise it when they change
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
 _LIMITED_RANGE_SCALE = (219, 224)
-_SIZES_KEPT = 4  # of compiled networks
+_SIZES_KEPT = 4  # of compiled networks in memory
+_BLOBS_KEPT = 32  # of compiled networks on disk
 
 
 class DeviceError(RuntimeError):
@@ -91,6 +92,7 @@ class TorchEngine:
     Attributes:
         device: the `torch.device` in use.
         description: device and precision, for reports.
+        identity: the description and what else decides the output.
 
     Raises:
         DeviceError: the device is unknown or missing.
@@ -99,7 +101,7 @@ class TorchEngine:
     def __init__(self, student, device="auto", dtype=None):
         self.device = pick_device(device)
         self._dtype, reason = (dtype, "as asked for") if dtype else pick_precision(self.device)
-        self.description = f"torch {self.device} {str(self._dtype).removeprefix('torch.')}"
+        self.description = self.identity = f"torch {self.device} {str(self._dtype).removeprefix('torch.')}"
         self._student = copy.deepcopy(student).eval().to(self.device, memory_format=torch.channels_last)
         log.info("%s (%s)", self.description, reason)
 
@@ -268,11 +270,12 @@ class OpenVINOEngine:
         path: file written by export.py.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
-        cache: folder for compiled networks; None takes one in the user's cache.
+        cache: folder for compiled networks, the last 32 of them; None takes one in the user's cache.
 
     Attributes:
         device: OpenVINO's name of the device.
         description: device and precision, for reports.
+        identity: the description and what else decides the output.
 
     Raises:
         ArtefactError: OpenVINO is not installed, or the file is missing, belongs to other weights or does not work.
@@ -284,26 +287,25 @@ class OpenVINOEngine:
             import openvino
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
-        self._openvino, self._core, self.device = openvino, openvino.Core(), device
-        found = self._core.available_devices
-        if device not in found and device not in {name.split(".")[0] for name in found}:
-            known = ", ".join(f"openvino:{name}" for name in found)
-            raise DeviceError(f"OpenVINO finds no device {device!r} on this machine: use auto, {known}")
+        self._openvino, self.device = openvino, device
         self._student, self._torch = copy.deepcopy(student), None
         self._properties = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU" and (threads := threads or _quota()):
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        if folder := _usable_folder(cache or _cache_folder()):
+        if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
         self._lock, self._requests = threading.RLock(), collections.OrderedDict()
         try:
+            self._core = openvino.Core()
+            self._check_device()
             self._network = self._read(path)
             self._test()
-        except ArtefactError:
+        except (ArtefactError, DeviceError):
             raise
         except RuntimeError as error:  # OpenVINO's own are no other
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
         self.description = f"openvino {device} int8"
+        self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
     def __call__(self, y, uv, full_range=False, strength=1.0):
@@ -354,9 +356,15 @@ class OpenVINOEngine:
         self._requests.move_to_end((rows, columns))
         return self._requests[rows, columns]
 
+    def _check_device(self):
+        found = self._core.available_devices
+        if self.device not in found and self.device not in {name.split(".")[0] for name in found}:
+            known = ", ".join(f"openvino:{name}" for name in found)
+            raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
+
     def _read(self, path):
         """Read the network if it was made from this student and for this version."""
-        advice = "make it with `python export.py CHECKPOINT`"
+        advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
         if not Path(path).is_file():
             raise ArtefactError(f"there is no int8 network at {path}: {advice}")
         network = self._core.read_model(path)
@@ -386,14 +394,22 @@ def _cache_folder():
 
 
 def _usable_folder(folder):
-    """The folder if files can be written to it, else None: the cache only saves time."""
+    """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
+
+    What was used longest ago is removed from it: each size of frames leaves a quarter of a megabyte.
+    """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder = Path(folder or _cache_folder())
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         log.warning("compiled networks are not kept: %s", first_line(error))
         return None
+    with contextlib.suppress(OSError):  # another process may be tidying up, too
+        for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
+            blob.unlink()
+    return folder
 
 
 def _quota():

@@ -124,9 +124,9 @@ def pan(size, count):
 
 
 def list_engines(sharpener, device):
-    """The engines to measure: the sharpener's, and with device ``"auto"`` all that work here.
+    """The engines to measure: the sharpener's, and with device ``"auto"`` the int8 network and PyTorch on the CPU.
 
-    On the CPU PyTorch at float32 joins PyTorch at the precision of its choice.
+    There PyTorch at float32 joins PyTorch at the precision of its choice.
 
     Returns:
         ``(dict of description -> engine, list of reasons why others are left out)``.
@@ -245,7 +245,14 @@ def _matrix_product(device, dtype, rows, depth, columns):
     pixels = torch.randn(1, depth, rows // 32, 32, generator=generator).to(device, dtype)
     weight = torch.randn(columns, depth, 1, 1, generator=generator).to(device, dtype)
     pixels, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (pixels, weight))
-    return torch.inference_mode()(lambda: F.conv2d(pixels, weight))
+
+    @torch.inference_mode()
+    def multiply():
+        F.conv2d(pixels, weight)
+        if device != "cpu":
+            torch.accelerator.synchronize(device)
+
+    return multiply
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -199,8 +199,8 @@ def teach(teacher, pair, device):
 def epoch_keys(config, epoch, pairs, rank, world_size):
     """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone.
 
-    `config.teacher_share` of the keys are of pairs whose teacher's output is known; of the others, `config.image_share`
-    are of damaged images.
+    With probability `config.teacher_share` a key is drawn from the pairs whose teacher's output is known, else from
+    all: with `config.image_share` from damaged images and else from the others, where there are both.
     """
     rng = np.random.default_rng((config.seed, epoch))
     count = config.steps_per_epoch * config.batch_size * world_size

@@ -609,13 +609,13 @@ def read_ahead(items, depth=4):
     What iterating over `items` raises, the iterator raises in its place. The thread alone uses `items`; when the block
     ends, it has ended, and so has the iterator.
     """
-    waiting, stopped, failures = queue.Queue(depth), threading.Event(), []
+    waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
     def produce():
         try:
             for item in items:
                 waiting.put(item)
-                if stopped.is_set():
+                if leaving.is_set():
                     return
         except BaseException as error:  # whatever it is, it is raised in `consume`, which waits for the end
             failures.append(error)
@@ -627,17 +627,19 @@ def read_ahead(items, depth=4):
         if failures:
             raise failures[0]
 
+    def leave():
+        leaving.set()
+        with contextlib.suppress(queue.Empty):  # makes room for the one item that the thread may still put
+            while True:
+                waiting.get_nowait()
+
     ahead = consume()
     thread = threading.Thread(target=produce, name="read ahead", daemon=True)
     thread.start()
     try:
         yield ahead
     finally:
-        stopped.set()
-        with contextlib.suppress(queue.Empty):  # makes room for the one item that the thread may still put
-            while True:
-                waiting.get_nowait()
-        _join(thread)
+        _end(thread, leave)
         ahead.close()  # else iterating on would wait for ever
 
 
@@ -648,21 +650,25 @@ def write_behind(write, depth=4):
     What `write` raises, that function raises when it is called next, or the end of the block. Then, or when the block
     fails, items that still wait are dropped. The thread alone calls `write`; when the block ends, it has ended.
     """
-    waiting, stopped, failures = queue.Queue(depth), threading.Event(), []
+    waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
     def consume():
-        while (item := waiting.get()) is not _END:
-            if not stopped.is_set():
+        while (item := waiting.get()) is not _END and not leaving.is_set():
+            if not failures:
                 try:
                     write(item)
                 except BaseException as error:  # whatever it is, it is raised in the caller's thread
                     failures.append(error)
-                    stopped.set()
 
     def enqueue(item):
         if failures:
             raise failures[0]
         waiting.put(item)
+
+    def leave():
+        leaving.set()
+        with contextlib.suppress(queue.Full):  # then an item wakes the thread
+            waiting.put_nowait(_END)
 
     thread = threading.Thread(target=consume, name="write behind", daemon=True)
     thread.start()
@@ -672,21 +678,18 @@ def write_behind(write, depth=4):
         thread.join()
         if failures:
             raise failures[0]
-    except BaseException:
-        stopped.set()
-        raise
     finally:
-        waiting.put(_END)  # for the second time, unless the block failed
-        _join(thread)
+        _end(thread, leave)
 
 
-def _join(thread):
-    """Wait for a thread, even through a further Ctrl-C: what it uses is closed next."""
+def _end(thread, leave):
+    """Tell a thread to leave and wait for it, even through a further Ctrl-C: what it uses is closed next."""
     try:
+        leave()
         thread.join()
     finally:
         if thread.is_alive():
-            _join(thread)
+            _end(thread, leave)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
+import runtime
 from models import Student, save_student
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_compiled_networks(tmp_path_factory):
+    """Keeps the user's own cache out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_cache_folder", lambda: tmp_path_factory.getbasetemp() / "openvino")
+        yield
 
 
 @pytest.fixture

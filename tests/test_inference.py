@@ -599,9 +599,10 @@ def test_a_file_plays_whole_and_a_live_stream_leaves_out_what_is_late(monkeypatc
         return shown
 
     stamps = [90_000 + 0.04 * index for index in range(100)]  # such clocks seldom begin at 0
-    assert play(True, stamps, 0.01) == play(False, stamps, 0.01)
-    in_time = play(True, stamps, 0.01)
-    assert [index for index, _ in in_time] == list(range(100)) and in_time[0][1] == 0
+    at_its_rate = play(False, stamps, 0.01)
+    assert [index for index, _ in at_its_rate] == list(range(100)) and at_its_rate[0][1] == 0
+    assert all(0.029 < wait < 0.041 for _, wait in at_its_rate[1:])
+    assert play(True, stamps, 0.01) == [(index, 0) for index in range(100)]  # as fast as they come
     assert [index for index, _ in play(False, stamps, 0.1)] == list(range(100))
     slow = play(True, stamps, 0.1)
     assert 30 < len(slow) < 60 and min(wait for _, wait in slow) >= -0.150001
@@ -615,6 +616,18 @@ def test_a_file_plays_whole_and_a_live_stream_leaves_out_what_is_late(monkeypatc
             yield index, 0.04 * index
 
     assert 8 <= len(list(inference._scheduled(late(), True))) < 30
+
+    def drifting_and_stalled():
+        for index in range(31_000):  # twenty minutes; the sender's clock loses half a second in them
+            if index == 30_000:
+                clock.now += 15  # what comes in the meantime waits
+            clock.now = max(clock.now, 0.04002 * index)
+            yield index, 0.04 * index
+
+    clock.now = 0
+    shown = [index for index, _ in inference._scheduled(drifting_and_stalled(), True)]
+    assert shown[:30_000] == list(range(30_000)) and shown[-500:] == list(range(30_500, 31_000))
+    assert len(shown) < 30_700
 
 
 def test_a_video_plays_in_a_window(checkpoint, tmp_path, display):

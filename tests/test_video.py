@@ -485,6 +485,22 @@ def test_what_the_block_raises_ends_both_threads(threads, error):
     assert len(written) <= 1  # what waits is dropped
 
 
+def test_a_further_interrupt_does_not_leave_the_thread_behind(threads, monkeypatch):
+    join, interrupts = threading.Thread.join, iter([KeyboardInterrupt, KeyboardInterrupt])
+
+    def interrupted(thread):
+        for interrupt in interrupts:
+            raise interrupt
+        join(thread)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    for block in (write_behind(lambda item: time.sleep(0.2)), read_ahead(iter(lambda: 0, 1))):
+        interrupts = iter([KeyboardInterrupt, KeyboardInterrupt])
+        with pytest.raises(KeyboardInterrupt), block:
+            raise KeyboardInterrupt
+        assert not next(interrupts, None), "both interrupts have come"
+
+
 def test_leaving_early_ends_the_thread(threads):
     with read_ahead(iter(lambda: 0, 1)) as items:
         assert next(items) == 0
