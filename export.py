@@ -8,7 +8,8 @@ text. It takes some minutes; on one machine the same student gives the same file
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
-* weights have 7 bits and a scale per output channel. With 8, processors that have no VNNI instructions overflow;
+* weights have 8 bits and a scale per output channel; those of the head 7, as processors without VNNI instructions add
+  two products in 16 bits, and its inputs, alone of all, are so large that these would overflow;
 * what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
@@ -38,7 +39,7 @@ from runtime import ARTEFACT_FORMAT, artefact_path, fold_means, fold_planes, pad
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
-WEIGHT_LIMIT = 63
+HEAD_LIMIT, WEIGHT_LIMIT = 63, 127  # of the integers that weights become
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
 
@@ -82,10 +83,12 @@ class QuantisedConv(nn.Module):
     Args:
         conv: the 3x3 convolution to start from.
         low, high: `(I,)`, the least and the greatest value of each channel of its input.
+        limit: of the integers that the weights become.
     """
 
-    def __init__(self, conv, low, high):
+    def __init__(self, conv, low, high, limit):
         super().__init__()
+        self.limit = limit
         low, high = low.clamp(max=0), high.clamp(min=1e-6)
         # All channels share one zero point, as their steps go into the weights: the one that wastes the least of them.
         zeros = torch.arange(129.0)[:, None]
@@ -94,7 +97,9 @@ class QuantisedConv(nn.Module):
         step = steps[self.zero]
         self.weight, self.bias = nn.Parameter(conv.weight.clone()), nn.Parameter(conv.bias.clone())
         self.log_step = nn.Parameter(step.log())  # (I,) of the input
-        self.log_scale = nn.Parameter(_weight_scales(conv.weight * step[:, None, None]).log())  # (O,) of the weights
+        self.log_scale = nn.Parameter(
+            _weight_scales(conv.weight * step[:, None, None], limit).log()
+        )  # (O,) of the weights
 
     def input_integers(self, x):
         """The input as the integers that are multiplied, without the zero point."""
@@ -103,18 +108,18 @@ class QuantisedConv(nn.Module):
     def weight_integers(self):
         """The weights as integers `(O, I, 3, 3)`, which multiply `input_integers`."""
         steps, scales = self.log_step.exp()[:, None, None], self.log_scale.exp()[:, None, None, None]
-        return round_through(self.weight * steps / scales).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        return round_through(self.weight * steps / scales).clamp(-self.limit, self.limit)
 
     def forward(self, x):
         weight = self.weight_integers() * self.log_scale.exp()[:, None, None, None]
         return F.conv2d(self.input_integers(x), weight, self.bias, padding=1)
 
 
-def _weight_scales(weight):
-    """The scale `(O,)` per output channel that rounds `weight` with the least squared error."""
+def _weight_scales(weight, limit):
+    """The scale `(O,)` per output channel that rounds `weight` to at most `limit` with the least squared error."""
     flat = weight.flatten(1)
-    candidates = flat.abs().amax(dim=1).clamp(min=1e-9) / WEIGHT_LIMIT * torch.linspace(0.7, 1, 31)[:, None]  # (31, O)
-    rounded = (flat / candidates[..., None]).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT) * candidates[..., None]
+    candidates = flat.abs().amax(dim=1).clamp(min=1e-9) / limit * torch.linspace(0.7, 1, 31)[:, None]  # (31, O)
+    rounded = (flat / candidates[..., None]).round().clamp(-limit, limit) * candidates[..., None]
     best = (rounded - flat).square().sum(dim=2).argmin(dim=0)
     return candidates.gather(0, best[None])[0]
 
@@ -145,7 +150,8 @@ def quantise(student, samples):
     quantised = copy.deepcopy(student)
     for name, module in convolutions.items():
         parent, _, attribute = name.rpartition(".")
-        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module]))
+        limit = HEAD_LIMIT if module is student.head else WEIGHT_LIMIT
+        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module], limit))
     return quantised
 
 
