@@ -9,7 +9,7 @@ text. It takes some minutes; on one machine the same student gives the same file
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
 * weights have 8 bits and a scale per output channel; those of the head 7, as processors without VNNI instructions add
-  two products in 16 bits, and its inputs, alone of all, are so large that these would overflow;
+  two products in 16 bits, and its inputs, alone of all, are so large that these would often overflow;
 * what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
