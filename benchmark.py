@@ -111,8 +111,8 @@ def list_sources(data=None, match=("*",)):
     """The clean pictures and clips to measure on.
 
     Args:
-        data: folder with one sub-folder of images and videos a category; when None, the photos of scikit-image and,
-            where it is installed, scikit-learn, and drawn slides.
+        data: folder with one sub-folder of images and videos a category, at any depth; when None, the photos of
+            scikit-image and, where it is installed, scikit-learn, and drawn slides.
         match: of `data`, only files whose name fits one of these patterns.
 
     Raises:
@@ -135,10 +135,11 @@ def list_sources(data=None, match=("*",)):
     if not data.is_dir():
         raise DataError(f"no folder {data}: give one that holds a sub-folder of images or videos for each category")
     sources = [
-        Source(category.name, path.relative_to(category).as_posix(), str(path))
-        for category in sorted(path for path in data.iterdir() if path.is_dir())
-        for path in sorted(category.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES and any(fnmatch(path.name, p) for p in match)
+        Source(path.parent.relative_to(data).as_posix(), path.name, str(path))
+        for path in sorted(data.rglob("*"), key=lambda path: (path.parent, path.name))
+        if path.parent != data
+        and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        and any(fnmatch(path.name, p) for p in match)
     ]
     if not sources:
         raise DataError(f"{data} has no sub-folder with images or videos whose names fit {' or '.join(match)}")
