@@ -64,14 +64,13 @@ METRICS = {
     "ms_ssim": Metric("MS-SSIM", "", 4, 1, 0.0005),
     "psnr_rgb": Metric("PSNR-RGB", "dB", 2, 1, 0.05),
     "ssim_rgb": Metric("SSIM-RGB", "", 4, 1, 0.0005),
-    "ssimulacra2": Metric("SSIMULACRA 2", "", 2, 1, 0.5),
     "ocr": Metric("words read", "", 3, 1, 0.005),
     "flicker_static": Metric("flicker, still", "", 3, -1, None),
     "flicker_moving": Metric("flicker, moving", "", 3, -1, None),
 }
 SUMMARY_METRICS = {
     "call": ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "ms_ssim", "flicker_static", "flicker_moving"),
-    "image": ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "ms_ssim", "ssimulacra2", "ocr"),
+    "image": ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "ms_ssim", "ocr"),
 }
 HARM_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "ms_ssim", "ocr")
 MAIN_METRICS = ("psnr_y", "ssim_y", "vmaf_neg")  # of the curves, the distribution and the table of conditions
