@@ -93,8 +93,7 @@ def choose_methods(sharpener, arguments):
     if arguments.crisp:
         methods.append(student(f"{STUDENT}, crisp", arguments.crisp))
     names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
-    device = "cpu" if arguments.device.startswith("openvino") else arguments.device  # networks run with PyTorch
-    return methods + peers(names, device)
+    return methods + peers(names, arguments.device)
 
 
 def file_digest(path):
@@ -147,6 +146,18 @@ def cut_frame(planes, full_range, box):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Where a report comes from
+
+
+def describe_run(command, started):
+    """What a report says of the run that ends now, which began at `started` (of `time.perf_counter`)."""
+    return {
+        "command": command,
+        "commit": git_commit(),
+        "date": date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
 
 
 def describe_machine():
@@ -209,12 +220,7 @@ def measure(arguments, command):
     report = {
         "format": FORMAT,
         "name": arguments.name,
-        "command": command,
-        "commit": git_commit(),
-        "date": date.today().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
+        **describe_run(command, started),
         "checkpoint": {
             "path": str(arguments.checkpoint),
             "sha256": file_digest(sharpener.checkpoint),
@@ -341,12 +347,7 @@ def run_speed(argv):
     names = [*FILTERS, *(NETWORKS if arguments.networks else ())]
     measured = speed.measure(sharpener, arguments.device, sizes, seconds, names, clip)
     report = {
-        "command": ["python", "evaluate.py", "speed", *argv],
-        "commit": git_commit(),
-        "date": date.today().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
+        **describe_run(["python", "evaluate.py", "speed", *argv], started),
         "checkpoint": {"name": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
         **measured,
     }

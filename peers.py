@@ -276,7 +276,7 @@ def peers(names=tuple(FILTERS), device="auto"):
     """Give the peers called `names`, of `FILTERS` and `NETWORKS`, in that order; all filters by default.
 
     Args:
-        device: where networks run; filters run on the CPU.
+        device: where networks run, with PyTorch: OpenVINO's devices mean the CPU; filters run on the CPU.
 
     Returns:
         List of `Peer`.
@@ -299,7 +299,8 @@ def _filter(name):
 
 def _network(name, device):
     description, load, shrink = NETWORKS[name]
-    return Peer(name, description, functools.partial(super_resolver, load().to(pick_device(device))), shrink)
+    network = load().to(pick_device("cpu" if device.startswith("openvino") else device))
+    return Peer(name, description, functools.partial(super_resolver, network), shrink)
 
 
 def time_1080p(peer, seconds=2.0):

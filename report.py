@@ -444,7 +444,7 @@ def markdown_summary(report):
             cells = [_markdown_cell(rows, name, metric) for metric in metrics]
             lines.append([name, *cells, format_milliseconds(times.get(name) or None)])
         clips = count_of(len({record["name"] for record in records}), "clip")
-        parts.append(f"{title} ({clips}, {count_of(rows['input']['units'], 'encoding')}):\n\n{_markdown(lines)}")
+        parts.append(f"{title} ({clips}, {count_of(rows['input']['units'], 'encoding')}):\n\n{markdown_table(lines)}")
     titles = ("Pictures", "Pictures where all methods were measured")
     for title, records in zip(titles, comparable(of_protocol(report, "image")), strict=False):
         metrics = measured(records, ("psnr_y", "ssim_y"))
@@ -456,7 +456,7 @@ def markdown_summary(report):
             lines.append([category, *cells])
         pictures = count_of(len({record["name"] for record in records}), "picture")
         what = " / ".join(heading(metric) for metric in metrics)
-        parts.append(f"{title} ({pictures}; {what}):\n\n{_markdown(lines)}")
+        parts.append(f"{title} ({pictures}; {what}):\n\n{markdown_table(lines)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -470,7 +470,8 @@ def _markdown_cell(rows, name, metric):
     return f"**{text}**" if name in best else text
 
 
-def _markdown(lines):
+def markdown_table(lines):
+    """A table of lines of cells, the first being the header, in Markdown."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 

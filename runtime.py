@@ -11,6 +11,7 @@ beside a checkpoint, twice as fast on a CPU. `make_engine` chooses.
 import collections
 import contextlib
 import copy
+import functools
 import hashlib
 import logging
 import os
@@ -229,14 +230,24 @@ def fold_means(y, u, v, out=None):
         uint16 array ``(H/4, W/4, 24)``.
     """
     size = y.shape[1] // 4, y.shape[0] // 4
-    box = {"ksize": (3, 3), "normalize": False, "borderType": cv2.BORDER_CONSTANT}  # what lies outside counts as zero
-    weight = 16 / cv2.boxFilter(np.ones(size[::-1], np.float32), -1, **box)
+    weight = _mean_weights(size)
     quads = []
     for plane, count in ((y, 4), (u, 1), (v, 1)):
         cells = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
-        means = cv2.multiply(cv2.boxFilter(cells, cv2.CV_32F, **box), weight, dtype=cv2.CV_16U)
+        means = cv2.multiply(_sum_3x3(cells), weight, dtype=cv2.CV_16U)
         quads += [cv2.merge([means] * 4).view(np.float64)[..., 0]] * count  # four at a time, as 64 bits
     return cv2.merge(quads, None if out is None else out.view(np.float64)).view(np.uint16)
+
+
+def _sum_3x3(cells):
+    """Sums of 3x3 cells; what lies outside counts as zero."""
+    return cv2.boxFilter(cells, cv2.CV_32F, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+
+
+@functools.lru_cache(maxsize=_SIZES_KEPT)
+def _mean_weights(size):
+    """What turns `_sum_3x3` of cells, ``(width, height)`` of them, into sixteenths of their mean."""
+    return 16 / _sum_3x3(np.ones(size[::-1], np.float32))
 
 
 def unfold_planes(folded, height, width):

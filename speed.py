@@ -30,7 +30,7 @@ from tqdm import tqdm
 import dataset
 from models import CheckpointError
 from peers import peers, time_1080p
-from report import format_milliseconds, format_share
+from report import format_milliseconds, format_share, markdown_table
 from runtime import DeviceError, TorchEngine, make_engine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
@@ -371,8 +371,7 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         row["gmac_per_second"] = row["gmac"] * row["fps"]
         peak = peaks.get(peak_of(row["engine"]))
         row["share_of_peak"] = row["gmac_per_second"] / peak["value"] if peak else None
-    peer_device = "cpu" if device.startswith("openvino") else device  # they run with PyTorch
-    peer_rows, peers_left_out = time_peers(peer_names, peer_device, seconds)
+    peer_rows, peers_left_out = time_peers(peer_names, device, seconds)
     return {
         "gmac_1080p": count_macs(sharpener.student, SIZES["1080p"]) / 1e9,
         "engines": rows,
@@ -434,7 +433,13 @@ def markdown(report):
         ]
         for row in report["engines"]
     ]
-    chain = (("whole", f"decode, sharpen ({files['engine']}), encode"), ("decode", "decode"), ("encode", "encode"))
+    others = [
+        [peer["name"], format_milliseconds(peer["ms_1080p"]), _rate(1000 / peer["ms_1080p"])]
+        for peer in report["peers"]
+    ]
+    stages = {"whole": f"decode, sharpen ({files['engine']}), encode", "decode": "decode", "encode": "encode"}
+    chain = [[label, *_times(files[stage])] for stage, label in stages.items()]
+    reached = [[name, f"{peak['value']:,.0f} {peak['unit']}", peak["how"]] for name, peak in peaks.items()]
     memory = files["peak_memory_mib"]
     memory = f"{memory:,.0f} MiB" if memory else f"not measured: {files['peak_memory_reason']}"
     parts = [
@@ -444,20 +449,14 @@ def markdown(report):
         f"{machine['memory_gb']} GB, {machine['system']}\nwith {versions}.",
         f"![Milliseconds over megapixels](speed.png)\n\nPlanes in, planes out, in memory; {report['gmac_1080p']:.2f} "
         "GMAC a frame at 1080p. *Of the peak*: of the matrix product below in the same precision.",
-        _table(["engine", "size", "median ms", "p95 ms", "frames/s", "GMAC/s", "of the peak"], engines),
+        markdown_table([["engine", "size", "median ms", "p95 ms", "frames/s", "GMAC/s", "of the peak"], *engines]),
         "Others at 1080p:",
-        _table(
-            ["method", "median ms", "frames/s"],
-            [[p["name"], format_milliseconds(p["ms_1080p"]), _rate(1000 / p["ms_1080p"])] for p in report["peers"]],
-        ),
+        markdown_table([["method", "median ms", "frames/s"], *others]),
         f"From file to file: {files['frames']} frames of {size_name(files['size'])}, H.264 of {files['kbps']:,.0f} "
         f"kbit/s with audio; p95 of {files['whole']['runs']} runs, not frames. Most memory resident: {memory}.",
-        _table(["a frame", "median ms", "p95 ms", "frames/s"], [[label, *_times(files[key])] for key, label in chain]),
+        markdown_table([["a frame", "median ms", "p95 ms", "frames/s"], *chain]),
         "What the machine reaches at best:",
-        _table(
-            ["peak", "value", "measured with"],
-            [[name, f"{peak['value']:,.0f} {peak['unit']}", peak["how"]] for name, peak in peaks.items()],
-        ),
+        markdown_table([["peak", "value", "measured with"], *reached]),
         *(f"Left out: {reason.rstrip('.')}." for reason in report["left_out"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -470,7 +469,3 @@ def _times(row):
 
 def _rate(fps):
     return f"{fps:,.1f}" if fps >= 1 else f"{fps:.2g}"
-
-
-def _table(header, rows):
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
