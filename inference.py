@@ -27,7 +27,6 @@ import os
 import sys
 import time
 import warnings
-from collections import deque
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,6 +35,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from live import Camera, LoadController, Window, scheduled
 from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError, make_engine
 from utils import (
@@ -48,14 +48,12 @@ from utils import (
     to_limited_range,
 )
 from video import (
-    Camera,
     Frame,
     Picture,
     VideoError,
     VideoFormat,
     VideoReader,
     VideoWriter,
-    Window,
     existing_file,
     read_ahead,
     read_image,
@@ -68,8 +66,6 @@ _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]]
 # Colour tags (ITU-T H.273) of what `utils.bgr_to_planes` and `utils.to_limited_range` make.
 _BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
-_PATIENCE = 0.15  # seconds that a live stream's frame may be late: a few intervals
-_CLOCK_JUMP = 10  # seconds between two time stamps: the stream began anew
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +186,7 @@ class RealTimeSharpener:
                 return self._show(((frame, None) for frame in camera), load, compare, progress)
         with VideoReader(input_source) as reader, read_ahead(reader.bgr_frames()) as frames:
             load = LoadController(frame_budget, reader.format.rate)
-            return self._show(_scheduled(frames, live=reader.frame_count is None), load, compare, progress)
+            return self._show(scheduled(frames, live=reader.frame_count is None), load, compare, progress)
 
     def _process_file(self, source, output_path, compare, progress):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
@@ -304,113 +300,6 @@ def _to_pixels(dy, duv, dimensions, offset):
     chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
     shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
     return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
-
-
-class LoadController:
-    """Decides how much of a live window is sharpened, so that it fits a budget. It has no clock: it is told the costs.
-
-    Level 1 leaves every other frame out: half the rate is a small loss in a call, while sharp and soft frames in turn
-    would flicker, and the last frame's residual on a picture that moved leaves ghosts. Where that is too much as well,
-    level 2 shows all frames as they came, and has one sharpened now and then only to see what it costs.
-
-    It steps down where the median of the last costs is beyond the level's budget, and up where for 3 s the median was
-    within 75 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
-    minute, so that it does not swing.
-
-    Args:
-        budget: milliseconds that a frame of the source may take; None for the source's interval, 0 for no limit.
-        rate: frames per second of the source; taken for 30 where it is absurd. Seconds are counted in its frames.
-
-    Attributes:
-        level: index into `LEVELS`.
-        frames: dict from level's name to the number of frames shown at it (while the user had sharpening on).
-
-    Raises:
-        ValueError: the budget is not a number from 0.
-    """
-
-    LEVELS = ("every frame", "every other frame", "not sharpened")
-
-    def __init__(self, budget, rate):
-        if budget is not None and not budget >= 0:
-            raise ValueError(f"the budget must be a number of milliseconds from 0, got {budget}")
-        self._second = float(rate) if 1 <= rate <= 240 else 30.0
-        self._budget = 1000 / self._second if budget is None else budget or np.inf
-        self._now, self._raised, self._patience = 0, -np.inf, 3 * self._second  # times in frames that came
-        self.frames = dict.fromkeys(self.LEVELS, 0)
-        self._enter(0)
-
-    @property
-    def bypassed(self):
-        """Whether frames are shown as they came, even those that are sharpened."""
-        return self.level == 2
-
-    @property
-    def sharpens(self):
-        """Whether the frame taken last is to be sharpened, and its cost to be told to `add`."""
-        return not self.bypassed or self._now >= self._probe
-
-    @property
-    def note(self):
-        """What the user should know; nothing at level 0."""
-        return f"{self.LEVELS[self.level]} (this machine is busy)" if self.level else ""
-
-    def takes_next(self):
-        """Whether the source's next frame is to be shown; to be asked once for each that comes."""
-        self._now += 1
-        taken = self.level != 1 or self._now % 2 == 0
-        self.frames[self.LEVELS[self.level]] += taken
-        return taken
-
-    def add(self, milliseconds):
-        """Take in what sharpening and showing a frame took, and change the level where that calls for it."""
-        self._costs.append(milliseconds)
-        cost, full = np.median(self._costs), len(self._costs) == self._costs.maxlen
-        # Sharpening one frame costs the same at any level, and at level 1 there is time for two.
-        if not self.bypassed and full and cost > self._budget * (self.level + 1):
-            held = self._now - self._raised >= 60 * self._second
-            self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
-            self._step(self.level + 1)
-        elif self.level:
-            ample = 0.75 * self._budget * self.level
-            # A probe delays the picture: while they are in vain, they become rare.
-            self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
-            self._probe = self._now + self._pause
-            if cost > ample:
-                self._calm = self._now
-            elif self._now - self._calm >= self._patience:
-                self._raised = self._now
-                self._step(self.level - 1)
-
-    def _step(self, level):
-        log.info("from %s to %s", self.LEVELS[self.level], self.LEVELS[level])
-        self._enter(level)
-
-    def _enter(self, level):
-        self.level, self._calm, self._pause = level, self._now, self._second
-        self._probe = self._now + self._pause
-        # Medians, as a busy machine has spikes; of few probes, which come one by one.
-        self._costs = deque(maxlen=3 if self.bypassed else 15)
-
-
-def _scheduled(frames, live):
-    """Turn the time stamps of ``(frame, seconds)`` into times of `time.perf_counter`, the first being now.
-
-    Frames of a live stream are due when they come: what is early shows that those before it were late. Those that are
-    more than `_PATIENCE` late are left out, so that it does not lag behind; one a second is given whatever happens. A
-    thousandth of the time is forgiven, as the sender's clock may be slower than ours.
-    """
-    begin, previous, given = None, None, -np.inf
-    for frame, seconds in frames:
-        now = time.perf_counter()
-        if begin is None or (live and abs(seconds - previous) > _CLOCK_JUMP):
-            begin = now - seconds
-        elif live:
-            begin = min(begin + (seconds - previous) / 1000, now - seconds)
-        previous, due = seconds, begin + seconds
-        if not live or now - due <= _PATIENCE or now - given >= 1:
-            given = now
-            yield frame, due
 
 
 class _FrameCounter:

@@ -1,4 +1,4 @@
-"""Where pictures come from and go to: image files, video files and streams, the camera, a live window.
+"""Where pictures come from and go to: image files, video files and streams.
 
 Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
 colour conversion in between, and time stamps, colour tags, pixel shape, rotation and audio pass through::
@@ -18,10 +18,7 @@ video, a camera or a window is a `VideoError` whose message says what to do.
 import contextlib
 import dataclasses
 import logging
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections import deque
 from fractions import Fraction
@@ -146,7 +143,7 @@ def write_image(path, picture):
 
 def _read_16_bit(path, orientation):
     """The pixels of a 16-bit image turned upright, or None where the file has 8 bits."""
-    with _quiet_opencv():
+    with quiet_opencv():
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         return None
@@ -692,159 +689,9 @@ def _end(thread, leave):
             _end(thread, leave)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Camera and window
-
-
-class Camera:
-    """A camera whose newest frame is always at hand; a thread drops those that nobody was in time for.
-
-    Args:
-        index: number of the camera, 0 is the first.
-
-    Attributes:
-        size: ``(width, height)`` in pixels.
-        rate: frames per second that the camera promises.
-
-    Raises:
-        VideoError: it cannot be opened.
-    """
-
-    def __init__(self, index=0):
-        with _quiet_opencv():
-            self._capture = cv2.VideoCapture(index)
-            opened, first = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not opened:
-            self._capture.release()
-            raise VideoError(
-                f"camera {index} cannot be opened: plug it in, close programs that use it, allow access to it, or name "
-                "a file to sharpen"
-            )
-        self.index = index
-        self.size = (first.shape[1], first.shape[0])
-        self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
-        self._newest, self._running = first, True
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._drain, name="camera", daemon=True)
-        self._thread.start()
-
-    def read(self, timeout=5.0):
-        """Wait for a frame that was not read before; ``(H, W, 3)`` uint8 BGR.
-
-        Raises:
-            VideoError: none came within `timeout` seconds, or the camera is gone.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._newest is not None or not self._running, timeout)
-            frame, self._newest = self._newest, None
-        if frame is None:
-            raise VideoError(f"camera {self.index} gives no more frames: is it still plugged in?")
-        return frame
-
-    def __iter__(self):
-        """Give newest frames until the camera is gone, which ends the iteration with a warning: a recording is kept."""
-        while True:
-            try:
-                frame = self.read()
-            except VideoError as error:
-                log.warning("%s", error)
-                return
-            yield frame
-
-    def close(self):
-        """Stop the thread and release the camera."""
-        self._running = False
-        self._thread.join()
-        self._capture.release()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def _drain(self):
-        while self._running:
-            arrived, frame = self._capture.read()
-            with self._changed:
-                self._running = self._running and arrived
-                self._newest = frame if arrived else self._newest
-                self._changed.notify()
-
-
-class Window:
-    """A live window. Keys: q or Esc closes it, space turns sharpening on and off, c splits before and after.
-
-    Attributes:
-        closed, sharpening, comparing: what the user has chosen.
-
-    Raises:
-        VideoError: there is no display, or OpenCV was built without windows.
-    """
-
-    def __init__(self, title, comparing=False):
-        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
-        check_display()
-        self.title = title
-        self.closed, self.sharpening, self.comparing = False, True, comparing
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        self._sized, self._note = False, ""
-
-    def show(self, frame, milliseconds=1, note=""):
-        """Show a uint8 BGR frame ``(H, W, 3)`` and a note in the title; handle keys for at least `milliseconds`."""
-        if not self._sized:
-            height, width = frame.shape[:2]
-            scale = min(1, 1280 / width, 720 / height)  # most screens have room for that
-            cv2.resizeWindow(self.title, round(scale * width), round(scale * height))
-            self._sized = True
-        cv2.imshow(self.title, frame)
-        if note != self._note:
-            cv2.setWindowTitle(self.title, f"{self.title} - {note}" if note else self.title)
-            self._note = note
-        key = cv2.waitKey(max(round(milliseconds), 1)) & 0xFF
-        if key in (ord("q"), 27) or cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
-            self.closed = True
-        elif key == ord(" "):
-            self.sharpening = not self.sharpening
-        elif key == ord("c"):
-            self.comparing = not self.comparing
-
-    def close(self):
-        """Destroy the window; closing it twice does no harm."""
-        with contextlib.suppress(cv2.error):  # the user may have closed it already
-            cv2.destroyWindow(self.title)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-
-def check_display():
-    """Raise `VideoError` where no window can be opened.
-
-    OpenCV's Qt aborts the whole process when it finds no display, and hangs it when PyAV was loaded before OpenCV, so a
-    child process tries first, with the same order of imports.
-    """
-    advice = "name an output file with -o instead"
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise VideoError(f"there is no display to open a window on: {advice}")
-    order = ", ".join(name for name in sys.modules if name in ("av", "cv2"))
-    attempt = f"import {order}; cv2.namedWindow('display check'); cv2.destroyAllWindows()"
-    try:
-        subprocess.run([sys.executable, "-c", attempt], check=True, capture_output=True, timeout=15)
-    except subprocess.CalledProcessError as error:
-        raise VideoError(
-            "no window can be opened: the display does not answer, or OpenCV is a headless build (install "
-            f"opencv-python); or {advice}"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise VideoError(f"opening a window hangs: import cv2 before av in your program, or {advice}") from error
-
-
 @contextlib.contextmanager
-def _quiet_opencv():
+def quiet_opencv():
+    """Keep OpenCV's own messages from the terminal."""
     logging_level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 import runtime
+from export import export
+from inference import RealTimeSharpener
 from models import Student, save_student
 
 
@@ -33,3 +35,28 @@ def checkpoint(student, tmp_path):
     path = tmp_path / "student.pth"
     save_student(path, student, meta={"teacher": "none"})
     return path
+
+
+def make_student(channels=8, blocks=1):
+    """A random student that changes noise by some 20 levels."""
+    torch.manual_seed(0)
+    student = Student(channels, blocks).eval()
+    torch.nn.init.normal_(student.tail.weight)
+    with torch.no_grad():
+        dy, _ = student.residual(torch.rand(1, 1, 64, 64), torch.rand(1, 2, 32, 32))
+        student.tail.weight *= 0.15 / dy.std()
+    return student
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Checkpoint of a student that changes a lot, with its int8 network beside it."""
+    path = tmp_path_factory.mktemp("student") / "student.pth"
+    save_student(path, make_student(), {"note": "random"})
+    export(path, frames=2, steps=2, progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sharpener(exported):
+    return RealTimeSharpener(exported, "cpu")

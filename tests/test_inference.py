@@ -1,11 +1,8 @@
 """The public interface and the command line, with a small random student."""
 
-import contextlib
 import dataclasses
 import os
 import pickle
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,44 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
-from export import export
-from inference import LoadController, RealTimeSharpener, main, split_frames, split_planes
-from models import CheckpointError, Student, save_student
+from inference import RealTimeSharpener, main, split_frames, split_planes
+from models import CheckpointError
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
-from tests.test_video import CONSTANT, VARIABLE, FakeCapture, broken_file, encode, packets, read_times
+from tests.conftest import make_student
+from tests.test_video import CONSTANT, VARIABLE, broken_file, encode, packets, read_times
 from utils import bgr_to_planes, planes_to_bgr, to_full_range
 from video import Picture, VideoReader, VideoWriter, read_image, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_student(channels=8, blocks=1):
-    """A random student that changes noise by some 20 levels."""
-    torch.manual_seed(0)
-    student = Student(channels, blocks).eval()
-    torch.nn.init.normal_(student.tail.weight)
-    with torch.no_grad():
-        dy, _ = student.residual(torch.rand(1, 1, 64, 64), torch.rand(1, 2, 32, 32))
-        student.tail.weight *= 0.15 / dy.std()
-    return student
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("student") / "student.pth"
-    save_student(path, make_student(), {"note": "random"})
-    export(path, frames=2, steps=2, progress=False)
-    return path
-
-
-@pytest.fixture(scope="module")
-def sharpener(checkpoint):
-    return RealTimeSharpener(checkpoint, "cpu")
-
-
-@pytest.fixture(scope="module")
-def identity(checkpoint):
-    return RealTimeSharpener(checkpoint, "cpu", strength=0)
+def identity(exported):
+    return RealTimeSharpener(exported, "cpu", strength=0)
 
 
 def noise(height, width, seed=0, dtype=np.uint8):
@@ -132,8 +105,8 @@ def test_bgr_and_planes_agree(sharpener):
     assert np.abs(sharp - through_planes).mean() < 0.5 * np.abs(sharp - frame).mean()
 
 
-def test_sharpen_keeps_full_colour_resolution(checkpoint):
-    faint = RealTimeSharpener(checkpoint, "cpu", strength=1e-3)
+def test_sharpen_keeps_full_colour_resolution(exported):
+    faint = RealTimeSharpener(exported, "cpu", strength=1e-3)
     frame = noise(40, 40)  # a colour for each pixel, which halved chroma could not hold
     assert np.abs(faint.sharpen(frame).astype(int) - frame).max() <= 1
 
@@ -205,16 +178,16 @@ def test_cuda_agrees_with_the_cpu():
         assert np.abs(a.astype(int) - b).max() <= 2
 
 
-def test_construction_is_checked(checkpoint, tmp_path, monkeypatch):
+def test_construction_is_checked(exported, tmp_path, monkeypatch):
     for strength in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="strength"):
-            RealTimeSharpener(checkpoint, "cpu", strength)
+            RealTimeSharpener(exported, "cpu", strength)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         RealTimeSharpener(tmp_path / "none.pth")
     # A relative name works from another working directory: it is looked up beside the module.
-    monkeypatch.setattr(inference, "RELEASED_STUDENT", checkpoint.parent / "checkpoints" / "best_student_model.pth")
+    monkeypatch.setattr(inference, "RELEASED_STUDENT", exported.parent / "checkpoints" / "best_student_model.pth")
     monkeypatch.chdir(tmp_path)
-    assert RealTimeSharpener(checkpoint.name, "cpu").meta == {"note": "random"}
+    assert RealTimeSharpener(exported.name, "cpu").meta == {"note": "random"}
 
 
 def test_compare_splits_in_the_middle():
@@ -383,40 +356,6 @@ def test_input_is_not_overwritten(sharpener, tmp_path):
     assert source.read_bytes() == content
 
 
-class SlowCapture(FakeCapture):
-    """The same at 50 frames a second."""
-
-    def read(self):
-        time.sleep(0.02)
-        return super().read()
-
-
-@pytest.mark.parametrize("stopped_by", ["Ctrl-C", "unplugging"])
-def test_a_stopped_recording_is_kept(sharpener, tmp_path, monkeypatch, caplog, stopped_by):
-    monkeypatch.setattr(cv2, "VideoCapture", SlowCapture)
-    written = []
-
-    def write(writer, frame, original=inference.VideoWriter.write):
-        original(writer, frame)
-        written.append(frame.pts)
-        if stopped_by == "Ctrl-C" and len(written) == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(inference.VideoWriter, "write", write)
-    stats = sharpener.process_video_stream(0, tmp_path / "recorded.mp4")
-    assert stats["frames"] == len(written) == 3 or stopped_by == "unplugging"
-    assert read_times(tmp_path / "recorded.mp4") == written == sorted(set(written))
-    assert ("no more frames" in caplog.text) == (stopped_by == "unplugging")
-
-
-def test_a_recording_stopped_before_its_first_frame_leaves_nothing(sharpener, tmp_path, monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
-    monkeypatch.setattr(RealTimeSharpener, "sharpen", lambda *_: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        sharpener.process_video_stream(0, tmp_path / "recorded.mp4")
-    assert not list(tmp_path.iterdir())
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
@@ -433,9 +372,9 @@ def run_script(*arguments, **environment):
     )
 
 
-def test_script_sharpens_a_video_beside_the_input(checkpoint, tmp_path):
+def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
     source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source, "--checkpoint", checkpoint)
+    result = run_script(source, "--checkpoint", exported)
     assert (result.returncode, result.stderr) == (0, "")
     assert "20 frames of 64x48" in result.stdout
     assert read_times(tmp_path / "in_sharpened.mp4") == CONSTANT
@@ -453,7 +392,7 @@ def test_script_sharpens_a_video_beside_the_input(checkpoint, tmp_path):
         ("display", "no display"),
     ],
 )
-def test_bad_input_ends_in_one_line(checkpoint, tmp_path, kind, message):
+def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
     bait = tmp_path / "executed"
     if kind == "checkpoint":
 
@@ -461,8 +400,8 @@ def test_bad_input_ends_in_one_line(checkpoint, tmp_path, kind, message):
             def __reduce__(self):
                 return os.mkdir, (str(bait),)
 
-        checkpoint = tmp_path / "evil.pth"
-        checkpoint.write_bytes(pickle.dumps({"model": Bait()}))
+        exported = tmp_path / "evil.pth"
+        exported.write_bytes(pickle.dumps({"model": Bait()}))
     if kind in ("checkpoint", "display"):
         source = encode(tmp_path / "good.mp4", times=CONSTANT)
     else:
@@ -473,7 +412,7 @@ def test_bad_input_ends_in_one_line(checkpoint, tmp_path, kind, message):
         source = source.as_uri()
     before = sorted(tmp_path.iterdir())
     output = [] if kind == "display" else ["-o", tmp_path / "out.mp4"]
-    result = run_script(source, "--checkpoint", checkpoint, *output)
+    result = run_script(source, "--checkpoint", exported, *output)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
     assert result.stdout == ""
@@ -482,11 +421,11 @@ def test_bad_input_ends_in_one_line(checkpoint, tmp_path, kind, message):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_control_c_exits_with_130_and_leaves_nothing(checkpoint, tmp_path):
+def test_control_c_exits_with_130_and_leaves_nothing(exported, tmp_path):
     source = encode(
         tmp_path / "long.mp4", times=range(0, 160_000, 40), size=(320, 240), options={"preset": "ultrafast"}
     )
-    command = [sys.executable, ROOT / "inference.py", source, "--checkpoint", checkpoint]
+    command = [sys.executable, ROOT / "inference.py", source, "--checkpoint", exported]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
@@ -497,10 +436,10 @@ def test_control_c_exits_with_130_and_leaves_nothing(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_existing_output_needs_overwrite(checkpoint, tmp_path, capsys):
+def test_existing_output_needs_overwrite(exported, tmp_path, capsys):
     write_image(tmp_path / "in.png", Picture(noise(20, 20)))
     (tmp_path / "out.png").write_text("mine")
-    arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--checkpoint", str(checkpoint)]
+    arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--checkpoint", str(exported)]
     assert main(arguments) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "out.png").read_text() == "mine"
@@ -508,13 +447,13 @@ def test_existing_output_needs_overwrite(checkpoint, tmp_path, capsys):
     assert read_image(tmp_path / "out.png").pixels.shape == (20, 20, 3)
 
 
-def test_strength_0_from_the_command_line(checkpoint, tmp_path):
+def test_strength_0_from_the_command_line(exported, tmp_path):
     write_image(tmp_path / "in.png", Picture(noise(20, 20)))
-    assert main([str(tmp_path / "in.png"), "--strength", "0", "--checkpoint", str(checkpoint)]) == 0
+    assert main([str(tmp_path / "in.png"), "--strength", "0", "--checkpoint", str(exported)]) == 0
     assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(20, 20))
 
 
-def test_a_folder_is_mirrored_and_bad_files_are_listed(checkpoint, tmp_path, capsys):
+def test_a_folder_is_mirrored_and_bad_files_are_listed(exported, tmp_path, capsys):
     folder = tmp_path / "holiday"
     (folder / "deeper").mkdir(parents=True)
     write_image(folder / "one.png", Picture(noise(20, 24)))
@@ -523,7 +462,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(checkpoint, tmp_path, cap
     (folder / "broken.mp4").write_text("not a video")
     (folder / "broken.png").touch()
     (folder / "notes.txt").write_text("not for us")
-    assert main([str(folder), "--checkpoint", str(checkpoint)]) == 2
+    assert main([str(folder), "--checkpoint", str(exported)]) == 2
     output = tmp_path / "holiday_sharpened"
     names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     assert names == sorted(["one.png", os.path.join("deeper", "two.jpg"), os.path.join("deeper", "clip.mp4")])
@@ -533,15 +472,15 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(checkpoint, tmp_path, cap
     assert "broken.mp4" in captured.err and "broken.png is empty" in captured.err
 
 
-def test_a_folder_inside_itself_is_not_sharpened_twice(checkpoint, tmp_path):
+def test_a_folder_inside_itself_is_not_sharpened_twice(exported, tmp_path):
     write_image(tmp_path / "one.png", Picture(noise(20, 24)))
-    arguments = [str(tmp_path), "-o", str(tmp_path / "sharp"), "--checkpoint", str(checkpoint), "--overwrite"]
+    arguments = [str(tmp_path), "-o", str(tmp_path / "sharp"), "--checkpoint", str(exported), "--overwrite"]
     assert main(arguments) == main(arguments) == 0
     assert [path.name for path in (tmp_path / "sharp").iterdir()] == ["one.png"]
 
 
-def test_an_empty_folder_is_an_error(checkpoint, tmp_path, capsys):
-    assert main([str(tmp_path), "--checkpoint", str(checkpoint)]) == 2
+def test_an_empty_folder_is_an_error(exported, tmp_path, capsys):
+    assert main([str(tmp_path), "--checkpoint", str(exported)]) == 2
     assert "holds no image or video" in capsys.readouterr().err
 
 
@@ -553,250 +492,3 @@ def test_demo_needs_nothing(sharpener, tmp_path, capsys):
     with av.open(str(tmp_path / "person.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 10
     assert "->" in capsys.readouterr().out
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Window
-
-
-@pytest.fixture
-def display():
-    """Name of a virtual display."""
-    if shutil.which("Xvfb") is None:
-        pytest.skip("Xvfb is not installed")
-    read_end, write_end = os.pipe()
-    server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "640x480x24"],
-        pass_fds=[write_end],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        number = pipe.readline().strip()
-    yield f":{number}"
-    server.terminate()
-    server.wait()
-
-
-class FakeClock:
-    """A `time` whose seconds pass only when they are spent."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def perf_counter(self):
-        return self.now
-
-
-def test_a_file_plays_whole_and_a_live_stream_leaves_out_what_is_late(monkeypatch):
-    monkeypatch.setattr(inference, "time", clock := FakeClock())
-
-    def play(live, stamps, cost):
-        shown = []
-        for index, due in inference._scheduled(enumerate(stamps), live):
-            shown.append((index, round(due - clock.now, 6)))
-            clock.now = max(clock.now + cost, due)
-        return shown
-
-    stamps = [90_000 + 0.04 * index for index in range(100)]  # such clocks seldom begin at 0
-    at_its_rate = play(False, stamps, 0.01)
-    assert [index for index, _ in at_its_rate] == list(range(100)) and at_its_rate[0][1] == 0
-    assert all(0.029 < wait < 0.041 for _, wait in at_its_rate[1:])
-    assert play(True, stamps, 0.01) == [(index, 0) for index in range(100)]  # as fast as they come
-    assert [index for index, _ in play(False, stamps, 0.1)] == list(range(100))
-    slow = play(True, stamps, 0.1)
-    assert 30 < len(slow) < 60 and min(wait for _, wait in slow) >= -0.150001
-    # It freezes neither where the clock jumps nor where nothing ever comes in time.
-    jumped = play(True, [0, 0.04, 5000, 5000.04, 3, 3.04], 0.01)
-    assert [index for index, _ in jumped] == list(range(6)) and max(wait for _, wait in jumped) < 0.1
-
-    def late():
-        for index in range(100):
-            clock.now += 0.1
-            yield index, 0.04 * index
-
-    assert 8 <= len(list(inference._scheduled(late(), True))) < 30
-
-    def drifting_and_stalled():
-        for index in range(31_000):  # twenty minutes; the sender's clock loses half a second in them
-            if index == 30_000:
-                clock.now += 15  # what comes in the meantime waits
-            clock.now = max(clock.now, 0.04002 * index)
-            yield index, 0.04 * index
-
-    clock.now = 0
-    shown = [index for index, _ in inference._scheduled(drifting_and_stalled(), True)]
-    assert shown[:30_000] == list(range(30_000)) and shown[-500:] == list(range(30_500, 31_000))
-    assert len(shown) < 30_700
-
-
-def test_a_video_plays_in_a_window(checkpoint, tmp_path, display):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source.as_uri(), "--checkpoint", checkpoint, DISPLAY=display)
-    assert (result.returncode, result.stderr) == (0, "")
-    seconds = re.match(r"20 frames of 64x48 in ([0-9.]+) s", result.stdout)[1]
-    assert 0.7 <= float(seconds) < 5  # at its own rate, not as fast as it can
-
-
-def play_costs(load, costs):
-    """Run frames of these costs in milliseconds through a controller; returns the level after each."""
-    levels = []
-    for cost in costs:
-        if load.takes_next() and load.sharpens:
-            load.add(cost)
-        levels.append(load.level)
-    return np.array(levels)
-
-
-def changes(levels):
-    return np.count_nonzero(np.diff(levels, prepend=0))
-
-
-@pytest.mark.parametrize(
-    ("cost", "level"), [(5, 0), (32, 0), (34, 1), (60, 1), (70, 2), (500, 2)], ids=lambda value: str(value)
-)
-def test_a_constant_load_finds_its_level_and_stays(cost, level):
-    levels = play_costs(LoadController(None, 30), [cost] * 10_000)
-    assert changes(levels) == level and (levels[100:] == level).all()
-    assert (play_costs(LoadController(0, 30), [cost] * 100) == 0).all()  # no limit
-
-
-def test_a_spike_is_no_load():
-    costs = np.where(np.arange(3000) % 10 < 3, 200, 20)
-    assert (play_costs(LoadController(None, 30), costs) == 0).all()
-
-
-@pytest.mark.parametrize(("busy", "lowest"), [(45, 1), (150, 2)])
-def test_it_comes_back_when_the_machine_is_free_again(busy, lowest):
-    load = LoadController(None, 30)
-    assert (play_costs(load, [10] * 300) == 0).all()
-    levels = play_costs(load, [busy] * 600)
-    assert levels.max() == levels[-1] == lowest
-    levels = play_costs(load, [10] * 900)
-    assert (levels[:89] == lowest).all()  # not within three seconds
-    assert levels[-1] == 0 and changes(levels) == 1 + lowest  # the first counts from 0
-    assert (np.diff(levels) <= 0).all()
-
-
-@pytest.mark.parametrize("cost", [0.7, 0.85, 1, 1.5, 2])
-@pytest.mark.parametrize("spread", [0.1, 0.3])
-def test_near_a_threshold_it_does_not_swing(rng, cost, spread):
-    costs = 1000 / 30 * cost * rng.lognormal(0, spread, 10_000)
-    assert changes(play_costs(LoadController(None, 30), costs)) <= 6
-
-
-@pytest.mark.parametrize("busy", [45, 150])
-def test_steps_up_in_vain_become_rare(busy):
-    # Whenever it is back at the first level, the machine becomes busy; below, it looks free.
-    load, levels = LoadController(None, 30), []
-    for _ in range(20_000):
-        levels.extend(play_costs(load, [busy if load.level == 0 else 10]))
-    steps_up = np.flatnonzero(np.diff(levels) < 0)
-    assert np.diff(steps_up)[0] < 8 * 30 and (np.diff(steps_up)[5:] > 59 * 30).all()
-
-
-@pytest.mark.parametrize(("cost", "most"), [(500, 11), (20, 4)])
-def test_probes_are_rare(cost, most):
-    load = LoadController(None, 30)
-    play_costs(load, [500] * 45)
-    assert load.bypassed
-    probed = []
-    for index in range(80 * 30):
-        load.takes_next()
-        if not load.bypassed:
-            break
-        if load.sharpens:
-            probed.append(index)
-            load.add(cost)
-    assert 3 <= len(probed) <= most
-    assert np.diff(probed).min() >= 30 and np.diff(probed).max() <= 300
-
-
-def test_only_every_other_frame_is_taken_at_the_second_level():
-    load = LoadController(40, 25)
-    play_costs(load, [50] * 15)
-    assert [load.takes_next() for _ in range(6)] in ([True, False] * 3, [False, True] * 3)
-    assert load.frames == {"every frame": 15, "every other frame": 3, "not sharpened": 0}
-    assert load.note == "every other frame (this machine is busy)" and LoadController(40, 25).note == ""
-
-
-@pytest.mark.parametrize("budget", [-1, float("nan")])
-def test_a_budget_is_checked(budget):
-    with pytest.raises(ValueError, match="milliseconds from 0"):
-        LoadController(budget, 30)
-    for absurd in (0, 90_000):  # what some streams say
-        assert (play_costs(LoadController(None, absurd), [25] * 100) == 0).all()
-
-
-class FakeWindow(contextlib.nullcontext):
-    """A window in which the user turns sharpening off after 20 frames."""
-
-    def __init__(self, title, comparing):
-        super().__init__(self)
-        self.closed, self.sharpening, self.comparing = False, True, comparing
-        self.notes = []
-        FakeWindow.newest = self
-
-    def show(self, frame, milliseconds, note):
-        self.notes.append(note)
-        self.sharpening = len(self.notes) < 20
-
-
-def test_while_the_user_has_sharpening_off_every_frame_is_shown(sharpener, monkeypatch):
-    class Recording(list):
-        rate = 30
-
-    camera = contextlib.nullcontext(Recording([noise(16, 16)] * 50))
-    monkeypatch.setattr(inference, "Camera", lambda _: camera)
-    monkeypatch.setattr(inference, "Window", FakeWindow)
-    stats = sharpener.process_video_stream(0, frame_budget=1e-4)
-    assert stats["levels"] == {"every frame": 15, "every other frame": 5, "not sharpened": 0}
-    busy = f"{LoadController.LEVELS[1]} (this machine is busy)"
-    # The fifth at the second level is the 24th that came; after it, all 26.
-    assert FakeWindow.newest.notes == [""] * 15 + [busy] * 5 + [""] * 26 and stats["frames"] == 46
-
-
-@pytest.mark.parametrize("budget", ["0.001", "0"])
-def test_a_window_that_is_over_its_budget_ends_unsharpened_and_says_so(checkpoint, tmp_path, display, budget):
-    source = encode(tmp_path / "in.mkv", codec="ffv1", times=range(0, 1000, 10))
-    program = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import inference, cv2, numpy
-titles, shown, set_title, show = [], [], cv2.setWindowTitle, cv2.imshow
-cv2.setWindowTitle = lambda name, title: (titles.append(title), set_title(name, title))
-cv2.imshow = lambda name, frame: (shown.append(frame.copy()), show(name, frame))
-code = inference.main({[source.as_uri(), "--budget", budget, "--checkpoint", str(checkpoint)]!r})
-print(titles)
-numpy.save({str(tmp_path / "shown.npy")!r}, shown)
-sys.exit(code)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"DISPLAY": display},
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    shown = np.load(tmp_path / "shown.npy")
-    with VideoReader(source) as reader:
-        came = np.array([frame for frame, _ in reader.bgr_frames()])
-    if budget == "0":
-        assert len(shown) == 100 and (shown != came).any(axis=(1, 2, 3)).all()
-        assert "busy" not in result.stdout
-        return
-    # 15 frames, 15 of the next 29, and all the others as they came
-    assert "every frame: 15 shown, every other frame: 15 shown, not sharpened: 56 shown" in result.stdout
-    assert "86 frames of 64x48" in result.stdout and len(shown) == 86
-    assert np.array_equal(shown[30:], came[44:])
-    assert (shown[:30] != np.concatenate([came[:15], came[15:44:2]])).any(axis=(1, 2, 3)).all()
-    notes = [f"{name} (this machine is busy)" for name in LoadController.LEVELS[1:]]
-    assert str([f"Real-time sharpener - {note}" for note in notes]) in result.stdout
-
-
-def test_a_dead_display_is_an_error_not_an_abort(checkpoint, tmp_path):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source.as_uri(), "--checkpoint", checkpoint, DISPLAY=":4242")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and "no window can be opened" in result.stderr

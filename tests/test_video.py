@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from video import (
-    Camera,
     Frame,
     Picture,
     VideoError,
@@ -538,43 +537,6 @@ def test_audio_is_taken_up_to_where_a_frame_was_met(tmp_path):
         rest = len(reader.take_audio())
     assert np.array_equal(np.cumsum(taken), met) and met[-1] > 10
     assert met[-1] + rest == len(packets(source, "audio"))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Camera
-
-
-class FakeCapture:
-    """A camera of 30 numbered frames, then unplugged."""
-
-    def __init__(self, index):
-        self.left, self.released = 30 if index == 0 else 0, False
-
-    def isOpened(self):
-        return self.left > 0
-
-    def read(self):
-        self.left -= 1
-        return (True, np.full((48, 64, 3), self.left, np.uint8)) if self.left >= 0 else (False, None)
-
-    def get(self, _):
-        return 30.0
-
-    def release(self):
-        self.released = True
-
-
-def test_camera_gives_newest_frame_and_says_when_it_is_gone(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
-    with Camera(0) as camera:
-        assert (camera.size, camera.rate) == ((64, 48), 30)
-        camera._thread.join()  # nobody was in time for the frames before
-        assert camera.read().max() == 0
-        with pytest.raises(VideoError, match="no more frames"):
-            camera.read(timeout=0.1)
-    assert camera._capture.released
-    with pytest.raises(VideoError, match="camera 7 cannot be opened"):
-        Camera(7)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
