@@ -30,12 +30,14 @@ from tqdm import tqdm
 import dataset
 import metrics
 from dataset import DataError
+from report import DEFAULT_CONDITION
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
 from video import VideoReader
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what a unit's figures mean: raise it to have all measured anew
+STREAM_VERSION = 1  # of how streams are made
+VERSION = 2  # of what a unit's figures mean: raise it to have all measured anew
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
@@ -285,7 +287,8 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
     """
     size = clip[0][0].shape[::-1]
     small = [dataset.resize_planes(*planes, dataset.low_resolution(size, unit.scale), "bicubic") for planes in clip]
-    digest = hashlib.sha256(repr((VERSION, dataset.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)).encode())
+    decides = (STREAM_VERSION, dataset.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)
+    digest = hashlib.sha256(repr(decides).encode())
     for planes in small:
         digest.update(dataset.pack_planes(*planes))
     path = Path(cache_dir) / "streams" / f"{digest.hexdigest()[:32]}.npz"
@@ -345,9 +348,8 @@ def evaluate(samples, methods, thorough=False, vmaf=False):
         for name, method in methods.items():
             output = [method(*planes, sample.full_range) for planes in sample.input]
             found = defaultdict(list)
-            rgb = thorough and sample.identity["protocol"] == "image"
             for planes, truth in zip(output, sample.truth, strict=True):
-                for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb).items():
+                for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb=thorough).items():
                     found[metric].append(value)
             if thorough:
                 found |= _thorough_metrics(output, sample, vmaf)
@@ -444,7 +446,7 @@ def run(units, methods, cache_dir, vmaf, few=()):
 def is_for_all(unit):
     """Whether even slow methods are measured on a unit: one condition of each source."""
     if unit.protocol == "image":
-        return unit.condition == "bicubic+noise"
+        return unit.condition == DEFAULT_CONDITION
     return unit.codec == "x264" and unit.qp == 32
 
 

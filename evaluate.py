@@ -37,7 +37,7 @@ from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
 from page import write_report
 from peers import FILTERS, NETWORKS, Peer, peers, time_1080p
-from report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
+from report import DEFAULT_CONDITION, FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
 from runtime import DeviceError
 from subjective import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
 from utils import atomic_path, planes_to_bgr, to_full_range
@@ -61,19 +61,21 @@ def choose_units(arguments):
         for source in sources:
             if not source.is_video:
                 first.setdefault(source.category, source)
-        units = benchmark.image_units(first.values(), ("clean", "bicubic+noise"))
+        units = benchmark.image_units(first.values(), ("clean", DEFAULT_CONDITION))
         return units + benchmark.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
-    units = []
-    if arguments.protocol in ("image", "both"):
-        units += benchmark.image_units(sources)
-    if arguments.protocol in ("call", "both"):
-        scales, codecs = arguments.scales or benchmark.SCALES, arguments.codecs or benchmark.CODECS
-        units += benchmark.call_units(sources, arguments.full, scales, codecs)
-    if not units:
+    scales, codecs = arguments.scales or benchmark.SCALES, arguments.codecs or benchmark.CODECS
+    by_protocol = {
+        "call": benchmark.call_units(sources, arguments.full, scales, codecs),
+        "image": benchmark.image_units(sources),
+    }
+    if arguments.protocol != "both":
+        by_protocol = {arguments.protocol: by_protocol[arguments.protocol]}
+    if not any(by_protocol.values()):
         raise DataError("there are only videos, which protocol image does not measure: use --protocol call")
-    units = benchmark.draw_units(units, arguments.share)
+    shares = {"call": arguments.share[0], "image": arguments.share[-1]}
+    units = [u for protocol, units in by_protocol.items() for u in benchmark.draw_units(units, shares[protocol])]
     if not units:
-        raise DataError(f"--share {arguments.share:g} leaves nothing to measure: choose a larger one")
+        raise DataError("--share leaves nothing to measure: choose a larger one")
     return units
 
 
@@ -300,7 +302,7 @@ def make_stimuli(sharpener, data, folder):
     methods |= {peer.name: peer.at(2) for peer in peers(["unsharp mask"])}
     stimuli = []
     sources = benchmark.list_sources(data)
-    units = benchmark.image_units(sources, ("bicubic+noise",))
+    units = benchmark.image_units(sources, (DEFAULT_CONDITION,))
     calls = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
     units += [unit for unit in calls if unit.qp == 32 or unit.kbps == 300]
     for number, unit in enumerate(units):
@@ -378,7 +380,12 @@ def parse_arguments(argv):
     parser.add_argument("--protocol", choices=("both", "call", "image"), default="both", help="default: both")
     parser.add_argument("--full", action="store_true", help="call: every scale with every codec and rate; takes hours")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="measure only this share of all conditions (default: 1)"
+        "--share",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="SHARE",
+        help="measure only this share of all conditions (default: 1); two numbers: of protocols call and image",
     )
     parser.add_argument("--scales", nargs="+", type=float, choices=benchmark.SCALES, help="call: only these scales")
     parser.add_argument("--codecs", nargs="+", choices=benchmark.CODECS, help="call: only these codecs")
@@ -388,6 +395,8 @@ def parse_arguments(argv):
     arguments = parser.parse_args(argv)
     if arguments.match != parser.get_default("match") and not arguments.data:
         parser.error("--match chooses among the files of --data: name a folder")
+    if len(arguments.share) > 2:
+        parser.error("--share takes one number, or two: of protocol call and of protocol image")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 

@@ -69,9 +69,20 @@ METRICS = {
     "flicker_moving": Metric("flicker, moving", "", 3, -1, None),
 }
 SUMMARY_METRICS = {
-    "call": ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "ms_ssim", "flicker_static", "flicker_moving"),
+    "call": (
+        "psnr_y",
+        "ssim_y",
+        "psnr_rgb",
+        "ssim_rgb",
+        "vmaf_neg",
+        "vmaf",
+        "ms_ssim",
+        "flicker_static",
+        "flicker_moving",
+    ),
     "image": ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "ms_ssim", "ocr"),
 }
+DEFAULT_CONDITION = "bicubic+noise"  # of `benchmark.IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
 HARM_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "ms_ssim", "ocr")
 MAIN_METRICS = ("psnr_y", "ssim_y", "vmaf_neg")  # of the curves, the distribution and the table of conditions
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -428,9 +439,10 @@ def heading(metric):
 
 
 def markdown_summary(report):
-    """Markdown tables for a README: each method over all calls, and over the pictures of each category.
+    """Markdown tables for a README: each method over all calls, and over pictures.
 
-    The row ``input`` holds levels, the others changes against it; the best of a column is bold.
+    The row ``input`` holds levels, the others changes against it; the best of a column is bold. Of the pictures in
+    the default condition, by category, all are levels: what is promised of them is one.
     """
     times = {method["name"]: method.get("ms_1080p") for method in report["methods"]}
     parts = []
@@ -445,19 +457,31 @@ def markdown_summary(report):
             lines.append([name, *cells, format_milliseconds(times.get(name) or None)])
         clips = count_of(len({record["name"] for record in records}), "clip")
         parts.append(f"{title} ({clips}, {count_of(rows['input']['units'], 'encoding')}):\n\n{markdown_table(lines)}")
-    titles = ("Pictures", "Pictures where all methods were measured")
-    for title, records in zip(titles, comparable(of_protocol(report, "image")), strict=False):
-        metrics = measured(records, ("psnr_y", "ssim_y"))
-        by_category = by_group(records, ["category"], metrics)
-        names = [name for name in method_names(report) if any(name in rows for rows in by_category.values())]
-        lines = [["category", *names]]
-        for (category,), rows in by_category.items():
-            cells = [" / ".join(_markdown_cell(rows, name, metric) for metric in metrics) for name in names]
-            lines.append([category, *cells])
-        pictures = count_of(len({record["name"] for record in records}), "picture")
-        what = " / ".join(heading(metric) for metric in metrics)
-        parts.append(f"{title} ({pictures}; {what}):\n\n{markdown_table(lines)}")
+    pictures = of_protocol(report, "image")
+    for key, chosen, cell in (
+        ("category", [r for r in pictures if r["condition"] == DEFAULT_CONDITION], _level_cell),
+        ("condition", pictures, _markdown_cell),
+    ):
+        for records in comparable(chosen)[:1]:
+            metrics = measured(records, ("psnr_y", "ssim_y"))
+            groups = by_group(records, [key], metrics)
+            lines = [["method", *(name for (name,) in groups)]]
+            for name in method_names(report):
+                if all(name in rows for rows in groups.values()):
+                    cells = (" / ".join(cell(rows, name, metric) for metric in metrics) for rows in groups.values())
+                    lines.append([name, *cells])
+            count = count_of(len({record["name"] for record in records}), "picture")
+            what = " / ".join(heading(metric) for metric in metrics)
+            if key == "category":
+                parts.append(f"Pictures under {DEFAULT_CONDITION} ({count}; {what}):\n\n{markdown_table(lines)}")
+            else:
+                parts.append(f"Pictures by condition ({count}; changes of {what}):\n\n{markdown_table(lines)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _level_cell(rows, name, metric):
+    text = format_level(metric, rows[name]["level"][metric])
+    return f"**{text}**" if name in best_methods({n: row["level"][metric] for n, row in rows.items()}, metric) else text
 
 
 def _markdown_cell(rows, name, metric):

@@ -35,7 +35,7 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
     arguments += ["--peers", "unsharp mask", "--crisp", "1.5"]
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "| cats |" in result.stdout and "folding grid: input" in result.stdout
+    assert "| method | cats |" in result.stdout and "folding grid: input" in result.stdout
     path = tmp_path / "results" / "mine" / "report.json"
     report = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     methods = ["input", "student", "student, crisp", "unsharp mask"]

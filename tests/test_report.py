@@ -309,11 +309,14 @@ def test_rate_points_are_sorted_means_over_clips():
 
 def test_markdown_of_a_report():
     records = [*pair([30.0], [30.5]), record("unsharp mask", frames=[0], psnr_y=[29.0])]
-    records += pair([0.9], [0.91], metric="ssim_y", protocol="image", name="cat", condition="clean")
+    for condition, level in (("bicubic+noise", 0.8), ("clean", 0.9)):
+        levels = [level], [level + 0.01]
+        records += pair(*levels, metric="ssim_y", protocol="image", name="cat", condition=condition)
     text = rp.markdown_summary(a_report(records))
     assert "| input | 30.00 | – |\n| student | **+0.50** | – |\n| unsharp mask | −1.00 | – |" in text
-    assert "Calls (1 clip, 1 encoding):" in text and "Pictures (1 picture; SSIM-Y):" in text
-    assert "| heads | 0.9000 | **+0.0100** |" in text
+    assert "Calls (1 clip, 1 encoding):" in text and "by condition (1 picture; changes of SSIM-Y):" in text
+    assert "| method | heads |\n| --- | --- |\n| input | 0.8000 |\n| student | **0.8100** |" in text
+    assert "| input | 0.8000 | 0.9000 |\n| student | **+0.0100** | **+0.0100** |" in text
 
 
 # ----------------------------------------------------------------------------------------------------------------------
