@@ -1,15 +1,17 @@
-"""Sharpen a camera, a video, an image or a folder of them.
+"""Sharpen a camera, videos, images, or folders of them.
 
     python inference.py                              camera 0 in a live window
     python inference.py video.mp4                    writes video_sharpened.mp4 beside it
     python inference.py input.jpg -o output.jpg
-    python inference.py holiday/ -o sharp/           all images and videos in a folder
+    python inference.py holiday/ -o sharp/           all images and videos in a folder; again: only what is new
+    python inference.py "calls/**/*.mp4" a.png       several files and patterns, each NAME_sharpened beside itself
+    python inference.py holiday/ --shard 2/3         the second of three machines on one folder
     python inference.py rtsp://host/stream           live window; with -o, a file
     python inference.py --demo                       no camera, network or data: writes clips to results/demo/
 
 Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after side by side. Where the
 machine is too busy, the window sharpens less for a while, and its title says so. Ctrl-C ends a recording from a camera
-and keeps it; otherwise it leaves no file and exits with 130.
+and keeps it; otherwise it leaves no unfinished file and exits with 130. ``--help`` tells the rest.
 
 From Python::
 
@@ -22,8 +24,12 @@ From Python::
 
 import argparse
 import dataclasses
+import glob
+import itertools
 import logging
 import os
+import re
+import shutil
 import sys
 import time
 import warnings
@@ -34,6 +40,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from live import Camera, LoadController, Window, scheduled
 from models import RELEASED_STUDENT, CheckpointError, load_student
@@ -410,32 +417,185 @@ def _labelled(frame, text):
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
+_EXAMPLES = """Sharpen a camera, videos, images, or folders of them.
 
-def sharpen_folder(sharpener, folder, output, compare=False, overwrite=False):
-    """Sharpen all images and videos below `folder` into `output`, under the same relative names.
+examples:
+  python inference.py                      camera 0 in a live window
+  python inference.py 1 --compare          camera 1, its left half as it came
+  python inference.py call.mp4             writes call_sharpened.mp4 beside it
+  python inference.py a.jpg -o b.jpg       writes b.jpg
+  python inference.py holiday/             all in it, to holiday_sharpened/
+  python inference.py a.mp4 b.png -o out/  writes out/a.mp4 and out/b.png
+  python inference.py "in/**/*.mp4"        all .mp4 in in/, at any depth
+  python inference.py in/ --shard 2/3      the second of three machines
+  python inference.py rtsp://host/stream   a stream; with -o, written to a file
+  python inference.py --demo               three clips; needs no camera or data"""
 
-    A file that fails does not stop the others.
+_EXPLANATIONS = """where it goes:
+  Without -o, a file becomes NAME_sharpened beside it, a folder NAME_sharpened/
+  beside it, and a camera or stream a window. With -o, one file becomes that
+  file; everything else goes into that folder: what is below a folder under its
+  path there, what a pattern finds under its path below the part before the
+  first wildcard, a file under its name. Where two files would have one output,
+  nothing is done. Hidden files are left out, and so is what earlier runs wrote
+  (NAME_sharpened and NAME_sharpened_partial beside a NAME).
+
+many files (several sources, a folder, a pattern, or -o names a folder):
+  A file whose output is there and not older is done: the same command goes on
+  where it was stopped. Other options, such as another --strength, do not count
+  as a change: add --overwrite to do all files anew. A file that fails does not
+  stop the others; failures are listed at the end.
+
+keys in the window:
+  q or Esc quits, space turns sharpening on and off, c shows before and after
+  side by side. Ctrl-C, or unplugging the camera, keeps what was recorded.
+
+exit codes:
+  0    all is written or was there already
+  2    something failed; each line on stderr says what and what to do
+  130  Ctrl-C; files that were complete are kept"""
+
+_WILDCARDS = re.compile(r"[*?[]")
+_OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")
+
+
+@dataclasses.dataclass
+class BatchResult:
+    """What became of many files.
+
+    Attributes:
+        written: number of files written.
+        present: number of files whose output was there already and not older.
+        failures: a message of one line for each file that failed.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    written: int = 0
+    present: int = 0
+    failures: list[str] = dataclasses.field(default_factory=list)
+    interrupted: bool = False
+
+
+def plan_files(sources, output=None):
+    """List what is to be sharpened, and where to.
+
+    Args:
+        sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Of folders
+            and patterns only visible images and videos are taken. What an earlier run wrote is left out.
+        output: folder to write to, under relative names; None for ``NAME_sharpened`` beside each file or folder.
 
     Returns:
-        ``(number of files written, list of messages about those that were not)``.
+        list: pairs of paths ``(source, target)``, each target once, sorted by the source's name in the same order on
+        every machine.
 
     Raises:
-        VideoError: the folder holds nothing to sharpen.
+        VideoError: a folder or pattern holds nothing to sharpen, two files have the same target, or a target is itself
+            to be sharpened.
     """
-    folder, output = Path(folder), Path(output)
+    jobs = {}
+    for path, target in itertools.chain.from_iterable(_targets(source, output) for source in sources):
+        other, _ = jobs.setdefault(_identity(target), (path, target))
+        if _identity(other) != _identity(path):
+            raise VideoError(f"{other} and {path} would both be written to {target}: sharpen them one by one")
+    for path, _ in jobs.values():
+        if _identity(path) in jobs:
+            raise VideoError(f"{path} would be replaced: name another folder with -o")
+    return sorted(jobs.values(), key=lambda job: job[0].as_posix())  # not by Path, which orders by system
+
+
+def _targets(source, output):
+    """Pairs ``(path, target)`` of the files that one source names."""
+    folder, root = Path(source), output and Path(output)
+    if folder.is_dir():
+        found, whole = folder.rglob("*"), folder.resolve()
+        root = root or whole.with_name(f"{whole.name}_sharpened")
+    elif _is_pattern(source):
+        found = map(Path, glob.glob(source, recursive=True))
+        folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
+    else:
+        path, target = folder, _beside(folder)
+        if _is_output(path, path.parent):
+            return []
+        return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
+
     suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in suffixes]
-    files = [p for p in files if not p.name.startswith(".") and not p.is_relative_to(output)]
+    files = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if root and folder.resolve() in root.resolve().parents:  # the output lies within the source
+        files = [path for path in files if not path.resolve().is_relative_to(root.resolve())]
     if not files:
-        raise VideoError(f"{folder} holds no image or video ({', '.join(suffixes)})")
-    failures = []
-    for path in tqdm(files, unit=" files", leave=False, disable=None):
-        target = output / path.relative_to(folder)
-        try:
-            _sharpen_file(sharpener, path, target, compare, overwrite)
-        except (VideoError, OSError) as error:
-            failures.append(str(error))
-    return len(files) - len(failures), failures
+        raise VideoError(f"{source} names no image or video ({', '.join(suffixes)}): check the name")
+    files = [path for path in files if not _is_output(path, folder)]
+    return [(path, root / path.relative_to(folder) if root else _beside(path)) for path in files]
+
+
+def _is_pattern(source):
+    return bool(_WILDCARDS.search(source)) and not Path(source).exists()
+
+
+def _beside(path):
+    """``NAME_sharpened`` beside a file; an .mp4 where the type is unknown."""
+    kept = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return path.with_name(f"{path.stem}_sharpened{path.suffix if kept else '.mp4'}")
+
+
+def _is_output(path, folder):
+    """Whether `path`, or a folder on the way to it from `folder`, is the ``NAME_sharpened`` of a NAME beside it."""
+    steps = itertools.takewhile(lambda step: step != folder, path.parents)
+    if any(step.with_name(name[1]).is_dir() for step in steps if (name := _OUTPUT.fullmatch(step.name))):
+        return True
+    name = _OUTPUT.fullmatch(path.stem)
+    if not name:
+        return False
+    # A look at one file first, as a listing for each of many outputs takes its time.
+    return path.with_name(name[1] + path.suffix).exists() or any(path.parent.glob(f"{glob.escape(name[1])}.*"))
+
+
+def _identity(path):
+    return os.path.normcase(os.path.abspath(path))
+
+
+def sharpen_files(sharpener, jobs, compare=False, overwrite=False):
+    """Sharpen many images and videos, with a progress bar on a terminal.
+
+    Where a target is there and not older than its source, it is left as it is, unless `overwrite`; one that is older
+    counts as a failure. A file that fails, in whatever way, does not stop the others; Ctrl-C does.
+
+    Args:
+        sharpener: a `RealTimeSharpener`.
+        jobs: pairs of paths ``(source, target)``, as `plan_files` gives them.
+        compare: left half as it came, right half sharpened.
+        overwrite: replace all targets.
+
+    Returns:
+        A `BatchResult`.
+    """
+    result = BatchResult()
+    try:
+        with tqdm(jobs, unit=" files", leave=False, disable=None) as bar, logging_redirect_tqdm():
+            for path, target in bar:
+                bar.set_postfix_str(path.name)
+                try:
+                    if not overwrite and _is_done(path, target):
+                        result.present += 1
+                        continue
+                    _sharpen_file(sharpener, path, target, compare, overwrite)
+                    result.written += 1
+                except VideoError as error:
+                    result.failures.append(str(error))
+                except Exception as error:  # one file's fault, or a fault of ours, must not cost a night's work
+                    result.failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        result.interrupted = True
+    return result
+
+
+def _is_done(path, target):
+    if not (path.is_file() and target.is_file()):
+        return False
+    if target.stat().st_mtime < path.stat().st_mtime:
+        raise VideoError(f"{target} is older than its input; --overwrite replaces it")
+    return True
 
 
 def _sharpen_file(sharpener, path, output, compare, overwrite, progress=False):
@@ -454,31 +614,31 @@ def _check_free(output, overwrite):
         raise VideoError(f"{output} exists already: name another output with -o, or allow it with --overwrite")
 
 
-def _run(args):
-    source, output = args.source, args.output
-    is_camera, is_url, is_folder = source.isdecimal(), "://" in source, Path(source).is_dir()
-    if not (args.demo or is_camera or is_url or is_folder):
-        existing_file(source)
-        suffix = Path(source).suffix
-        if output is None:
-            kept = suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-            output = Path(source).with_name(f"{Path(source).stem}_sharpened{suffix if kept else '.mp4'}")
-    if output is not None and not is_folder and not args.demo:
-        _check_free(output, args.overwrite)
+def _is_live(source):
+    return (source.isdecimal() or "://" in source) and not Path(source).is_dir()
 
+
+def _run(args):
+    sources, output = args.sources or ["0"], args.output
+    alone = args.demo or any(map(_is_live, sources))
+    if alone and (len(sources) > 1 or args.shard or (args.demo and args.sources)):
+        raise VideoError("a camera, a stream and --demo run alone: leave out other sources and --shard")
+    several = len(sources) > 1 or args.shard or Path(sources[0]).is_dir() or _is_pattern(sources[0])
+    into_folder = output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
+    if not alone and (several or into_folder):
+        return _run_files(args, sources)
+
+    source = sources[0]
+    if not alone:
+        output = output or _beside(existing_file(source))
+    if output is not None and not args.demo:
+        _check_free(output, args.overwrite)
     sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
     if args.demo:
         run_demo(sharpener, output or Path(__file__).resolve().parent / "results" / "demo")
         return 0
-    if is_folder:
-        output = output or Path(source).resolve().with_name(f"{Path(source).resolve().name}_sharpened")
-        written, failures = sharpen_folder(sharpener, source, output, args.compare, args.overwrite)
-        print(f"{written} files written to {output}")
-        for failure in failures:
-            print(f"inference.py: {failure}", file=sys.stderr)
-        return 2 if failures else 0
-    if is_camera or is_url:
-        source = int(source) if is_camera else source
+    if alone:
+        source = int(source) if source.isdecimal() else source
         stats = sharpener.process_video_stream(source, output, args.compare, True, args.budget)
     else:
         stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, progress=True)
@@ -496,34 +656,99 @@ def _run(args):
     return 0
 
 
+def _run_files(args, sources):
+    output = args.output and Path(args.output)
+    if output and not output.is_dir() and (output.exists() or output.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
+        raise VideoError(f"{output} is not a folder: several files go to one, name it with -o")
+    jobs = plan_files(sources, output)
+    if args.shard:
+        part, parts = args.shard
+        jobs = jobs[part - 1 :: parts]
+    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
+    result = sharpen_files(sharpener, jobs, args.compare, args.overwrite)
+    counts = [f"{result.written} written", f"{result.present} already there"]
+    if result.failures:
+        counts.append(f"{len(result.failures)} failed")
+    if result.interrupted:
+        left = len(jobs) - result.written - result.present - len(result.failures)
+        counts.append(f"{left} left when it was stopped; the same command goes on")
+    print(f"{', '.join(counts)} ({output or 'NAME_sharpened beside the originals'})")
+    for failure in result.failures:
+        print(f"inference.py: {failure}", file=sys.stderr)
+    return 130 if result.interrupted else 2 if result.failures else 0
+
+
 def parse_amount(text):
     """The number in a command line's ``--strength`` or ``--budget``."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
     if not (np.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text}")
     return value
 
 
-def main(argv=None):
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+def parse_shard(text):
+    """The pair ``(i, n)`` in a command line's ``--shard i/n``."""
+    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/3, got {text}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _help_format(prog):
+    width = min(shutil.get_terminal_size().columns - 1, 100)
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=width)
+
+
+def make_parser():
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Sharpen a camera, a video, an image or a folder of them.",
-        epilog="Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after.",
+        prog="inference.py",
+        usage="python %(prog)s [SOURCE ...] [options]",
+        description=_EXAMPLES,
+        epilog=_EXPLANATIONS,
+        formatter_class=_help_format,
+        add_help=False,
     )
-    parser.add_argument(
-        "source", nargs="?", default="0", help="camera index (default 0), image, folder, video file, or URL of a stream"
+    what = parser.add_argument_group("what to sharpen")
+    sources_help = (
+        "camera index, image, video, folder, pattern (in quotes, so that your shell does not cut it short; ** is any "
+        "depth) or URL of a stream; default: camera 0"
     )
-    output_help = "what to write; by default NAME_sharpened beside a file or folder, a live window for a camera or URL"
-    parser.add_argument("-o", "--output", help=output_help)
-    parser.add_argument("--strength", type=parse_amount, default=1.0, help="0 changes nothing; default 1, as trained")
-    budget_help = "milliseconds that a live window's frame may take, 0 for no limit; default: the source's interval"
-    parser.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)
-    parser.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
-    parser.add_argument("--device", default="auto", help="auto (default), openvino, openvino:GPU, cpu, cuda:1, mps ...")
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
-    parser.add_argument("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
-    args = parser.parse_args(argv)
+    what.add_argument("sources", nargs="*", metavar="SOURCE", help=sources_help)
+    shard_help = "of many files, do only the I-th part of N, I from 1 to N: each machine has its own I; default: all"
+    what.add_argument("--shard", type=parse_shard, metavar="I/N", help=shard_help)
+    what.add_argument("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
+
+    written = parser.add_argument_group("output")
+    output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
+    written.add_argument("-o", "--output", metavar="PATH", help=output_help)
+    written.add_argument("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
+    strength_help = "how much is sharpened, 0 changes nothing; default: 1, as trained"
+    written.add_argument("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
+    written.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
+
+    live = parser.add_argument_group("live picture")
+    budget_help = (
+        "milliseconds that a window's frame may take before fewer are sharpened, 0 for no limit; default: the time "
+        "between the source's frames"
+    )
+    live.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)
+
+    running = parser.add_argument_group("how it runs")
+    device_help = "auto, cpu, cuda:1, mps, openvino, openvino:GPU ...; default: auto, the fastest here"
+    running.add_argument("--device", default="auto", help=device_help)
+    checkpoint_help = "file of the student network; default: the released one"
+    running.add_argument("--checkpoint", default=str(RELEASED_STUDENT), metavar="FILE", help=checkpoint_help)
+    running.add_argument("-h", "--help", action="help", help="show this page and exit")
+    return parser
+
+
+def main(argv=None):
+    """Run the command line; returns the exit code: 0, 2 where something failed, 130 after Ctrl-C."""
+    args = make_parser().parse_intermixed_args(argv)
     logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
     try:

@@ -1,16 +1,9 @@
-"""The public interface and the command line, with a small random student."""
+"""The public interface, with a small random student."""
 
 import dataclasses
-import os
-import pickle
 import signal
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -19,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
-from inference import RealTimeSharpener, main, split_frames, split_planes
+from inference import RealTimeSharpener, split_frames, split_planes
 from models import CheckpointError
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.conftest import make_student
-from tests.test_video import CONSTANT, VARIABLE, broken_file, encode, packets, read_times
+from tests.test_video import CONSTANT, VARIABLE, encode, packets, read_times
 from utils import bgr_to_planes, planes_to_bgr, to_full_range
 from video import Picture, VideoReader, VideoWriter, read_image, write_image
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -354,141 +345,3 @@ def test_input_is_not_overwritten(sharpener, tmp_path):
     with pytest.raises(inference.VideoError, match="the input itself"):
         sharpener.process_video_stream(source, source)
     assert source.read_bytes() == content
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
-def run_script(*arguments, **environment):
-    clean = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.run(
-        [sys.executable, ROOT / "inference.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=clean | environment,
-        cwd=Path(arguments[0]).parent if arguments and Path(arguments[0]).parent.is_dir() else ROOT,
-    )
-
-
-def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source, "--checkpoint", exported)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "20 frames of 64x48" in result.stdout
-    assert read_times(tmp_path / "in_sharpened.mp4") == CONSTANT
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("missing", "does not exist"),
-        ("empty", "is empty"),
-        ("text", "cannot be read as a video"),
-        ("truncated", "cannot be read as a video"),
-        ("checkpoint", "holds code, which is refused"),
-        ("camera", "camera 0 cannot be opened"),
-        ("display", "no display"),
-    ],
-)
-def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
-    bait = tmp_path / "executed"
-    if kind == "checkpoint":
-
-        class Bait:
-            def __reduce__(self):
-                return os.mkdir, (str(bait),)
-
-        exported = tmp_path / "evil.pth"
-        exported.write_bytes(pickle.dumps({"model": Bait()}))
-    if kind in ("checkpoint", "display"):
-        source = encode(tmp_path / "good.mp4", times=CONSTANT)
-    else:
-        source = "0" if kind == "camera" else broken_file(tmp_path, kind)
-    if kind == "camera" and Path("/dev/video0").exists():
-        pytest.skip("this machine has a camera")
-    if kind == "display":
-        source = source.as_uri()
-    before = sorted(tmp_path.iterdir())
-    output = [] if kind == "display" else ["-o", tmp_path / "out.mp4"]
-    result = run_script(source, "--checkpoint", exported, *output)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
-    assert result.stdout == ""
-    assert sorted(tmp_path.iterdir()) == before
-    assert not bait.exists()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_control_c_exits_with_130_and_leaves_nothing(exported, tmp_path):
-    source = encode(
-        tmp_path / "long.mp4", times=range(0, 160_000, 40), size=(320, 240), options={"preset": "ultrafast"}
-    )
-    command = [sys.executable, ROOT / "inference.py", source, "--checkpoint", exported]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
-    assert list(tmp_path.iterdir()) == [source]
-
-
-def test_existing_output_needs_overwrite(exported, tmp_path, capsys):
-    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
-    (tmp_path / "out.png").write_text("mine")
-    arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--checkpoint", str(exported)]
-    assert main(arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "out.png").read_text() == "mine"
-    assert main([*arguments, "--overwrite"]) == 0
-    assert read_image(tmp_path / "out.png").pixels.shape == (20, 20, 3)
-
-
-def test_strength_0_from_the_command_line(exported, tmp_path):
-    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
-    assert main([str(tmp_path / "in.png"), "--strength", "0", "--checkpoint", str(exported)]) == 0
-    assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(20, 20))
-
-
-def test_a_folder_is_mirrored_and_bad_files_are_listed(exported, tmp_path, capsys):
-    folder = tmp_path / "holiday"
-    (folder / "deeper").mkdir(parents=True)
-    write_image(folder / "one.png", Picture(noise(20, 24)))
-    write_image(folder / "deeper" / "two.jpg", Picture(noise(20, 24)))
-    encode(folder / "deeper" / "clip.mp4", times=CONSTANT)
-    (folder / "broken.mp4").write_text("not a video")
-    (folder / "broken.png").touch()
-    (folder / "notes.txt").write_text("not for us")
-    assert main([str(folder), "--checkpoint", str(exported)]) == 2
-    output = tmp_path / "holiday_sharpened"
-    names = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
-    assert names == sorted(["one.png", os.path.join("deeper", "two.jpg"), os.path.join("deeper", "clip.mp4")])
-    captured = capsys.readouterr()
-    assert "3 files written" in captured.out
-    assert len(captured.err.splitlines()) == 2
-    assert "broken.mp4" in captured.err and "broken.png is empty" in captured.err
-
-
-def test_a_folder_inside_itself_is_not_sharpened_twice(exported, tmp_path):
-    write_image(tmp_path / "one.png", Picture(noise(20, 24)))
-    arguments = [str(tmp_path), "-o", str(tmp_path / "sharp"), "--checkpoint", str(exported), "--overwrite"]
-    assert main(arguments) == main(arguments) == 0
-    assert [path.name for path in (tmp_path / "sharp").iterdir()] == ["one.png"]
-
-
-def test_an_empty_folder_is_an_error(exported, tmp_path, capsys):
-    assert main([str(tmp_path), "--checkpoint", str(exported)]) == 2
-    assert "holds no image or video" in capsys.readouterr().err
-
-
-def test_demo_needs_nothing(sharpener, tmp_path, capsys):
-    inference.run_demo(sharpener, tmp_path, seconds=0.4)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"person.mp4", "text.mp4", "nature.mp4", "comparison.png"}
-    assert read_image(tmp_path / "comparison.png").pixels.shape == (900, 1200, 3)
-    with av.open(str(tmp_path / "person.mp4")) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 10
-    assert "->" in capsys.readouterr().out

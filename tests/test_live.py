@@ -17,7 +17,8 @@ import inference
 import live
 from inference import RealTimeSharpener
 from live import Camera, LoadController, scheduled
-from tests.test_inference import ROOT, noise, run_script
+from tests.test_cli import ROOT, run_script
+from tests.test_inference import noise
 from tests.test_video import CONSTANT, encode, read_times
 from video import VideoError, VideoReader
 

@@ -1,0 +1,392 @@
+"""The command line, with a small random student."""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import inference
+from inference import RealTimeSharpener, main, make_parser, parse_shard, plan_files
+from tests.test_inference import noise
+from tests.test_video import CONSTANT, broken_file, encode, read_times
+from video import Picture, VideoError, read_image, write_image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One source
+
+
+def run_script(*arguments, **environment):
+    clean = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return subprocess.run(
+        [sys.executable, ROOT / "inference.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean | environment,
+        cwd=Path(arguments[0]).parent if arguments and Path(arguments[0]).parent.is_dir() else ROOT,
+    )
+
+
+def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
+    source = encode(tmp_path / "in.mp4", times=CONSTANT)
+    result = run_script(source, "--checkpoint", exported)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "20 frames of 64x48" in result.stdout
+    assert read_times(tmp_path / "in_sharpened.mp4") == CONSTANT
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "is empty"),
+        ("text", "cannot be read as a video"),
+        ("truncated", "cannot be read as a video"),
+        ("checkpoint", "holds code, which is refused"),
+        ("camera", "camera 0 cannot be opened"),
+        ("display", "no display"),
+    ],
+)
+def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
+    bait = tmp_path / "executed"
+    if kind == "checkpoint":
+
+        class Bait:
+            def __reduce__(self):
+                return os.mkdir, (str(bait),)
+
+        exported = tmp_path / "evil.pth"
+        exported.write_bytes(pickle.dumps({"model": Bait()}))
+    if kind in ("checkpoint", "display"):
+        source = encode(tmp_path / "good.mp4", times=CONSTANT)
+    else:
+        source = "0" if kind == "camera" else broken_file(tmp_path, kind)
+    if kind == "camera" and Path("/dev/video0").exists():
+        pytest.skip("this machine has a camera")
+    if kind == "display":
+        source = source.as_uri()
+    before = sorted(tmp_path.iterdir())
+    output = [] if kind == "display" else ["-o", tmp_path / "out.mp4"]
+    result = run_script(source, "--checkpoint", exported, *output)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
+    assert result.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+    assert not bait.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
+def test_control_c_exits_with_130_and_leaves_nothing(exported, tmp_path):
+    source = encode(
+        tmp_path / "long.mp4", times=range(0, 160_000, 40), size=(320, 240), options={"preset": "ultrafast"}
+    )
+    command = [sys.executable, ROOT / "inference.py", source, "--checkpoint", exported]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_existing_output_needs_overwrite(exported, tmp_path, capsys):
+    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
+    (tmp_path / "out.png").write_text("mine")
+    arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--checkpoint", str(exported)]
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out.png").read_text() == "mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert read_image(tmp_path / "out.png").pixels.shape == (20, 20, 3)
+
+
+def test_strength_0_from_the_command_line(exported, tmp_path):
+    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
+    assert main([str(tmp_path / "in.png"), "--strength", "0", "--checkpoint", str(exported)]) == 0
+    assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(20, 20))
+
+
+def test_demo_needs_nothing(sharpener, tmp_path, capsys):
+    inference.run_demo(sharpener, tmp_path, seconds=0.4)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"person.mp4", "text.mp4", "nature.mp4", "comparison.png"}
+    assert read_image(tmp_path / "comparison.png").pixels.shape == (900, 1200, 3)
+    with av.open(str(tmp_path / "person.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 10
+    assert "->" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many files
+
+
+@pytest.fixture
+def sharpen(exported, tmp_path, monkeypatch, capsys):
+    """Run the command line in `tmp_path`; returns the exit code, stdout and the lines of stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([*map(str, arguments), "--checkpoint", str(exported), "--device", "cpu"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return run
+
+
+def make_images(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / name, Picture(noise(16, 20, seed)))
+
+
+def names_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def shift_time(path, seconds):
+    status = path.stat()
+    os.utime(path, (status.st_atime, status.st_mtime + seconds))
+
+
+def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
+    folder = tmp_path / "holiday"
+    make_images(folder, "one.png", "deeper/two.jpg", "deeper/.hidden.png", ".thumbnails/one.png")
+    encode(folder / "deeper" / "clip.mp4", times=CONSTANT)
+    (folder / "broken.mp4").write_text("not a video")
+    (folder / "broken.png").touch()
+    (folder / "notes.txt").write_text("not for us")
+    code, out, err = sharpen("holiday")
+    assert code == 2
+    assert names_below(tmp_path / "holiday_sharpened") == ["deeper/clip.mp4", "deeper/two.jpg", "one.png"]
+    assert "3 written, 0 already there, 2 failed" in out
+    assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
+
+
+def test_a_folder_inside_itself_is_not_sharpened_twice(sharpen, tmp_path):
+    make_images(tmp_path, "one.png")
+    for counts in ("1 written, 0 already there", "0 written, 1 already there"):
+        code, out, err = sharpen(".", "-o", tmp_path / "sharp")
+        assert (code, err) == (0, []) and counts in out
+    assert names_below(tmp_path / "sharp") == ["one.png"]
+
+
+@pytest.mark.parametrize("output", ["sharp", "holiday/sharp", "holiday/sharp/"])
+def test_a_pattern_is_expanded_at_any_depth_and_mirrored(sharpen, sharpener, tmp_path, output):
+    make_images(tmp_path / "holiday", "one.png", "deeper/two.png", "deeper/deepest/three.png", "deeper/four.jpg")
+    for counts in ("3 written, 0 already there", "0 written, 3 already there"):
+        code, out, err = sharpen("holiday/**/*.png", "-o", output)
+        assert (code, err) == (0, []) and counts in out
+        assert names_below(tmp_path / output) == ["deeper/deepest/three.png", "deeper/two.png", "one.png"]
+    sharp = read_image(tmp_path / output / "deeper" / "two.png").pixels
+    assert np.array_equal(sharp, sharpener.sharpen(noise(16, 20, 1)))
+
+
+def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
+    make_images(tmp_path, "a.png", "other/b.jpg", "c[1].png")
+    encode(tmp_path / "clip.mkv", codec="ffv1", times=CONSTANT[:3])
+    (tmp_path / "clip.mkv").rename(tmp_path / "clip.mxf")
+    sources = ["a.png", "other/b.jpg", "clip.mxf", "a.png", "c[1].png"]
+    assert sharpen(*sources)[0] == 0
+    made = {"a_sharpened.png", "other/b_sharpened.jpg", "clip_sharpened.mp4", "c[1]_sharpened.png"}
+    assert {name for name in names_below(tmp_path) if "sharpened" in name} == made
+    assert sharpen(*sources, "-o", "sharp")[0] == 0
+    assert names_below(tmp_path / "sharp") == ["a.png", "b.jpg", "c[1].png", "clip.mp4"]
+    assert sharpen("a.png", "-o", "new/")[0] == 0  # as where a shell's pattern finds a single file
+    assert names_below(tmp_path / "new") == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x/a.png", "y/a.png", "y/b.png", "-o", "sharp"], "would both be written to sharp"),
+        (["x", "y", "-o", "sharp"], "would both be written to sharp"),
+        (["y", "-o", "y"], "would be replaced"),
+        (["y/a.png", "y/b.png", "-o", "y"], "would be replaced"),
+        (["y/a.png", "y/b.png", "-o", "sharp.png"], "is not a folder"),
+        (["y/*.png", "-o", "x/a.png"], "is not a folder"),
+        (["y/*.webm"], "names no image or video"),
+        (["y", "empty"], "names no image or video"),
+        (["y/a.png", "0"], "run alone"),
+        (["y/a.png", "rtsp://localhost/stream"], "run alone"),
+        (["--demo", "y"], "run alone"),
+        (["--shard", "1/2"], "run alone"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(sharpen, tmp_path, arguments, message):
+    make_images(tmp_path, "x/a.png", "y/a.png", "y/b.png")
+    (tmp_path / "empty").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, out, err = sharpen(*arguments)
+    assert (code, out, len(err)) == (2, "", 1) and message in err[0]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_done_is_skipped_and_what_is_stale_is_said(sharpen, tmp_path):
+    make_images(tmp_path / "in", "a.png", "b.png", "c.png")
+    assert sharpen("in", "-o", "out")[0] == 0
+    outputs = [tmp_path / "out" / name for name in ("a.png", "b.png", "c.png")]
+    times = [path.stat().st_mtime_ns for path in outputs]
+    make_images(tmp_path / "in", "d.png")
+    code, out, err = sharpen("in", "-o", "out")
+    assert (code, err) == (0, []) and "1 written, 3 already there" in out
+    assert [path.stat().st_mtime_ns for path in outputs] == times
+
+    shift_time(tmp_path / "in" / "b.png", 3600)
+    code, out, err = sharpen("in", "-o", "out")
+    assert code == 2 and "0 written, 3 already there, 1 failed" in out
+    assert len(err) == 1 and f"{Path('out', 'b.png')} is older than its input; --overwrite replaces it" in err[0]
+    assert [path.stat().st_mtime_ns for path in outputs] == times
+    assert sharpen("in", "-o", "out", "--overwrite", "--strength", "0")[0] == 0
+    assert np.array_equal(read_image(outputs[0]).pixels, noise(16, 20, 0))
+
+
+def test_outputs_of_earlier_runs_are_no_sources(sharpen, tmp_path):
+    make_images(tmp_path, "a.png", "in/b.png", "lone_sharpened.png")
+    for expected in ("3 written, 0 already there", "0 written, 3 already there"):
+        code, out, err = sharpen("**/*.png")
+        assert (code, err) == (0, []) and expected in out
+        assert sharpen("in")[0] == 0
+        make_images(tmp_path, "a_sharpened_partial.png")
+    made = {"a_sharpened.png", "in/b_sharpened.png", "in_sharpened/b.png", "lone_sharpened_sharpened.png"}
+    assert made == set(names_below(tmp_path)) - {"a.png", "in/b.png", "lone_sharpened.png", "a_sharpened_partial.png"}
+    assert plan_files(["a.png", "a_sharpened.png"]) == [(Path("a.png"), Path("a_sharpened.png"))]
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("odd\nthing"), MemoryError(), OSError(28, "No space left")])
+def test_a_file_that_fails_does_not_stop_the_others(sharpen, tmp_path, monkeypatch, fault):
+    make_images(tmp_path, "a.png", "b.png", "c.png")
+    if fault is None:
+        (tmp_path / "b.png").write_text("not an image")
+    else:
+        sharpen_image = RealTimeSharpener.sharpen_image
+
+        def failing(self, path, *arguments):
+            if path.name == "b.png":
+                raise fault
+            return sharpen_image(self, path, *arguments)
+
+        monkeypatch.setattr(RealTimeSharpener, "sharpen_image", failing)
+    code, out, err = sharpen("a.png", "b.png", "missing.png", "c.png")
+    assert code == 2 and "2 written, 0 already there, 2 failed" in out
+    assert (tmp_path / "a_sharpened.png").exists() and (tmp_path / "c_sharpened.png").exists()
+    expected = "b.png is not an image" if fault is None else f"b.png: {type(fault).__name__}: "
+    assert len(err) == 2 and expected in err[0] and "missing.png does not exist" in err[1]
+
+
+def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monkeypatch):
+    make_images(tmp_path, "in/a.png", "in/b.png", "in/c.png", "in/d.png")
+    (tmp_path / "in" / "a.png").touch()
+    sharpen_image = RealTimeSharpener.sharpen_image
+
+    def interrupted(self, path, *arguments):
+        if path.name == "c.png":
+            signal.raise_signal(signal.SIGINT)
+        return sharpen_image(self, path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RealTimeSharpener, "sharpen_image", interrupted)
+        code, out, err = sharpen("in")
+    assert (code, err) == (130, [])
+    assert out.startswith("2 written, 0 already there, 2 left when it was stopped")
+    assert names_below(tmp_path / "in_sharpened") == ["a.png", "b.png"]
+    code, out, _ = sharpen("in")
+    assert code == 0 and "2 written, 2 already there" in out
+
+
+@given(st.integers(1, 12), st.integers(0, 12))
+@settings(max_examples=30, deadline=None)
+def test_shards_take_every_file_once(tmp_path_factory, parts, count):
+    folder = tmp_path_factory.mktemp("shards")
+    for index in range(count):
+        (folder / f"{'aBäZ'[index % 4]}{index}.png").touch()
+    (folder / "last.png").touch()
+    taken = []
+
+    def record(sharpener, jobs, *options):
+        taken.extend(jobs)
+        return inference.BatchResult(len(jobs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "RealTimeSharpener", lambda *options: None)
+        patch.setattr(inference, "sharpen_files", record)
+        for part in range(1, parts + 1):
+            begin = len(taken)
+            assert main([str(folder), "--shard", f"{part}/{parts}"]) == 0
+            assert len(taken) - begin in ((count + 1) // parts, -(-(count + 1) // parts))
+    everything = plan_files([str(folder)])
+    assert [path.name for path, _ in everything] == sorted(path.name for path in folder.iterdir())
+    assert len(taken) == count + 1 and set(taken) == set(everything)
+
+
+def test_a_shard_writes_its_part_alone(sharpen, tmp_path):
+    make_images(tmp_path / "in", "a.png", "b.png", "c.png")
+    assert sharpen("in", "--shard", "2/2")[0] == 0
+    assert names_below(tmp_path / "in_sharpened") == ["b.png"]
+    assert "0 written" in sharpen("in/a.png", "--shard", "2/2")[1]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "a/b", "1/2/3", "-1/2", "1.5/2", " 1/2", ""])
+def test_a_bad_shard_is_refused(sharpen, capsys, text):
+    with pytest.raises(SystemExit) as ended:
+        main(["in", f"--shard={text}"])
+    assert ended.value.code == 2
+    assert "expected I/N with I from 1 to N, such as 2/3" in capsys.readouterr().err
+    assert parse_shard("2/3") == (2, 3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Help
+
+
+def test_help_is_a_page_for_the_user(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    page = make_parser().format_help()
+    assert max(map(len, page.splitlines())) <= 100
+    groups = ["what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"]
+    places = [page.index(f"\n{group}:\n") for group in groups]
+    assert places == sorted(places)
+    for action in make_parser()._actions:
+        if action.nargs != 0:  # it takes a value
+            assert "default: " in action.help, action.dest
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, make_parser().format_help().splitlines())) < 80
+
+
+def test_examples_of_the_help_are_understood():
+    lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", make_parser().description, re.MULTILINE)
+    assert len(lines) == 10
+    for line in lines:
+        make_parser().parse_intermixed_args(line.split())
+
+
+def test_options_may_stand_anywhere():
+    args = make_parser().parse_intermixed_args(["a.png", "--overwrite", "b.png", "-o", "out", "c.png"])
+    assert (args.sources, args.output, args.overwrite) == (["a.png", "b.png", "c.png"], "out", True)
+    assert not make_parser().parse_intermixed_args([]).sources
+
+
+def test_nothing_named_is_camera_0(monkeypatch, sharpener):
+    opened = []
+
+    def refuse(index):
+        opened.append(index)
+        raise VideoError("no camera here")
+
+    monkeypatch.setattr(inference, "RealTimeSharpener", lambda *options: sharpener)
+    monkeypatch.setattr(inference, "Camera", refuse)
+    assert main([]) == main(["3"]) == 2
+    assert opened == [0, 3]
