@@ -16,7 +16,7 @@ and keeps it; otherwise it leaves no unfinished file and exits with 130. ``--hel
 From Python::
 
     sharpener = RealTimeSharpener()
-    sharp = sharpener.sharpen(frame)                       # (H, W, 3) uint8 BGR
+    sharp = sharpener.sharpen(frame)                       # (H, W, 3) uint8 BGR; a PIL image, a tensor, a list of them
     y, uv = sharpener.sharpen_planes(y, uv)                # YUV 4:2:0, no colour conversion
     sharpener.sharpen_image("input.jpg", "output.jpg")
     sharpener.process_video_stream("video.mp4", "sharpened_video.avi")
@@ -27,20 +27,27 @@ import dataclasses
 import glob
 import itertools
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
+from tqdm import TqdmWarning
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
+    from tqdm.auto import tqdm
 
 from live import Camera, LoadController, Window, scheduled
 from models import RELEASED_STUDENT, CheckpointError, load_student
@@ -74,11 +81,17 @@ _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]]
 _BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
 
+Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
+
 log = logging.getLogger(__name__)
 
 
 class RealTimeSharpener:
     """Sharpens frames, images and video with a distilled student.
+
+    Threads may share a sharpener, and a process may have several: each picture is sharpened to what it gives alone, bit
+    for bit (x264, which encodes files, does not always repeat exactly at small sizes). The int8 network takes one frame
+    at a time, so that threads gain time only in what they do besides.
 
     Args:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
@@ -90,6 +103,7 @@ class RealTimeSharpener:
         checkpoint, student, meta: the file that was found, and what it holds.
         device: a `torch.device`, or OpenVINO's name of one.
         description: where and at which precision it runs.
+        strength: may be set at any time; it holds from the next frame on.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
@@ -97,9 +111,13 @@ class RealTimeSharpener:
         ValueError: the strength is not a finite number from 0.
     """
 
-    def __init__(self, checkpoint="checkpoints/best_student_model.pth", device="auto", strength=1.0):
-        if not (np.isfinite(strength) and strength >= 0):
-            raise ValueError(f"strength must be a finite number from 0, got {strength}")
+    def __init__(
+        self,
+        checkpoint: str | Path = "checkpoints/best_student_model.pth",
+        device: str = "auto",
+        strength: float = 1.0,
+    ) -> None:
+        self.strength = _checked(strength)
         path = Path(checkpoint)
         if not path.is_absolute() and not path.exists():
             path = RELEASED_STUDENT.parent.parent / path
@@ -107,58 +125,90 @@ class RealTimeSharpener:
         self.student, self.meta = load_student(path)
         self.engine = make_engine(self.student, path, device)
         self.device, self.description = self.engine.device, self.engine.description
-        self.strength = float(strength)
 
-    def sharpen(self, frame):
-        """Sharpen a frame ``(H, W, 3)`` uint8 BGR, as OpenCV has it; returns a new one.
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
 
-        The student's residual is added to the frame itself, so the colour keeps its full resolution and strength 0 is
-        exactly the identity.
+    def sharpen(self, frame: Pictures, rgb: bool = False, strength: float | None = None) -> Pictures:
+        """Sharpen a picture, or each of several; returns new ones of the same kind, shape and type.
+
+        The student's residual is added to the picture itself, so colour keeps its full resolution, 16 bits stay 16
+        bits, and strength 0 is exactly the identity.
+
+        Args:
+            frame: one of
+
+                * an array of uint8 or uint16: ``(H, W, 3)`` BGR as OpenCV has it, ``(H, W)`` grey, or a batch
+                  ``(N, H, W, 3)``; the last axis decides: ``(N, H, 3)`` is one picture;
+                * a PIL image, RGB, L or RGBA, whose alpha is kept; other modes of 8 bits come back as RGB;
+                * a tensor ``(3, H, W)`` or ``(N, 3, H, W)`` on any device, RGB as torchvision has it, of uint8 or of
+                  floating point in [0, 1], computed in float32 and without a gradient;
+                * a list or tuple of those, of any sizes, which gives a list.
+            rgb: arrays are RGB instead of BGR. Nothing else asks for it: PIL images and tensors always are.
+            strength: overrides the sharpener's own for this call.
 
         Raises:
-            ValueError: the frame has another shape or type.
+            ValueError: a shape, type, mode or range is another, or the strength is not a finite number from 0.
+            TypeError: it is none of those.
         """
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
-            raise ValueError(f"expected a frame (H, W, 3) of uint8, got {frame.shape} of {frame.dtype}")
-        return self._sharpen_pixels(frame)
+        strength = _checked(self.strength if strength is None else strength)
+        if isinstance(frame, list | tuple):
+            return [self.sharpen(item, rgb, strength) for item in frame]
+        frames, restore = _as_frames(frame, rgb)
+        return restore([self._sharpen_pixels(pixels, strength) for pixels in frames])
 
-    def sharpen_planes(self, y, uv, full_range=False):
+    def sharpen_planes(
+        self, y: np.ndarray, uv: np.ndarray, full_range: bool = False, strength: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
         Args:
             y: luma ``(H, W)`` uint8.
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` uint8.
             full_range: luma spans 0-255 instead of video's 16-235.
+            strength: overrides the sharpener's own for this call.
 
         Returns:
             New ``(y, uv)``; at strength 0 bit for bit the same.
 
         Raises:
-            ValueError: shapes or types do not fit.
+            ValueError: shapes or types do not fit, or the strength is not a finite number from 0.
         """
+        strength = _checked(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
         if y.ndim != 2 or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
-        return self.engine(y, uv, full_range, self.strength)
+        return self.engine(y, uv, full_range, strength)
 
-    def sharpen_image(self, input_path, output_path, compare=False):
+    def sharpen_image(
+        self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
+    ) -> None:
         """Sharpen an image file into another; it is written upright, completely or not at all.
 
         Grey stays grey, 16 bits stay 16 bits, transparency and colour profile are kept. With `compare`, the left half
-        stays as it came.
+        stays as it came. `strength` overrides the sharpener's own.
 
         Raises:
             VideoError: the input cannot be read, or the output format cannot hold it.
+            ValueError: the strength is not a finite number from 0.
         """
         picture = read_image(input_path)
-        sharp = self._sharpen_pixels(picture.pixels)
+        sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
             sharp = split_frames(picture.pixels, sharp)
         write_image(output_path, dataclasses.replace(picture, pixels=sharp))
 
-    def process_video_stream(self, input_source=0, output_path=None, compare=False, progress=False, frame_budget=None):
+    def process_video_stream(
+        self,
+        input_source: int | str | Path = 0,
+        output_path: str | Path | None = None,
+        compare: bool = False,
+        progress: bool = False,
+        frame_budget: float | None = None,
+        on_frame: Callable[[int, np.ndarray], object] | None = None,
+    ) -> dict:
         """Sharpen a camera, video file or stream, into a file or a live window.
 
         A file's frames are each processed once, in order, at their own time stamps, and its audio is copied. A camera
@@ -170,9 +220,13 @@ class RealTimeSharpener:
             input_source: camera index, path or URL.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
-            progress: show a progress bar on a terminal.
+            progress: show a progress bar on a terminal or in a notebook.
             frame_budget: milliseconds that a window's frame may take; None for the interval between the source's
                 frames, 0 for no limit.
+            on_frame: called as ``on_frame(number, picture)``, numbers from 0, after each frame that is written or
+                shown, with that picture upright as ``(H, W, 3)`` uint8 BGR, before the encoder's loss. It delays the
+                next frame. Where it returns False (nothing else will do), that frame is the last, and the file is
+                complete with it. What it raises ends the processing, is raised here, and leaves no file.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
@@ -184,18 +238,18 @@ class RealTimeSharpener:
         """
         is_camera = isinstance(input_source, int)
         if output_path is not None and not is_camera:
-            return self._process_file(input_source, output_path, compare, progress)
+            return self._process_file(input_source, output_path, compare, progress, on_frame)
         if output_path is not None:
-            return self._record_camera(input_source, output_path, compare, progress)
+            return self._record_camera(input_source, output_path, compare, progress, on_frame)
         if is_camera:
             with Camera(input_source) as camera:
                 load = LoadController(frame_budget, camera.rate)
-                return self._show(((frame, None) for frame in camera), load, compare, progress)
+                return self._show(((frame, None) for frame in camera), load, compare, progress, on_frame)
         with VideoReader(input_source) as reader, read_ahead(reader.bgr_frames()) as frames:
             load = LoadController(frame_budget, reader.format.rate)
-            return self._show(scheduled(frames, live=reader.frame_count is None), load, compare, progress)
+            return self._show(scheduled(frames, live=reader.frame_count is None), load, compare, progress, on_frame)
 
-    def _process_file(self, source, output_path, compare, progress):
+    def _process_file(self, source, output_path, compare, progress, on_frame):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
             raise VideoError(f"{output_path} is the input itself: name another output")
         with (
@@ -210,10 +264,12 @@ class RealTimeSharpener:
                 if compare:
                     y, uv = split_planes((frame.y, frame.uv), (y, uv))
                 write(dataclasses.replace(frame, y=y, uv=uv))
+                if on_frame and on_frame(counter.number, reader.to_bgr(y, uv)) is False:
+                    break
             size = (reader.format.width, reader.format.height)
         return counter.stats(size, self.engine, output_path)
 
-    def _record_camera(self, index, output_path, compare, progress):
+    def _record_camera(self, index, output_path, compare, progress, on_frame):
         with Camera(index) as camera:
             width, height = camera.size
             # Milliseconds as time base, as cameras slow down in the dark.
@@ -227,12 +283,14 @@ class RealTimeSharpener:
                         sharp = self.sharpen(frame)
                         shown = split_frames(frame, sharp) if compare else sharp
                         writer.write(Frame(*to_limited_range(*bgr_to_planes(shown)), pts))
+                        if on_frame and on_frame(counter.number, shown) is False:
+                            break
                 except KeyboardInterrupt:
                     if writer.empty:
                         raise
         return counter.stats((width, height), self.engine, output_path)
 
-    def _show(self, frames, load, compare, progress):
+    def _show(self, frames, load, compare, progress, on_frame):
         size = None
         with Window("Real-time sharpener", compare) as window:
             counter = _FrameCounter(progress, None)
@@ -248,21 +306,105 @@ class RealTimeSharpener:
                 window.show(shown, 1000 * wait, load.note if window.sharpening else "")
                 if timed:  # the window draws while it waits: only what goes beyond counts
                     load.add(1000 * (time.perf_counter() - begin - max(wait, 0)))
-                if window.closed:
+                stopped = on_frame and on_frame(counter.number, shown) is False
+                if stopped or window.closed:
                     break
         return counter.stats(size, self.engine, None) | {"levels": load.frames}
 
-    def _sharpen_pixels(self, pixels):
-        """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8 or uint16, at their own precision."""
-        if self.strength == 0:
+    def _sharpen_pixels(self, pixels, strength):
+        """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
+        if strength == 0:
             return pixels.copy()
         planes = _full_range_planes(pixels)
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
-            change = _to_pixels(*self.engine.difference(*planes, self.strength), pixels.ndim, offset=128)
+            change = _to_pixels(*self.engine.difference(*planes, strength), pixels.ndim, offset=128)
             return cv2.addWeighted(pixels, 1, change, 1, -128)
         change = _to_pixels(*self.engine.residual(*planes), pixels.ndim, offset=0)
+        if pixels.dtype == np.float32:
+            return np.clip(pixels + change * np.float32(strength), 0, 1)
         # cv2.add rounds to nearest and saturates.
-        return cv2.add(pixels, change * np.float32(65535 * self.strength), dtype=cv2.CV_16U)
+        return cv2.add(pixels, change * np.float32(65535 * strength), dtype=cv2.CV_16U)
+
+
+def _checked(strength):
+    """The strength as a float, if it is one."""
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a finite number from 0, got {strength}")
+    return float(strength)
+
+
+def _as_frames(pictures, rgb):
+    """What `RealTimeSharpener.sharpen` was given as what the student takes, and the way back.
+
+    Returns:
+        ``(frames, restore)``: a list of BGR ``(H, W, 3)`` or grey ``(H, W)`` arrays of uint8, uint16 or float32, and a
+        function that makes the kind that was given from the list of them sharpened.
+    """
+    if isinstance(pictures, Image.Image):
+        return _from_pil(pictures)
+    if isinstance(pictures, torch.Tensor):
+        return _from_tensor(pictures)
+    if not isinstance(pictures, np.ndarray):
+        raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list, got {type(pictures)}")
+    shape, kind = pictures.shape, pictures.dtype
+    if not (len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] == 3)) or 0 in shape[-3:]:
+        kind = None
+    if kind not in (np.uint8, np.uint16):
+        raise ValueError(
+            "expected a frame (H, W, 3) or (H, W) or a batch (N, H, W, 3) of uint8 or uint16, got "
+            f"{shape} of {pictures.dtype}"
+        )
+    color, batch = len(shape) > 2, len(shape) == 4
+    swapped = pictures[..., ::-1] if rgb and color else pictures
+    frames = [np.ascontiguousarray(frame) for frame in (swapped if batch else [swapped])]
+
+    def restore(frames):
+        sharp = np.array(frames, kind).reshape(shape) if batch else frames[0]
+        return np.ascontiguousarray(sharp[..., ::-1]) if rgb and color else sharp
+
+    return frames, restore
+
+
+def _from_pil(image):
+    """`_as_frames` of a PIL image."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode}: give an array of uint16")
+    kept = image.mode in ("L", "RGB", "RGBA")
+    pixels = np.array(image if kept else image.convert("RGB"))
+
+    def restore(frames):
+        (sharp,) = frames
+        if pixels.ndim == 2:
+            result = Image.fromarray(sharp)
+        else:
+            result = Image.fromarray(np.dstack([sharp[..., ::-1], pixels[..., 3:]]))
+        result.info = dict(image.info) if kept else {}  # a colour profile describes the mode that it came with
+        return result
+
+    return [pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 2::-1])], restore
+
+
+def _from_tensor(tensor):
+    """`_as_frames` of a tensor."""
+    shape = tuple(tensor.shape)
+    known = tensor.dtype == torch.uint8 or tensor.is_floating_point()
+    if not known or len(shape) not in (3, 4) or shape[-3] != 3 or 0 in shape[-2:]:
+        raise ValueError(
+            "expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got "
+            f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    values = tensor.detach().cpu()
+    values = (values.float() if tensor.is_floating_point() else values).numpy()
+    if tensor.is_floating_point() and not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"expected values in [0, 1], got {values.min():g} to {values.max():g}: divide or clamp them")
+    frames = [np.ascontiguousarray(frame[::-1].transpose(1, 2, 0)) for frame in values.reshape(-1, *shape[-3:])]
+
+    def restore(frames):
+        sharp = np.array(frames, values.dtype).reshape(-1, *shape[-2:], 3)
+        sharp = sharp[..., ::-1].transpose(0, 3, 1, 2).copy()  # PyTorch takes no negative strides
+        return torch.from_numpy(sharp.reshape(shape)).to(tensor)
+
+    return frames, restore
 
 
 def split_frames(original, sharp):
@@ -310,11 +452,17 @@ def _to_pixels(dy, duv, dimensions, offset):
 
 
 class _FrameCounter:
-    """Counts frames and seconds from its creation on, with a progress bar on a terminal if wanted."""
+    """Counts frames and seconds from its creation on, with a progress bar on a terminal or in a notebook if wanted."""
 
     def __init__(self, shown, total):
-        self._bar = {"total": total, "unit": " frames", "leave": False, "disable": None if shown else True}
+        hidden = False if "ipykernel" in sys.modules else None  # None: where there is no terminal
+        self._bar = {"total": total, "unit": " frames", "leave": False, "disable": hidden if shown else True}
         self._frames, self._begin = 0, time.perf_counter()
+
+    @property
+    def number(self):
+        """Of the frame given last, from 0."""
+        return self._frames - 1
 
     def count(self, frames):
         for frame in tqdm(frames, **self._bar):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -190,11 +191,11 @@ def first_line(error):
 def atomic_path(path):
     """Give a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
 
-    The temporary name keeps the suffix, so that writers which choose a format by it still do.
+    The temporary name is the thread's own, and keeps the suffix, so that writers which choose a format by it still do.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

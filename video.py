@@ -306,6 +306,14 @@ class VideoReader:
             bgr = decoded.to_ndarray(format="bgr24")
             yield np.ascontiguousarray(np.rot90(bgr, turns)), float(decoded.pts * self.format.time_base)
 
+    def to_bgr(self, y, uv):
+        """Planes of this video's size, range and matrix as `bgr_frames` gives them: upright ``(H, W, 3)`` uint8 BGR."""
+        picture = av.VideoFrame(self.format.width, self.format.height, "yuv420p")
+        for plane, source in zip(picture.planes, (y, *uv), strict=True):
+            _plane(plane)[...] = source
+        picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range
+        return np.ascontiguousarray(np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns()))
+
     def take_audio(self, end=None):
         """Return the audio packets met since the last call, of the file's first `end` if that is given."""
         packets = []
@@ -689,15 +697,22 @@ def _end(thread, leave):
             _end(thread, leave)
 
 
+_quiet_lock, _quiet_levels = threading.Lock(), []  # OpenCV's level as it was, once for each block that is entered
+
+
 @contextlib.contextmanager
 def quiet_opencv():
-    """Keep OpenCV's own messages from the terminal."""
-    logging_level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    """Keep OpenCV's own messages from the terminal, until the last of the threads in such a block leaves it."""
+    with _quiet_lock:
+        _quiet_levels.append(_quiet_levels[0] if _quiet_levels else cv2.utils.logging.getLogLevel())
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(logging_level)
+        with _quiet_lock:
+            level = _quiet_levels.pop()
+            if not _quiet_levels:
+                cv2.utils.logging.setLogLevel(level)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_inputs_are_not_changed_and_may_be_read_only_views(sharpener):
     sharpener.sharpen_planes(y[:, ::-1], uv[..., ::-1])
 
 
-@pytest.mark.parametrize("frame", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))])
+@pytest.mark.parametrize("frame", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)])
 def test_wrong_frames_are_refused(sharpener, frame):
     with pytest.raises(ValueError, match="expected a frame"):
         sharpener.sharpen(frame)
