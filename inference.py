@@ -10,8 +10,9 @@
     python inference.py --demo                       no camera, network or data: writes clips to results/demo/
 
 Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after side by side. Where the
-machine is too busy, the window sharpens less for a while, and its title says so. Ctrl-C ends a recording from a camera
-and keeps it; otherwise it leaves no unfinished file and exits with 130. ``--help`` tells the rest.
+machine is too busy, the window sharpens less for a while, and its title says so. Ctrl-C ends what is written and keeps
+it: a recording from a camera is complete with that; a file then has its first frames, and the exit code is 130.
+``--help`` tells the rest.
 
 From Python::
 
@@ -43,11 +44,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import TqdmWarning
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
     from tqdm.auto import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
 from live import Camera, LoadController, Window, scheduled
 from models import RELEASED_STUDENT, CheckpointError, load_student
@@ -68,6 +69,7 @@ from video import (
     VideoFormat,
     VideoReader,
     VideoWriter,
+    check_encoder,
     existing_file,
     read_ahead,
     read_image,
@@ -208,13 +210,16 @@ class RealTimeSharpener:
         progress: bool = False,
         frame_budget: float | None = None,
         on_frame: Callable[[int, np.ndarray], object] | None = None,
+        codec: str | None = None,
+        quality: float | None = None,
     ) -> dict:
         """Sharpen a camera, video file or stream, into a file or a live window.
 
-        A file's frames are each processed once, in order, at their own time stamps, and its audio is copied. A camera
-        gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it. A live stream in a
-        window leaves out frames that are late, and a window sharpens less where the machine is too busy (see
-        `LoadController`); a file that is written never does.
+        A file's frames are each processed once, in order, at their own time stamps; its audio, subtitles, chapters and
+        tags are copied. Ctrl-C keeps what was written so far; where the input breaks off, that is in ``NAME_partial``.
+        A camera gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it. A live
+        stream in a window leaves out frames that are late, and a window sharpens less where the machine is too busy
+        (see `LoadController`); a file that is written never does.
 
         Args:
             input_source: camera index, path or URL.
@@ -227,6 +232,7 @@ class RealTimeSharpener:
                 shown, with that picture upright as ``(H, W, 3)`` uint8 BGR, before the encoder's loss. It delays the
                 next frame. Where it returns False (nothing else will do), that frame is the last, and the file is
                 complete with it. What it raises ends the processing, is raised here, and leaves no file.
+            codec, quality: of a file that is written, see `VideoWriter`.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
@@ -238,9 +244,9 @@ class RealTimeSharpener:
         """
         is_camera = isinstance(input_source, int)
         if output_path is not None and not is_camera:
-            return self._process_file(input_source, output_path, compare, progress, on_frame)
+            return self._process_file(input_source, output_path, compare, progress, on_frame, codec, quality)
         if output_path is not None:
-            return self._record_camera(input_source, output_path, compare, progress, on_frame)
+            return self._record_camera(input_source, output_path, compare, progress, on_frame, codec, quality)
         if is_camera:
             with Camera(input_source) as camera:
                 load = LoadController(frame_budget, camera.rate)
@@ -249,12 +255,13 @@ class RealTimeSharpener:
             load = LoadController(frame_budget, reader.format.rate)
             return self._show(scheduled(frames, live=reader.frame_count is None), load, compare, progress, on_frame)
 
-    def _process_file(self, source, output_path, compare, progress, on_frame):
+    def _process_file(self, source, output_path, compare, progress, on_frame, codec, quality):
+        check_encoder(output_path, codec, quality)
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
             raise VideoError(f"{output_path} is the input itself: name another output")
         with (
             VideoReader(source, audio=True) as reader,
-            VideoWriter(output_path, reader.format, reader) as writer,
+            VideoWriter(output_path, reader.format, reader, quality, codec) as writer,
             read_ahead(reader) as frames,
             write_behind(writer.write) as write,
         ):
@@ -269,12 +276,13 @@ class RealTimeSharpener:
             size = (reader.format.width, reader.format.height)
         return counter.stats(size, self.engine, output_path)
 
-    def _record_camera(self, index, output_path, compare, progress, on_frame):
+    def _record_camera(self, index, output_path, compare, progress, on_frame, codec, quality):
+        check_encoder(output_path, codec, quality)
         with Camera(index) as camera:
             width, height = camera.size
             # Milliseconds as time base, as cameras slow down in the dark.
             video_format = VideoFormat(width, height, camera.rate, Fraction(1, 1000), **_BT601_LIMITED)
-            with VideoWriter(output_path, video_format) as writer:
+            with VideoWriter(output_path, video_format, None, quality, codec) as writer:
                 counter = _FrameCounter(progress, None)
                 begin = time.perf_counter()
                 try:
@@ -601,7 +609,7 @@ keys in the window:
 exit codes:
   0    all is written or was there already
   2    something failed; each line on stderr says what and what to do
-  130  Ctrl-C; files that were complete are kept"""
+  130  Ctrl-C; what was written is kept: of the last video its first frames"""
 
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")
@@ -703,7 +711,7 @@ def _identity(path):
     return os.path.normcase(os.path.abspath(path))
 
 
-def sharpen_files(sharpener, jobs, compare=False, overwrite=False):
+def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
     """Sharpen many images and videos, with a progress bar on a terminal.
 
     Where a target is there and not older than its source, it is left as it is, unless `overwrite`; one that is older
@@ -714,6 +722,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False):
         jobs: pairs of paths ``(source, target)``, as `plan_files` gives them.
         compare: left half as it came, right half sharpened.
         overwrite: replace all targets.
+        encoding: ``codec`` and ``quality`` of videos, see `VideoWriter`.
 
     Returns:
         A `BatchResult`.
@@ -727,7 +736,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False):
                     if not overwrite and _is_done(path, target):
                         result.present += 1
                         continue
-                    _sharpen_file(sharpener, path, target, compare, overwrite)
+                    _sharpen_file(sharpener, path, target, compare, overwrite, **encoding)
                     result.written += 1
                 except VideoError as error:
                     result.failures.append(str(error))
@@ -746,13 +755,13 @@ def _is_done(path, target):
     return True
 
 
-def _sharpen_file(sharpener, path, output, compare, overwrite, progress=False):
+def _sharpen_file(sharpener, path, output, compare, overwrite, progress=False, **encoding):
     """Sharpen one image or video file; returns the statistics of a video, None for an image."""
     existing_file(path)
     _check_free(output, overwrite)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return sharpener.sharpen_image(path, output, compare)
-    return sharpener.process_video_stream(str(path), output, compare, progress)
+    return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
 
 
 def _check_free(output, overwrite):
@@ -760,6 +769,10 @@ def _check_free(output, overwrite):
         raise VideoError(f"{output} is a folder: name a file with -o")
     if Path(output).exists() and not overwrite:
         raise VideoError(f"{output} exists already: name another output with -o, or allow it with --overwrite")
+
+
+def _encoding(args):
+    return {"codec": args.codec, "quality": args.crf}
 
 
 def _is_live(source):
@@ -787,9 +800,9 @@ def _run(args):
         return 0
     if alone:
         source = int(source) if source.isdecimal() else source
-        stats = sharpener.process_video_stream(source, output, args.compare, True, args.budget)
+        stats = sharpener.process_video_stream(source, output, args.compare, True, args.budget, **_encoding(args))
     else:
-        stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, progress=True)
+        stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, True, **_encoding(args))
     if stats:
         width, height = stats["size"]
         print(
@@ -813,7 +826,7 @@ def _run_files(args, sources):
         part, parts = args.shard
         jobs = jobs[part - 1 :: parts]
     sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
-    result = sharpen_files(sharpener, jobs, args.compare, args.overwrite)
+    result = sharpen_files(sharpener, jobs, args.compare, args.overwrite, **_encoding(args))
     counts = [f"{result.written} written", f"{result.present} already there"]
     if result.failures:
         counts.append(f"{len(result.failures)} failed")
@@ -877,6 +890,14 @@ def make_parser():
     strength_help = "how much is sharpened, 0 changes nothing; default: 1, as trained"
     written.add_argument("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
     written.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
+
+    codec_help = (
+        "of a video: h264, hevc, av1, vp9, ffv1, or FFmpeg's name of an encoder, such as h264_nvenc; default: h264, in "
+        ".webm vp9"
+    )
+    written.add_argument("--codec", metavar="NAME", help=codec_help)
+    crf_help = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, of vp9 24"
+    written.add_argument("--crf", type=float, metavar="Q", help=crf_help)
 
     live = parser.add_argument_group("live picture")
     budget_help = (

@@ -1,7 +1,8 @@
 """Where pictures come from and go to: image files, video files and streams.
 
 Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
-colour conversion in between, and time stamps, colour tags, pixel shape, rotation and audio pass through::
+colour conversion in between. Time stamps, colour tags, pixel shape, rotation, audio, subtitles, attachments, chapters
+and tags pass through::
 
     with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
         for frame in reader:
@@ -11,18 +12,22 @@ colour conversion in between, and time stamps, colour tags, pixel shape, rotatio
 here locks: a reader or writer may change threads, but only one at a time may use it. `VideoReader.take_audio` is the
 exception, so that a writer can run beside its reader.
 
-Files appear under their name when they are complete, never half-written. Everything that goes wrong with a picture, a
-video, a camera or a window is a `VideoError` whose message says what to do.
+Files appear under their name when they are complete, never half-written; but Ctrl-C ends a video early under its own
+name, and where the input breaks off, what came before is kept as ``NAME_partial``. Everything that goes wrong with a
+picture, a video, a camera or a window is a `VideoError` whose message says what to do.
 """
 
 import contextlib
 import dataclasses
 import logging
+import os
 import queue
+import re
 import threading
 from collections import deque
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2  # before av, whose own libxcb would hang OpenCV's windows on Linux
 
@@ -36,6 +41,12 @@ from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, first_line
 _MATRIX_RGB, _MATRIX_BT709, _MATRIX_BT601 = 0, 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
 _RANGE_LIMITED, _RANGE_FULL = 1, 2  # FFmpeg's AVColorRange; 0 is unspecified and means limited
+
+_TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt709:p=bt709:r=tv,format=yuv420p"
+_FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
+_STREAM_TAGS = ("language", "title")
+_QUICKTIME = (".mp4", ".m4v", ".mov")
+_TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +187,7 @@ class VideoFormat:
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
         display_matrix: the nine integers of a container's rotation or mirroring, or None.
+        chroma_location: where chroma samples lie, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
     """
 
     width: int
@@ -189,6 +201,7 @@ class VideoFormat:
     transfer: int = 2
     pixel_aspect: Fraction | None = None
     display_matrix: tuple | None = None
+    chroma_location: str | None = None
 
     @property
     def full_range(self):
@@ -200,7 +213,7 @@ class VideoFormat:
 class Frame:
     """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
 
-    `audio_before` is how many audio packets its file has before it, None where nobody counts.
+    `audio_before` is how many packets of audio and subtitles its file has before it, None where nobody counts.
     """
 
     y: np.ndarray
@@ -213,16 +226,20 @@ class Frame:
 class VideoReader:
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
-    8-bit YUV 4:2:0 comes out as it was coded. Other 8-bit formats are converted to it, with range and matrix kept.
+    8-bit YUV 4:2:0 comes out as it was coded. Other 8-bit formats are converted to it, with range and matrix kept, and
+    interlaced frames are made progressive, both with a warning.
 
     Args:
         source: path or URL.
-        audio: collect audio packets for a `VideoWriter`, which must then take them (`take_audio`).
+        audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_audio`).
 
     Attributes:
         format: the `VideoFormat`.
         frame_count: estimated number of frames, or None (live stream).
         pixel_format: FFmpeg's name of what the file holds.
+        video_stream, tracks, attachments, other_streams: PyAV's streams: the video, what is collected, the files
+            within the file, and what is left out.
+        metadata, chapters: of the container, as PyAV gives them.
 
     Raises:
         VideoError: it cannot be opened, has no video, or holds what 8-bit planes cannot (10 bits, HDR, transparency);
@@ -251,15 +268,19 @@ class VideoReader:
         streams = [s for s in self._container.streams.video if not s.disposition & covers]
         if not streams:
             raise VideoError(f"{self.source} has no video stream")
-        self._stream = streams[0]
+        self.video_stream = self._stream = streams[0]
         self._stream.thread_type = "AUTO"
-        self.audio_streams = list(self._container.streams.audio) if audio else []
-        kept = {self._stream.index, *(s.index for s in self._container.streams.audio)}
-        self.other_streams = [s for s in self._container.streams if s.index not in kept]
+        every = self._container.streams
+        self.tracks = [s for s in every if s.type in ("audio", "subtitle")] if audio else []
+        self.attachments = list(every.attachments)
+        self.metadata, self.chapters = dict(self._container.metadata), self._container.chapters()
+        known = {self._stream.index, *(s.index for s in every if s.type in ("audio", "subtitle", "attachment"))}
+        # The data stream beside chapters in .mp4 is their text, which is written again with them.
+        self.other_streams = [s for s in every if s.index not in known and not (self.chapters and s.type == "data")]
         self._check_complete()
         # Only who iterates counts what was met, only who takes counts what was taken: these may be two threads.
         self._audio, self._audio_met, self._audio_taken = deque(), 0, 0
-        self._previous_pts = None
+        self._previous_pts, self._end = None, 0  # seconds
         self._decoded = self._decode()
         self._first = next(self._decoded, None)
         if self._first is None:
@@ -279,6 +300,9 @@ class VideoReader:
         if frame.format.is_rgb:
             value_range = _RANGE_LIMITED
         aspect = stream.sample_aspect_ratio
+        same = frame.format.name in ("yuv420p", "yuvj420p", "nv12", "nv21")
+        if not same:
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.source, frame.format.name)
         rotation = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
         self.format = VideoFormat(
             width=frame.width,
@@ -292,6 +316,7 @@ class VideoReader:
             transfer=int(frame.color_trc),
             pixel_aspect=aspect if aspect and aspect != 1 else None,
             display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
+            chroma_location=_chroma_location(self._container, stream) if same else None,
         )
 
     def __iter__(self):
@@ -315,7 +340,7 @@ class VideoReader:
         return np.ascontiguousarray(np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns()))
 
     def take_audio(self, end=None):
-        """Return the audio packets met since the last call, of the file's first `end` if that is given."""
+        """Return the packets of audio and subtitles met since the last call, of the first `end` if that is given."""
         packets = []
         while self._audio and (end is None or self._audio_taken < end):
             packets.append(self._audio.popleft())
@@ -337,28 +362,51 @@ class VideoReader:
             raise RuntimeError("a VideoReader can be iterated over once: open another for a second pass")
         first, self._first = self._first, None
         yield first
-        for frame in self._decoded:
-            if (frame.width, frame.height, frame.format.name) != (first.width, first.height, first.format.name):
-                raise VideoError(
-                    f"{self.source} changes from {first.width}x{first.height} {first.format.name} to "
-                    f"{frame.width}x{frame.height} {frame.format.name} on the way: split or re-encode it first"
-                )
-            yield frame
+        yield from self._decoded
 
     def _decode(self):
+        deinterlacer, expected, count = _Deinterlacer(self._stream, self.source), None, 0
         try:
-            for packet in self._container.demux(self._stream, *self.audio_streams):
-                if packet.stream.type == "audio":
+            for packet in self._container.demux(self._stream, *self.tracks):
+                self._note_end(packet)
+                if packet.stream.index != self._stream.index:
                     if packet.size:  # the empty packet at the end only flushes decoders
                         self._audio.append(packet)
                         self._audio_met += 1
                     continue
                 for frame in packet.decode():
-                    yield self._stamped(frame)
+                    found = (frame.width, frame.height, frame.format.name)
+                    expected, count = expected or found, count + 1
+                    if found != expected:
+                        raise VideoError(
+                            "{} changes from {}x{} {} to {}x{} {} on the way: split or re-encode it first".format(
+                                self.source, *expected, *found
+                            )
+                        )
+                    yield from deinterlacer.push(self._stamped(frame))
+            yield from deinterlacer.push(None)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
                 f"{self.source} is damaged or incomplete ({first_line(error)}): try a fresh copy"
             ) from error
+        self._check_length(count)
+
+    def _note_end(self, packet):
+        begin = packet.dts if packet.pts is None else packet.pts
+        if begin is not None:
+            self._end = max(self._end, (begin + (packet.duration or 0)) * packet.time_base)
+
+    def _check_length(self, count):
+        """Warn where an .mkv or .avi has been cut off, which FFmpeg reads as if it ended there."""
+        declared, name = _seconds(self._container.duration, Fraction(1, 10**6)), self._container.format.name
+        if name == "avi":  # FFmpeg cuts the duration as the file is cut, but not the number of frames
+            declared = self._stream.frames * self._stream.time_base
+        elif name != "matroska,webm" or (self._container.streams.audio and not self.tracks):
+            return  # the duration is estimated, or maybe that of audio which nobody looks at
+        if not (count and declared):
+            return
+        if declared - self._end > max(1, declared / 20):
+            log.warning("%s ends early: %d of about %d frames", self.source, count, self.frame_count)
 
     def _check_complete(self):
         """Refuse a cut .mp4 or .mov whose index came first: FFmpeg would read it as if it ended there."""
@@ -378,16 +426,17 @@ class VideoReader:
 
     def _check_pixel_format(self, frame):
         name, parts = frame.format.name, frame.format.components
-        reason = None
-        if max(part.bits for part in parts) > 8:
+        reason, advice = None, "-pix_fmt yuv420p"
+        if int(frame.color_trc) in _TRANSFER_HDR:
+            reason, advice = f"HDR video ({_TRANSFER_HDR[int(frame.color_trc)]})", _TONE_MAPPING
+        elif max(part.bits for part in parts) > 8:
             reason = f"{max(part.bits for part in parts)}-bit video"
-        elif int(frame.color_trc) in _TRANSFER_HDR:
-            reason = f"HDR video ({_TRANSFER_HDR[int(frame.color_trc)]})"
         elif any(part.is_alpha for part in parts) or frame.format.has_palette or frame.format.is_bayer:
             reason = "video with transparency or a palette"
         if reason:
             raise VideoError(
-                f"{self.source}: {reason} ({name}) is not supported yet; convert it to 8-bit yuv420p first"
+                f"{self.source}: {reason} ({name}) is not supported yet; convert it to 8-bit yuv420p first: "
+                f"ffmpeg -i INPUT {advice} OUTPUT"
             )
 
     def _planes(self, frame):
@@ -413,62 +462,211 @@ class VideoReader:
         return round(np.arctan2(-b, a) / (np.pi / 2)) % 4
 
 
-class VideoWriter:
-    """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm.
+class _Deinterlacer:
+    """Passes frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
 
-    Time stamps, colour tags, pixel shape and rotation are those of `video_format`. Audio packets of `audio_from` are
-    copied bit for bit, or re-encoded with a warning where the container cannot hold them. The file appears under its
-    name when the block succeeds, and not at all when it fails.
+    def __init__(self, stream, name):
+        self._stream, self._name = stream, name
+        self._graph, self._times = None, deque()
+
+    def push(self, frame):
+        """Return the frames that are ready after another one, or after None, which is the end."""
+        if self._graph is None:
+            if frame is None or not frame.interlaced_frame:
+                return [] if frame is None else [frame]
+            log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self._name)
+            self._graph = av.filter.Graph()
+            source = self._graph.add_buffer(template=self._stream)
+            bwdif, sink = self._graph.add("bwdif", "mode=send_frame:deint=interlaced"), self._graph.add("buffersink")
+            source.link_to(bwdif)
+            bwdif.link_to(sink)
+            self._graph.configure()
+        if frame is not None:
+            self._times.append((frame.pts, frame.duration, frame.time_base))
+        self._graph.push(frame)
+        ready = []
+        with contextlib.suppress(av.BlockingIOError, av.EOFError):
+            while True:
+                ready.append(self._graph.pull())
+                ready[-1].pts, ready[-1].duration, ready[-1].time_base = self._times.popleft()
+        return ready
+
+
+def _chroma_location(container, stream):
+    """Where chroma samples lie (see `VideoFormat`), which PyAV tells only in FFmpeg's verbose description of a file."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.VERBOSE)
+    av.logging.set_libav_level(av.logging.VERBOSE)
+    try:
+        description = container.dumps_format()
+    finally:
+        av.logging.set_libav_level(av.logging.INFO)
+        av.logging.set_level(level)
+    pattern = rf"Stream #0:{stream.index}\b.*[(, ](left|center|topleft|top|bottomleft|bottom)\)"
+    found = re.search(pattern, description)
+    return found and found[1]
+
+
+class _Encoder(NamedTuple):
+    """How an encoder is set: its own scale of quality, and options in which ``{}`` stands for the quality."""
+
+    best: int
+    worst: int
+    default: int
+    options: dict
+    lossless: dict | None = None  # options in their place where the best quality loses nothing
+    odd: bool = False  # odd sizes
+
+
+_CODECS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "ffv1": "ffv1"}
+_VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
+_ENCODERS = {  # by name, or by what a hardware encoder's name ends in
+    "libx264": _Encoder(0, 51, 18, {"crf": "{}", "preset": "veryfast"}, {"qp": "0", "preset": "veryfast"}),
+    "libx265": _Encoder(
+        *(0, 51, 20),
+        {"crf": "{}", "preset": "fast", "x265-params": "log-level=error"},
+        {"preset": "fast", "x265-params": "lossless=1:log-level=error"},
+    ),
+    "libsvtav1": _Encoder(1, 63, 24, {"crf": "{}", "preset": "8"}, odd=True),
+    "libvpx-vp9": _Encoder(0, 63, 24, {"crf": "{}", "b": "0", **_VP9}, {"lossless": "1", **_VP9}, odd=True),
+    "ffv1": _Encoder(0, 0, 0, {"level": "3"}, odd=True),
+    "nvenc": _Encoder(1, 51, 19, {"rc": "vbr", "cq": "{}", "b": "0"}),
+    "qsv": _Encoder(1, 51, 20, {"global_quality": "{}"}),
+    "vaapi": _Encoder(1, 51, 20, {"rc_mode": "CQP", "global_quality": "{}"}),
+    "amf": _Encoder(0, 51, 20, {"rc": "cqp", "qp_i": "{}", "qp_p": "{}"}),
+    "videotoolbox": _Encoder(100, 1, 65, {"flags": "+qscale", "global_quality": "{}*QP2LAMBDA"}),
+}
+
+
+def check_encoder(path, codec=None, quality=None):
+    """Return FFmpeg's name of an encoder and its settings (an `_Encoder`, None where nothing is known of it).
+
+    Args: see `VideoWriter`.
+
+    Raises:
+        VideoError: the name's ending is unknown, FFmpeg has no such encoder here, or it has no such quality.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
+        raise VideoError(f"cannot write {path}: a video's name ends in one of {', '.join(VIDEO_SUFFIXES)}")
+    codec = codec or ("vp9" if suffix == ".webm" else "h264")
+    name = _CODECS.get(codec, codec)
+    try:
+        missing = av.codec.Codec(name, "w").type != "video"
+    except av.codec.codec.UnknownCodecError:
+        missing = True
+    if missing:
+        raise VideoError(f"there is no video encoder {codec} on this machine: use one of {_encoders_here()}")
+    settings = _ENCODERS.get(name) or _ENCODERS.get(name.rpartition("_")[2])
+    if quality is not None and settings is None:
+        raise VideoError(f"the quality of {codec} cannot be set here: leave it out")
+    if quality is not None:
+        low, high = sorted((settings.best, settings.worst))
+        if not low <= quality <= high:
+            raise VideoError(f"the quality of {codec} is {settings.best} (best) to {settings.worst}, got {quality}")
+    return name, settings
+
+
+def _encoders_here():
+    """Which encoders this machine has, for a message: FFmpeg may hold those of hardware that is not there."""
+    hardware = [f"{kind}_{maker}" for maker in ("nvenc", "qsv", "amf", "videotoolbox") for kind in ("h264", "hevc")]
+    return ", ".join(
+        [codec for codec, name in _CODECS.items() if name in av.codecs_available] + [n for n in hardware if _opens(n)]
+    )
+
+
+def _opens(name):
+    try:
+        context = av.CodecContext.create(name, "w")
+        context.width, context.height, context.time_base = 320, 240, Fraction(1, 25)
+        context.pix_fmt = _pixel_format(context.codec)
+        context.open()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _pixel_format(codec):
+    """What to give an encoder: planes, or where it takes none the same in the layout of hardware."""
+    names = [form.name for form in codec.video_formats or []]
+    return "nv12" if "nv12" in names and "yuv420p" not in names else "yuv420p"
+
+
+class VideoWriter:
+    """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
+
+    Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What else `source` has comes along:
+    packets of audio and subtitles bit for bit, or converted with a warning where the container cannot hold them;
+    languages, titles and dispositions; in .mkv attachments; the container's tags and chapters. What cannot be kept is
+    named in a warning.
+
+    The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions where at
+    least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
+    is the input's, what came before is in ``NAME_partial``, and the error says so.
 
     Args:
         path: file to write, replaced if it exists.
         video_format: a `VideoFormat`.
-        audio_from: a `VideoReader` opened with ``audio=True``, or None.
-        quality: constant rate factor of the encoder, lower is better; by default 18 (x264) or 24 (VP9).
+        source: a `VideoReader` opened with ``audio=True``, or None.
+        quality: on the encoder's own scale, where lower is better but for videotoolbox; by default 18 (x264), 24 (VP9).
+            0 is lossless with x264, x265 and VP9.
+        codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"``, ``"ffv1"`` (lossless) or FFmpeg's name of an encoder.
 
     Raises:
-        VideoError: the name's ending is unknown, or the file cannot be written.
+        VideoError: the name's ending is unknown, the file cannot be written, or the encoder is missing, does not open,
+            does not fit the container or has no such quality.
     """
 
-    def __init__(self, path, video_format, audio_from=None, quality=None):
-        self.path, self.format, self._source = Path(path), video_format, audio_from
+    def __init__(self, path, video_format, source=None, quality=None, codec=None):
+        self._encoder, self._settings = check_encoder(path, codec, quality)
+        self.path, self.format, self._source = Path(path), video_format, source
         self.suffix = self.path.suffix.lower()
-        if self.suffix not in VIDEO_SUFFIXES:
-            raise VideoError(f"cannot write {path}: a video's name ends in one of {', '.join(VIDEO_SUFFIXES)}")
         self._quality = quality
-        self._last_pts = None
+        self._last_pts, self.frames = None, 0
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(_writing(self.path))
-            temporary = stack.enter_context(atomic_path(self.path))
-            self._container = av.open(str(temporary), "w", format="mp4" if self.suffix == ".m4v" else None)
+            self._temporary = stack.enter_context(atomic_path(self.path))
+            # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
+            shift = {} if self.suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
+            self._container = av.open(
+                str(self._temporary),
+                "w",
+                format="mp4" if self.suffix == ".m4v" else None,
+                container_options=shift,
+            )
             stack.callback(self._container.close)
             self._stream = self._add_video()
             self._tracks = {}
-            for source in self._source.audio_streams if self._source else []:
-                self._tracks[source.index] = _AudioTrack(source, self._container, self.path)
-            if self._source and self._source.other_streams:
-                names = ", ".join(sorted(s.type for s in self._source.other_streams))
-                log.warning("%s: video and audio are kept, other streams are not (%s)", self.path, names)
+            if self._source:
+                self._add_source()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, traceback):
         with self._stack:
-            if error is not None:
+            if error is not None and (self.empty or not isinstance(error, (KeyboardInterrupt, VideoError))):
                 raise error
             if self.empty:
                 raise VideoError(f"cannot write {self.path}: there is no frame")
-            self._mux_audio()
+            if error is None:
+                self._mux_audio()
             self._container.mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
+            if isinstance(error, VideoError):
+                self._container.close()
+                partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
+                os.replace(self._temporary, partial)
+                raise VideoError(f"{error}; the {self.frames} frames before are in {partial}") from error
+        if error is not None:
+            log.warning("%s: interrupted, its first %d frames are kept", self.path, self.frames)
 
     @property
     def empty(self):
         """Whether no frame was written yet."""
-        return self._last_pts is None
+        return self.frames == 0
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
@@ -489,24 +687,32 @@ class VideoWriter:
             picture.duration = max(round(frame.duration * self._scale), 1)
         self._mux_audio(frame.audio_before)
         self._container.mux(self._stream.encode(picture))
+        self.frames += 1
 
     def _add_video(self):
-        form, avi, webm = self.format, self.suffix == ".avi", self.suffix == ".webm"
+        form, settings, avi, webm = self.format, self._settings, self.suffix == ".avi", self.suffix == ".webm"
         rate = Fraction(form.rate).limit_denominator(1 << 16)
         source_base = form.time_base or 1 / rate
         if avi:  # it has no time stamps, only the grid of its rate
             rate = Fraction(form.grid_rate or rate).limit_denominator(1 << 16)
         self._time_base = 1 / rate if avi else source_base
         self._scale = source_base / self._time_base
-        stream = self._container.add_stream("libvpx-vp9" if webm else "libx264", rate=rate, time_base=self._time_base)
-        stream.width, stream.height, stream.pix_fmt = form.width, form.height, "yuv420p"
-        if not webm and (form.width % 2 or form.height % 2):
+        upload = {"hwaccel": av.codec.hwaccel.HWAccel("vaapi")} if self._encoder.endswith("_vaapi") else {}
+        try:
+            stream = self._container.add_stream(self._encoder, rate=rate, time_base=self._time_base, **upload)
+        except ValueError:
+            fitting = [codec for codec, name in _CODECS.items() if name in self._container.supported_codecs]
+            raise VideoError(
+                f"{self.suffix} does not hold what {self._encoder} writes: use one of {', '.join(fitting)}, or .mkv"
+            ) from None
+        context = stream.codec_context
+        stream.width, stream.height, stream.pix_fmt = form.width, form.height, _pixel_format(context.codec)
+        if not (settings and settings.odd) and (form.width % 2 or form.height % 2):
             stream.width, stream.height = form.width + form.width % 2, form.height + form.height % 2
             log.warning(
-                "%s: H.264 needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, form.width, form.height, stream.width, stream.height),
+                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
+                *(self.path, self._encoder, form.width, form.height, stream.width, stream.height),
             )
-        context = stream.codec_context
         context.time_base = self._time_base
         context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
         context.color_range = form.value_range
@@ -517,14 +723,59 @@ class VideoWriter:
             context.sample_aspect_ratio = form.pixel_aspect
         if form.display_matrix:
             self._set_rotation(stream)
-        if webm:
-            quality = 24 if self._quality is None else self._quality
-            stream.options = {"crf": str(quality), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
-        else:
-            stream.options = {"crf": str(18 if self._quality is None else self._quality), "preset": "veryfast"}
-            if avi:
-                context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
+        if avi:
+            context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
+        if context.codec.name == "libx265" and self.suffix in _QUICKTIME:
+            context.codec_tag = "hvc1"  # Apple's players know no other
+        if context.codec.name == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # else it describes itself on the terminal
+        stream.options = self._options()
+        try:
+            context.open()
+        except (av.FFmpegError, ValueError) as error:
+            raise VideoError(
+                f"the encoder {self._encoder} does not open for {stream.width}x{stream.height} on this machine "
+                f"({first_line(error)}): use one of {_encoders_here()}"
+            ) from error
         return stream
+
+    def _options(self):
+        options, settings = {}, self._settings
+        if settings:
+            quality = settings.default if self._quality is None else self._quality
+            chosen = settings.lossless if settings.lossless and quality == settings.best else settings.options
+            options = {key: value.format(f"{quality:g}") for key, value in chosen.items()}
+        if self.format.chroma_location:
+            options["chroma_sample_location"] = self.format.chroma_location
+        return options
+
+    def _add_source(self):
+        """Add what goes with the pictures, and name what does not."""
+        source, lost = self._source, []
+        self._container.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _FILE_TAGS})
+        _copy_tags(source.video_stream, self._stream)
+        for stream in source.tracks:
+            try:
+                self._tracks[stream.index] = _Track(stream, self._container, self.path)
+            except ValueError:
+                name = stream.codec_context.name if stream.codec_context else "unknown"
+                lost.append(f"{name} {stream.type} ({stream.language or 'no language'})")
+        for stream in source.attachments:
+            if self.suffix == ".mkv":
+                self._container.add_stream_from_template(stream)
+            else:
+                lost.append(f"attachment {stream.metadata.get('filename', '')}")
+        if source.chapters and self.suffix != ".avi":
+            self._container.set_chapters(source.chapters)
+        elif source.chapters:
+            lost.append("chapters")
+        covers = av.stream.Disposition.attached_pic
+        others = ["cover" if s.disposition & covers else s.type for s in source.other_streams]
+        if lost and self.suffix != ".mkv":
+            log.warning("%s: not kept, but .mkv would keep it: %s", self.path, ", ".join(sorted(lost)))
+            lost = []
+        if lost or others:
+            log.warning("%s: not kept: %s", self.path, ", ".join(sorted(lost + others)))
 
     def _set_rotation(self, stream):
         if self.suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix"):
@@ -545,39 +796,82 @@ class VideoWriter:
         return pts
 
     def _mux_audio(self, end=None):
-        for packet in self._source.take_audio(end) if self._tracks else []:
-            self._tracks[packet.stream.index].write(packet)
+        for packet in self._source.take_audio(end) if self._source else []:
+            if packet.stream.index in self._tracks:
+                self._tracks[packet.stream.index].write(packet)
 
 
-class _AudioTrack:
-    """One audio track on its way into a container: copied, or re-encoded where the container cannot hold it."""
+class _Track:
+    """A track of audio or subtitles on its way into a container: copied, or converted where that cannot hold it.
+
+    Raises:
+        ValueError: the container can hold neither it nor what it can be converted to.
+    """
 
     def __init__(self, source, container, path):
         self._source, self._container = source, container
+        self._convert, note = None, "%s cannot hold %s %s: it is converted to %s"
         try:
             self._stream = container.add_stream_from_template(source)
-            self._copied = True
         except ValueError:
-            codec, rate = ("libopus", 48000) if path.suffix.lower() == ".webm" else ("aac", source.codec_context.rate)
-            self._stream = container.add_stream(codec, rate=rate)
-            self._stream.codec_context.layout = source.codec_context.layout
-            self._copied = False
-            log.warning("%s cannot hold %s audio: it is converted to %s", path, source.codec_context.name, codec)
-        self._stream.metadata.update({k: v for k, v in source.metadata.items() if k == "language"})
+            if source.codec_context is None:
+                raise
+            self._stream = self._add_audio(path) if source.type == "audio" else self._add_subtitles(path)
+            self._convert = self._convert_audio if source.type == "audio" else self._convert_subtitle
+            log.warning(note, path, source.codec_context.name, source.type, self._stream.codec_context.name)
+        _copy_tags(source, self._stream)
 
     def write(self, packet):
-        if self._copied:
+        if self._convert:
+            self._convert(packet)
+        elif self._source.type != "subtitle" or bytes(packet) != b"\0\0":  # with which .mp4's writer fills pauses
             packet.stream = self._stream
             self._container.mux(packet)
-        else:
-            for frame in packet.decode():
-                self._container.mux(self._stream.encode(frame))
 
     def flush(self):
-        if not self._copied:
-            for frame in self._source.decode(None):
-                self._container.mux(self._stream.encode(frame))
+        if self._convert == self._convert_audio:
+            self._encode(self._source.decode(None))
             self._container.mux(self._stream.encode(None))
+
+    def _add_audio(self, path):
+        context = self._source.codec_context
+        codec, rate = ("libopus", 48000) if path.suffix.lower() == ".webm" else ("aac", context.rate)
+        stream = self._container.add_stream(codec, rate=rate)
+        stream.codec_context.layout = context.layout
+        return stream
+
+    def _add_subtitles(self, path):
+        context, codec = self._source.codec_context, _TEXT_SUBTITLES.get(path.suffix.lower())
+        if codec is None or not context.codec.text_sub:
+            raise ValueError("neither copied nor converted")
+        context.open(strict=False)  # the header is there only then
+        stream = self._container.add_stream(codec)
+        stream.codec_context.subtitle_header = context.subtitle_header
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        return stream
+
+    def _convert_audio(self, packet):
+        self._encode(packet.decode())
+
+    def _encode(self, frames):
+        for frame in frames:
+            self._container.mux(self._stream.encode(frame))
+
+    def _convert_subtitle(self, packet):
+        subtitle = self._source.codec_context.decode2(packet)
+        if subtitle is None or len(subtitle) == 0:
+            return
+        text = self._stream.codec_context.encode_subtitle(subtitle)
+        text.stream = self._stream
+        text.time_base, text.pts, text.dts, text.duration = packet.time_base, packet.pts, packet.pts, packet.duration
+        self._container.mux(text)
+
+
+def _copy_tags(source, stream):
+    stream.metadata.update({key: value for key, value in source.metadata.items() if key in _STREAM_TAGS})
+    if "name" in source.metadata:  # FFmpeg's reader of .mp4 has another word than its writer
+        stream.metadata["title"] = source.metadata["name"]
+    stream.disposition = source.disposition
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import inference
 from inference import RealTimeSharpener, main, make_parser, parse_shard, plan_files
 from tests.test_inference import noise
 from tests.test_video import CONSTANT, broken_file, encode, read_times
-from video import Picture, VideoError, read_image, write_image
+from video import Picture, VideoError, VideoReader, read_image, write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,19 +88,35 @@ def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_control_c_exits_with_130_and_leaves_nothing(exported, tmp_path):
+def test_control_c_exits_with_130_and_keeps_the_first_frames(exported, tmp_path):
     source = encode(
         tmp_path / "long.mp4", times=range(0, 160_000, 40), size=(320, 240), options={"preset": "ultrafast"}
     )
     command = [sys.executable, ROOT / "inference.py", source, "--checkpoint", exported]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+    while time.monotonic() < deadline and not any(p.stat().st_size > 50_000 for p in tmp_path.glob(".long*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
-    assert list(tmp_path.iterdir()) == [source]
+    output = tmp_path / "long_sharpened.mp4"
+    times = read_times(output)
+    assert 0 < len(times) < 4000 and times == [40 * index for index in range(len(times))]
+    assert (process.returncode, stderr) == (130, f"{output}: interrupted, its first {len(times)} frames are kept\n")
+    assert sorted(tmp_path.iterdir()) == [source, output]
+
+
+def test_codec_and_quality_from_the_command_line(exported, tmp_path, capsys):
+    source = encode(tmp_path / "in.mkv", codec="ffv1", times=CONSTANT)
+    arguments = [str(source), "-o", str(tmp_path / "out.mp4"), "--strength", "0", "--checkpoint", str(exported)]
+    assert main([*arguments, "--crf", "60"]) == 2
+    assert "0 (best) to 51, got 60" in capsys.readouterr().err
+    assert main([*arguments, "--codec", "none"]) == 2
+    assert "no video encoder none" in capsys.readouterr().err
+    assert main([*arguments, "--codec", "h264", "--crf", "0"]) == 0
+    with VideoReader(source) as before, VideoReader(tmp_path / "out.mp4") as after:
+        for a, b in zip(before, after, strict=True):
+            assert np.array_equal(a.y, b.y) and np.array_equal(a.uv, b.uv)
 
 
 def test_existing_output_needs_overwrite(exported, tmp_path, capsys):
@@ -316,7 +332,7 @@ def test_shards_take_every_file_once(tmp_path_factory, parts, count):
     (folder / "last.png").touch()
     taken = []
 
-    def record(sharpener, jobs, *options):
+    def record(sharpener, jobs, *options, **encoding):
         taken.extend(jobs)
         return inference.BatchResult(len(jobs))
 

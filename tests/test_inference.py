@@ -281,7 +281,9 @@ def test_a_video_is_what_frame_after_frame_gives(sharpener, tmp_path, compare):
 
 
 @pytest.mark.parametrize("stage", ["reading", "sharpening", "Ctrl-C", "writing", "finishing"])
-def test_a_failure_at_any_stage_arrives_and_leaves_nothing(sharpener, tmp_path, monkeypatch, stage):
+def test_a_failure_at_any_stage_arrives_and_leaves_nothing_but_its_first_frames(
+    sharpener, tmp_path, monkeypatch, stage
+):
     source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), audio="aac", size=(128, 96), options={"crf": "5"})
     error = {"sharpening": ZeroDivisionError, "Ctrl-C": KeyboardInterrupt}.get(stage, inference.VideoError)
     done = []
@@ -316,8 +318,14 @@ def test_a_failure_at_any_stage_arrives_and_leaves_nothing(sharpener, tmp_path, 
     with pytest.raises(error, match=message):
         sharpener.process_video_stream(source, tmp_path / "out.mp4")
     assert set(threading.enumerate()) == threads
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
-    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    partial = ["out_partial.mp4"] if stage == "reading" else []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4", *partial]
+    if stage == "Ctrl-C":
+        assert read_times(tmp_path / "out.mp4") in [[40 * index for index in range(count)] for count in range(1, 6)]
+    else:
+        assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    for name in partial:
+        assert len(read_times(tmp_path / name)) > 10
     assert stage in ("reading", "finishing") or len(done) < 20  # promptly
 
 

@@ -1,14 +1,19 @@
 """Reading and writing of images and videos, on small files made here."""
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.subtitles.subtitle import SubtitleSet
 from PIL import Image
 
 from video import (
@@ -18,6 +23,7 @@ from video import (
     VideoFormat,
     VideoReader,
     VideoWriter,
+    check_encoder,
     read_ahead,
     read_image,
     write_behind,
@@ -73,10 +79,10 @@ def encode(path, codec="libx264", pixel_format="yuv420p", times=range(20), size=
     return path
 
 
-def copy(source, target):
+def copy(source, target, **encoding):
     """Pass a video through reader and writer; returns the times in milliseconds that were read."""
     times = []
-    with VideoReader(source, audio=True) as reader, VideoWriter(target, reader.format, reader) as writer:
+    with VideoReader(source, audio=True) as reader, VideoWriter(target, reader.format, reader, **encoding) as writer:
         for frame in reader:
             times.append(milliseconds(frame.pts, reader))
             writer.write(frame)
@@ -163,6 +169,15 @@ def test_audio_packets_are_copied_bit_for_bit(tmp_path, suffix):
         assert after == before  # time stamps too
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".webm"])
+def test_audio_that_begins_before_0_moves_no_frame(tmp_path, suffix):
+    source = encode(tmp_path / "in.mp4", times=CONSTANT, audio="aac", options={"bf": "3"})
+    assert packets(source, "audio")[0][1] < 0  # what the decoder needs to begin with
+    copy(source, tmp_path / f"out{suffix}")
+    assert read_times(tmp_path / f"out{suffix}") == CONSTANT
+    assert brightness_order(tmp_path / f"out{suffix}") == list(range(20))
+
+
 def test_audio_after_the_last_frame_is_copied(tmp_path):
     # Raw video: no decoder holds frames back until the audio has passed.
     source = encode(tmp_path / "in.mkv", codec="rawvideo", times=CONSTANT[:5], audio="aac")
@@ -229,7 +244,7 @@ def test_bgr_frames_are_upright(tmp_path):
 
 @pytest.mark.parametrize("value_range", [1, 2])
 @pytest.mark.parametrize("pixel_format", ["yuv422p", "yuv444p", "gray", "nv12"])
-def test_other_8_bit_formats_keep_their_range(tmp_path, pixel_format, value_range):
+def test_other_8_bit_formats_keep_their_range(tmp_path, caplog, pixel_format, value_range):
     codec, name = ("rawvideo", "in.nut") if pixel_format == "nv12" else ("ffv1", "in.mkv")
     with av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -246,6 +261,7 @@ def test_other_8_bit_formats_keep_their_range(tmp_path, pixel_format, value_rang
         assert reader.pixel_format.startswith(pixel_format)
         frames = list(reader)
     assert len(frames) == 3
+    assert caplog.text.count("is converted to 8-bit yuv420p") == (pixel_format != "nv12")
     for index, frame in enumerate(frames):
         assert (frame.y == 100 + index).all()
         assert (frame.uv == (128 if pixel_format == "gray" else 100 + index)).all()
@@ -256,6 +272,17 @@ def test_what_8_bit_planes_cannot_hold_is_refused_by_name(tmp_path, pixel_format
     source = encode(tmp_path / "in.mkv", codec="ffv1", pixel_format=pixel_format, times=CONSTANT[:3])
     with pytest.raises(VideoError, match=f"{reason}.*{pixel_format}"):
         VideoReader(source)
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_refused_with_advice(tmp_path, transfer, name):
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = container.add_stream("libx265", rate=25, width=64, height=48, options={"x265-params": "log-level=0"})
+        stream.pix_fmt, stream.codec_context.color_trc = "yuv420p10le", transfer
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p10le")))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=rf"HDR video \({name}\).*ffmpeg -i INPUT -vf .*tonemap.* OUTPUT"):
+        VideoReader(tmp_path / "in.mkv")
 
 
 def broken_file(folder, kind):
@@ -308,15 +335,90 @@ def test_broken_videos_are_refused(tmp_path, kind, message):
         VideoReader(broken_file(tmp_path, kind))
 
 
-def test_damage_in_the_middle_leaves_no_output(tmp_path):
-    source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), size=(128, 96), options={"crf": "5"})
-    data = bytearray(source.read_bytes())
+def damaged(path):
+    """A film of 100 frames whose second third is noise."""
+    encode(path, times=range(0, 4000, 40), size=(128, 96), audio="aac", options={"crf": "5"})
+    data = bytearray(path.read_bytes())
     middle = len(data) // 3
     data[middle : 2 * middle] = np.random.default_rng(0).integers(0, 256, middle, dtype=np.uint8).tobytes()
-    source.write_bytes(data)
-    with pytest.raises(VideoError, match="damaged"):
+    path.write_bytes(data)
+    return path
+
+
+def test_damage_in_the_middle_keeps_what_came_before_under_another_name(tmp_path):
+    source = damaged(tmp_path / "in.mp4")
+    (tmp_path / "out.mp4").write_bytes(b"old")
+    with pytest.raises(VideoError, match=r"in.mp4 is damaged.*the \d+ frames before are in .*out_partial.mp4") as error:
         copy(source, tmp_path / "out.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4", "out_partial.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    times = read_times(tmp_path / "out_partial.mp4")
+    assert 10 < len(times) < 90 and times == [40 * index for index in range(len(times))]
+    assert f"the {len(times)} frames" in str(error.value)
+
+
+def test_control_c_keeps_what_was_written(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", times=CONSTANT, audio="aac", options={"bf": "3"})
+    with (
+        pytest.raises(KeyboardInterrupt),
+        VideoReader(source, audio=True) as reader,
+        VideoWriter(tmp_path / "out.mp4", reader.format, reader) as writer,
+    ):
+        for index, frame in enumerate(reader):
+            if index == 7:
+                raise KeyboardInterrupt
+            writer.write(frame)
+    assert "first 7 frames are kept" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+    assert read_times(tmp_path / "out.mp4") == CONSTANT[:7]
+    assert brightness_order(tmp_path / "out.mp4") == list(range(7))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, VideoError])
+def test_an_early_end_without_a_frame_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), VideoWriter(tmp_path / "out.mp4", VideoFormat(64, 48, Fraction(25))):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_a_file_that_was_cut_off_is_told(tmp_path, caplog, suffix):
+    source = tmp_path / f"in{suffix}"
+    copy(encode(tmp_path / "film.mkv", codec="ffv1", times=range(0, 4000, 40)), source, codec="ffv1")
+    copy(source, tmp_path / "whole.mp4")
+    assert "ends early" not in caplog.text
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    copy(source, tmp_path / "out.mp4")
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        count = len(list(reader))
+    assert 20 < count < 80 and f"ends early: {count} of about 100 frames" in caplog.text
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from fractions import Fraction
+from video import Frame, VideoError, VideoFormat, VideoWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+rng = np.random.default_rng(0)
+for count in (1, 30):  # met at the end, and on the way
+    try:
+        with VideoWriter(sys.argv[1], VideoFormat(320, 240, Fraction(25)), codec="ffv1") as writer:
+            for index in range(count):
+                writer.write(Frame(*(rng.integers(0, 256, size, np.uint8) for size in ((240, 320), (2, 120, 160)))))
+    except VideoError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size")
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    target, root = tmp_path / "out.mkv", Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", FULL_DISK, target]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    assert (result.stdout, result.stderr) == (2 * f"cannot write {target}: File too large\n", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_block_leaves_the_old_file_alone(tmp_path):
@@ -343,6 +445,359 @@ def test_writer_refuses_unknown_names_and_other_sizes(tmp_path):
         VideoWriter(tmp_path / "out.mp4", VideoFormat(64, 48, Fraction(25))) as writer,
     ):
         writer.write(Frame(*planes(0, 32, 48)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What goes with the pictures
+
+ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
+StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,1
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+LINES = {200: "Good morning", 800: "and good night"}  # milliseconds: text, for 600 ms
+CHAPTERS = [(0, 400, "one"), (400, 2000, "two")]
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Two seconds with two languages, subtitles, chapters, tags and a font."""
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        sounds = [container.add_stream("aac", rate=48000, layout="mono") for _ in range(2)]
+        text = container.add_stream("subrip")
+        text.codec_context.subtitle_header = ASS_HEADER
+        text.codec_context.time_base = text.time_base = Fraction(1, 1000)
+        for stream, language, title in zip((*sounds, text), ("eng", "fra", "ita"), ("A", "B", "C"), strict=True):
+            stream.metadata.update(language=language, title=title)
+        sounds[0].disposition, sounds[1].disposition, text.disposition = 0, 1, 64  # none, default, forced
+        container.add_attachment("font.ttf", "application/x-truetype-font", b"font" * 50)
+        container.metadata.update(title="Holiday", creation_time="2024-05-06T07:08:09.000000Z")
+        container.set_chapters(
+            [
+                {
+                    "id": begin + 1,
+                    "start": begin,
+                    "end": end,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": name},
+                }
+                for begin, end, name in CHAPTERS
+            ]
+        )
+        for index in range(50):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for plane in frame.planes:
+                np.frombuffer(plane, np.uint8)[:] = 60 + index
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+            for level, sound in enumerate(sounds):
+                samples = np.full((1, 1920), 0.1 * level, np.float32)
+                noise = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+                noise.sample_rate, noise.pts = 48000, 1920 * index
+                container.mux(sound.encode(noise))
+            if 40 * index in LINES:
+                line = f"{index},0,Default,,0,0,0,,{LINES[40 * index]}".encode()
+                packet = text.codec_context.encode_subtitle(SubtitleSet.create(line, 0, 600))
+                packet.stream, packet.time_base = text, Fraction(1, 1000)
+                packet.pts = packet.dts = 40 * index
+                packet.duration = 600
+                container.mux(packet)
+        for stream in (video, *sounds):
+            container.mux(stream.encode(None))
+    return tmp_path / "film.mkv"
+
+
+def track_packets(path, kind):
+    """For each track of a kind, its packets that are not empty: content, milliseconds and duration."""
+    with av.open(str(path)) as container:
+        tracks = {stream.index: [] for stream in container.streams if stream.type == kind}
+        for packet in container.demux():
+            if packet.stream.type == kind and packet.size > 2:
+                begin, length = (round(1000 * ticks * packet.time_base) for ticks in (packet.pts, packet.duration))
+                tracks[packet.stream.index].append((bytes(packet), begin, length))
+    return list(tracks.values())
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".webm", ".avi"])
+def test_what_goes_with_the_pictures_is_kept(tmp_path, film, caplog, suffix):
+    target = tmp_path / f"out{suffix}"
+    copy(film, target)
+    sounds = track_packets(target, "audio")
+    assert len(sounds) == 2
+    if suffix != ".webm":
+        for before, after in zip(track_packets(film, "audio"), sounds, strict=True):
+            assert len(before) > 90 and [data for data, *_ in after] == [data for data, *_ in before]
+    assert (suffix == ".webm") == ("converted to libopus" in caplog.text)
+    if suffix == ".mkv":
+        assert track_packets(target, "subtitle") == track_packets(film, "subtitle")
+    elif suffix != ".avi":
+        (lines,) = track_packets(target, "subtitle")
+        assert [(begin, length) for _, begin, length in lines] == [(begin, 600) for begin in LINES]
+        assert all(text.encode() in data for (data, *_), text in zip(lines, LINES.values(), strict=True))
+    with av.open(str(target)) as container:
+        streams = container.streams
+        assert container.metadata["title"] == "Holiday"
+        if suffix == ".avi":
+            assert not streams.subtitles
+            assert "not kept, but .mkv would keep it: attachment font.ttf, chapters, srt subtitle (ita)" in caplog.text
+            return
+        assert container.metadata["creation_time"] == "2024-05-06T07:08:09.000000Z"
+        tracks = [*streams.audio, *streams.subtitles]
+        assert [stream.language for stream in tracks] == ["eng", "fra", "ita"]
+        assert [stream.metadata.get("title", stream.metadata.get("name")) for stream in tracks] == ["A", "B", "C"]
+        assert [bool(stream.disposition & 1) for stream in streams.audio] == [False, True]
+        assert suffix == ".mov" or streams.subtitles[0].disposition & 64
+        chapters = [
+            (round(1000 * c["start"] * c["time_base"]), round(1000 * c["end"] * c["time_base"]), c["metadata"]["title"])
+            for c in container.chapters()
+        ]
+        assert chapters == CHAPTERS
+        if suffix == ".mkv":
+            (font,) = streams.attachments
+            assert (font.data, font.metadata["filename"]) == (b"font" * 50, "font.ttf")
+            assert not caplog.records
+        else:
+            assert "not kept, but .mkv would keep it: attachment font.ttf" in caplog.text
+
+
+@pytest.mark.parametrize("last", [".mp4", ".mkv", ".webm"])
+def test_mov_text_comes_back(tmp_path, film, last):
+    copy(film, tmp_path / "first.mp4")
+    copy(tmp_path / "first.mp4", tmp_path / f"second{last}")
+    (before,), (after,) = (track_packets(tmp_path / name, "subtitle") for name in ("first.mp4", f"second{last}"))
+    if last == ".mp4":
+        assert after == before
+    assert [length for *_, length in after] == [600, 600]
+    assert all(text.encode() in data for (data, *_), text in zip(after, LINES.values(), strict=True))
+    with VideoReader(tmp_path / f"second{last}") as reader:
+        assert not reader.other_streams or last == ".mp4"
+        assert [chapter["metadata"]["title"] for chapter in reader.chapters] == ["one", "two"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Times, fields and colours
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(60000, 1001)], ids=["23.976", "59.94"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".webm"])
+def test_broken_rates_are_kept(tmp_path, rate, suffix):
+    video_format = VideoFormat(64, 48, rate)
+    with VideoWriter(tmp_path / "in.mp4", video_format) as writer:
+        for index in range(20):
+            writer.write(Frame(*planes(index)))
+    copy(tmp_path / "in.mp4", tmp_path / f"out{suffix}")
+    with VideoReader(tmp_path / "in.mp4") as before, VideoReader(tmp_path / f"out{suffix}") as after:
+        if suffix in (".mp4", ".avi"):
+            assert after.format.rate == rate
+        tolerance = 0 if suffix in (".mp4", ".avi") else 0.0005  # Matroska counts milliseconds
+        times = [[float(f.pts * reader.format.time_base) for f in reader] for reader in (before, after)]
+    assert times[1] == pytest.approx(times[0], abs=tolerance + 1e-9)
+    assert times[0] == pytest.approx([float(index / rate) for index in range(20)])
+    assert brightness_order(tmp_path / f"out{suffix}") == list(range(20))
+
+
+def encode_interlaced(path, times):
+    """A bright bar that moves by 8 pixels from field to field."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, width=128, height=64, options={"crf": "1"})
+        stream.codec_context.flags |= (1 << 18) | (1 << 29)  # AV_CODEC_FLAG_INTERLACED_DCT and _ME
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, time_ in enumerate(times):
+            frame = av.VideoFrame(128, 64, "yuv420p")
+            y, *chroma = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size) for p in frame.planes)
+            for plane in chroma:
+                plane[:] = 128
+            y[:] = 40
+            for field in range(2):
+                left = (16 * index + 8 * field) % 96
+                y[field::2, left : left + 16] = 200
+            frame.pts, frame.time_base = time_, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("times", [CONSTANT, VARIABLE], ids=["constant", "variable"])
+def test_interlaced_frames_become_progressive(tmp_path, caplog, times):
+    source = encode_interlaced(tmp_path / "in.mp4", times)
+    with av.open(str(source)) as container:
+        coded = list(container.decode(video=0))
+        assert all(frame.interlaced_frame for frame in coded)
+    with VideoReader(source) as reader:
+        frames = list(reader)
+        assert [milliseconds(frame.pts, reader) for frame in frames] == times
+    assert caplog.text.count("is interlaced") == 1
+
+    def comb(y):  # how much neighbouring rows differ
+        return np.abs(np.diff(y[8:-8].astype(int), axis=0)).mean()
+
+    for frame, before in zip(frames[2:-2], coded[2:-2], strict=True):
+        y = np.frombuffer(before.planes[0], np.uint8).reshape(64, -1)[:, :128]
+        assert comb(frame.y) < comb(y) / 2
+    copy(source, tmp_path / "out.mp4")
+    assert read_times(tmp_path / "out.mp4") == times
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert not any(frame.interlaced_frame for frame in container.decode(video=0))
+
+
+@pytest.mark.parametrize("location", ["topleft", "center", "left"])
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "h264"), (".mp4", "hevc"), (".mkv", "h264")])
+def test_chroma_location_is_kept(tmp_path, location, suffix, codec):
+    source = encode(tmp_path / "in.mp4", times=CONSTANT[:3], options={"chroma_sample_location": location})
+    copy(source, tmp_path / f"out{suffix}", codec=codec)
+    for name in ("in.mp4", f"out{suffix}"):
+        with VideoReader(tmp_path / name) as reader:
+            assert reader.format.chroma_location == location
+
+
+@pytest.mark.parametrize("value_range", [1, 2], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", [6, 1], ids=["BT.601", "BT.709"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_a_colour_chart_keeps_its_colours(tmp_path, matrix, value_range, suffix):
+    red, green, blue = np.meshgrid(*3 * [np.linspace(0, 1, 4)], indexing="ij")
+    kr, kb = (0.299, 0.114) if matrix == 6 else (0.2126, 0.0722)
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    chroma = [(blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)]
+    black, white, swing = (16, 219, 224) if value_range == 1 else (0, 255, 255)
+
+    def patches(values, side):
+        return np.kron(np.clip(np.rint(values), 0, 255).astype(np.uint8).reshape(8, 8), np.ones((side, side), np.uint8))
+
+    y = patches(black + white * luma, 16)
+    uv = np.stack([patches(128 + swing * plane, 8) for plane in chroma])
+    tags = {"value_range": value_range, "matrix": matrix, "primaries": matrix, "transfer": matrix}
+    with VideoWriter(tmp_path / "in.mkv", VideoFormat(128, 128, Fraction(25), **tags), codec="ffv1") as writer:
+        writer.write(Frame(y, uv))
+    copy(tmp_path / "in.mkv", tmp_path / f"out{suffix}", quality=0)
+    with VideoReader(tmp_path / f"out{suffix}") as reader:
+        assert {name: getattr(reader.format, name) for name in tags} == tags
+        (frame,) = reader
+    assert np.array_equal(frame.y, y) and np.array_equal(frame.uv, uv)
+    with VideoReader(tmp_path / f"out{suffix}") as reader:
+        ((bgr, _),) = reader.bgr_frames()
+    chart = np.rint(255 * np.stack([blue, green, red], axis=-1)).reshape(8, 8, 3)
+    shown = bgr[8::16, 8::16].astype(int)
+    # Eight bits of luma and chroma hold a colour to within two steps, and the converter rounds once more.
+    assert np.abs(shown - chart).max() <= 3 and np.abs(shown - chart).mean() < 1
+    with VideoReader(tmp_path / "in.mkv") as reader:
+        ((original, _),) = reader.bgr_frames()
+    assert np.abs(bgr.astype(int) - original).max() <= 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoders
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "tag"),
+    [
+        (".mp4", "h264", "avc1"),
+        (".mp4", "hevc", "hvc1"),
+        (".mov", "hevc", "hvc1"),
+        (".mp4", "av1", "av01"),
+        (".webm", "av1", None),
+        (".mp4", "vp9", "vp09"),
+        (".mkv", "libx265", None),
+        (".avi", "mpeg4", None),
+        (".avi", "ffv1", "FFV1"),
+    ],
+)
+def test_the_encoder_is_chosen(tmp_path, suffix, codec, tag):
+    name = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9"}.get(codec, codec)
+    if name not in av.codecs_available:
+        pytest.skip(f"FFmpeg has no {name} here")
+    source = encode(tmp_path / "in.mp4", times=CONSTANT, size=(96, 64), options={"bf": "3"})
+    copy(source, tmp_path / f"out{suffix}", codec=codec)
+    assert read_times(tmp_path / f"out{suffix}") == CONSTANT
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        found = container.streams.video[0].codec_context
+        assert found.codec.canonical_name == av.codec.Codec(name, "w").canonical_name
+        assert tag is None or found.codec_tag == tag
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "quality"),
+    [
+        (".mp4", None, 0),
+        (".avi", "h264", 0),
+        (".mp4", "hevc", 0),
+        (".webm", None, 0),
+        (".mkv", "ffv1", None),
+        (".avi", "ffv1", None),
+    ],
+)
+def test_lossless_is_bit_for_bit(tmp_path, suffix, codec, quality):
+    rng = np.random.default_rng(0)
+    noise = [(rng.integers(0, 256, (64, 96), np.uint8), rng.integers(0, 256, (2, 32, 48), np.uint8)) for _ in range(3)]
+    with VideoWriter(tmp_path / f"out{suffix}", VideoFormat(96, 64, Fraction(25)), None, quality, codec) as writer:
+        for frame in noise:
+            writer.write(Frame(*frame))
+    with VideoReader(tmp_path / f"out{suffix}") as reader:
+        for frame, (y, uv) in zip(reader, noise, strict=True):
+            assert np.array_equal(frame.y, y) and np.array_equal(frame.uv, uv)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp9"])
+def test_quality_is_the_encoders(tmp_path, codec):
+    source = encode(tmp_path / "in.mp4", times=CONSTANT, size=(96, 64), options={"crf": "1"})
+    for quality in (10, 50):
+        copy(source, tmp_path / f"{quality}.mkv", codec=codec, quality=quality)
+    assert (tmp_path / "10.mkv").stat().st_size > 1.3 * (tmp_path / "50.mkv").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("codec", "quality", "message"),
+    [
+        ("h264", 52, r"h264 is 0 \(best\) to 51, got 52"),
+        ("vp9", -1, r"vp9 is 0 \(best\) to 63"),
+        ("h264", float("nan"), "got nan"),
+        ("h264_videotoolbox", 101, "100 .best. to 1|no video encoder"),
+        ("mpeg4", 5, "cannot be set"),
+        ("h265", None, "no video encoder h265 on this machine: use one of h264, hevc"),
+        ("aac", None, "no video encoder aac"),
+    ],
+)
+def test_wrong_encoders_and_qualities_are_refused_first(tmp_path, codec, quality, message):
+    with pytest.raises(VideoError, match=message):
+        check_encoder("out.mp4", codec, quality)
+    with pytest.raises(VideoError, match=message):
+        VideoWriter(tmp_path / "out.mp4", VideoFormat(64, 48, Fraction(25)), quality=quality, codec=codec)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("codec", ["h264_nvenc", "h264_qsv", "h264_amf", "h264_vaapi", "hevc_videotoolbox"])
+def test_options_for_hardware_are_those_that_ffmpeg_knows(codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"FFmpeg has no {codec} here")
+    _, settings = check_encoder("out.mp4", codec, 30)
+    known = av.CodecContext.create(codec, "w").supported_options
+    assert set(settings.options) <= {option.name for option in (*known.generic, *known.private)}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "size", "message"),
+    [
+        (".webm", "h264", (64, 48), ".webm does not hold .* use one of (av1, )?vp9, or .mkv"),
+        (".mp4", "h264_v4l2m2m", (64, 48), "h264_v4l2m2m does not open .* use one of h264"),
+        (".mp4", "mjpeg", (64, 48), "mjpeg does not open .*use one of h264"),
+    ],
+)
+def test_encoders_that_do_not_fit_or_open_name_others(tmp_path, suffix, codec, size, message):
+    if codec not in av.codecs_available and codec != "h264":
+        pytest.skip(f"FFmpeg has no {codec} here")
+    if codec == "h264_v4l2m2m" and list(Path("/dev").glob("video*")):
+        pytest.skip("this machine may have the hardware")
+    writer = VideoWriter(tmp_path / f"out{suffix}", VideoFormat(*size, Fraction(25), value_range=1), codec=codec)
+    with pytest.raises(VideoError, match=message), writer:
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_runs_once(tmp_path):
