@@ -7,12 +7,13 @@
     python inference.py "calls/**/*.mp4" a.png       several files and patterns, each NAME_sharpened beside itself
     python inference.py holiday/ --shard 2/3         the second of three machines on one folder
     python inference.py rtsp://host/stream           live window; with -o, a file
+    python inference.py --virtual-camera             offers camera 0, sharpened, to other programs
     python inference.py --demo                       no camera, network or data: writes clips to results/demo/
 
-Keys in the window: q or Esc quits, space turns sharpening on and off, c shows before and after side by side. Where the
-machine is too busy, the window sharpens less for a while, and its title says so. Ctrl-C ends what is written and keeps
-it: a recording from a camera is complete with that; a file then has its first frames, and the exit code is 130.
-``--help`` tells the rest.
+Keys in the window: h lists them (`live.KEYS`); space turns sharpening on and off, c compares before and after, + and -
+set the strength, p saves a picture, r records, q or Esc quits. Where the machine is too busy, the window sharpens less
+for a while, and says so. Ctrl-C ends what is written and keeps it: a recording from a camera is complete with that; a
+file then has its first frames, and the exit code is 130. ``--help`` tells the rest.
 
 From Python::
 
@@ -24,6 +25,7 @@ From Python::
 """
 
 import argparse
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -50,7 +52,20 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-from live import Camera, LoadController, Window, scheduled
+from live import (
+    KEYS,
+    Camera,
+    Controls,
+    Keeper,
+    LoadController,
+    Meter,
+    Recorder,
+    Schedule,
+    VirtualCamera,
+    Window,
+    is_camera,
+    play,
+)
 from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import DeviceError, make_engine
 from utils import (
@@ -212,17 +227,20 @@ class RealTimeSharpener:
         on_frame: Callable[[int, np.ndarray], object] | None = None,
         codec: str | None = None,
         quality: float | None = None,
+        camera_size: tuple[int, int] | None = None,
+        camera_rate: float | None = None,
+        virtual_camera: bool = False,
     ) -> dict:
-        """Sharpen a camera, video file or stream, into a file or a live window.
+        """Sharpen a camera, video file or stream, into a file, a live window or a virtual camera.
 
         A file's frames are each processed once, in order, at their own time stamps; its audio, subtitles, chapters and
         tags are copied. Ctrl-C keeps what was written so far; where the input breaks off, that is in ``NAME_partial``.
-        A camera gives its newest frame each time; Ctrl-C, or unplugging it, ends a recording and keeps it. A live
-        stream in a window leaves out frames that are late, and a window sharpens less where the machine is too busy
-        (see `LoadController`); a file that is written never does.
+        A camera gives its newest frame each time; one that is unplugged is waited for. Ctrl-C, or a camera that stays
+        away, ends a recording and keeps it. A live stream in a window leaves out frames that are late, and a window
+        sharpens less where the machine is too busy (see `LoadController`); a file that is written never does.
 
         Args:
-            input_source: camera index, path or URL.
+            input_source: camera index, device path (``/dev/video2``), path or URL.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
             progress: show a progress bar on a terminal or in a notebook.
@@ -233,30 +251,37 @@ class RealTimeSharpener:
                 next frame. Where it returns False (nothing else will do), that frame is the last, and the file is
                 complete with it. What it raises ends the processing, is raised here, and leaves no file.
             codec, quality: of a file that is written, see `VideoWriter`.
+            camera_size, camera_rate: ``(width, height)`` and frames per second to ask a camera for.
+            virtual_camera: offer the pictures to other programs instead (see `live.VirtualCamera`), until Ctrl-C.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
-            ``output``; of a window also ``levels``, see `LoadController.frames`.
+            ``output``; of what is live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a
+            window or virtual camera also ``levels``, see `LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0.
-            VideoError: the source cannot be read, the file cannot be written or there is no display.
+            VideoError: the source cannot be read, the file cannot be written, or there is no display or no virtual
+                camera.
         """
-        is_camera = isinstance(input_source, int)
-        if output_path is not None and not is_camera:
-            return self._process_file(input_source, output_path, compare, progress, on_frame, codec, quality)
         if output_path is not None:
-            return self._record_camera(input_source, output_path, compare, progress, on_frame, codec, quality)
-        if is_camera:
-            with Camera(input_source) as camera:
-                load = LoadController(frame_budget, camera.rate)
-                return self._show(((frame, None) for frame in camera), load, compare, progress, on_frame)
-        with VideoReader(input_source) as reader, read_ahead(reader.bgr_frames()) as frames:
-            load = LoadController(frame_budget, reader.format.rate)
-            return self._show(scheduled(frames, live=reader.frame_count is None), load, compare, progress, on_frame)
+            check_encoder(output_path, codec, quality)
+            if not is_camera(input_source):
+                return self._process_file(input_source, output_path, compare, progress, on_frame, codec, quality)
+        with contextlib.ExitStack() as stack:
+            if is_camera(input_source):
+                source = stack.enter_context(Camera(input_source, camera_size, camera_rate))
+                rate = source.rate
+            else:
+                reader = stack.enter_context(VideoReader(input_source))
+                frames = stack.enter_context(read_ahead(reader.bgr_frames()))
+                source, rate = Schedule(frames, live=reader.frame_count is None), reader.format.rate
+            if output_path is not None:
+                return self._record_camera(source, output_path, compare, progress, on_frame, codec, quality)
+            load = LoadController(frame_budget, rate)
+            return self._show(source, rate, load, compare, progress, on_frame, virtual_camera)
 
     def _process_file(self, source, output_path, compare, progress, on_frame, codec, quality):
-        check_encoder(output_path, codec, quality)
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
             raise VideoError(f"{output_path} is the input itself: name another output")
         with (
@@ -276,48 +301,39 @@ class RealTimeSharpener:
             size = (reader.format.width, reader.format.height)
         return counter.stats(size, self.engine, output_path)
 
-    def _record_camera(self, index, output_path, compare, progress, on_frame, codec, quality):
-        check_encoder(output_path, codec, quality)
-        with Camera(index) as camera:
-            width, height = camera.size
-            # Milliseconds as time base, as cameras slow down in the dark.
-            video_format = VideoFormat(width, height, camera.rate, Fraction(1, 1000), **_BT601_LIMITED)
-            with VideoWriter(output_path, video_format, None, quality, codec) as writer:
-                counter = _FrameCounter(progress, None)
-                begin = time.perf_counter()
-                try:
-                    for frame in counter.count(camera):
-                        pts = round(1000 * (time.perf_counter() - begin))
-                        sharp = self.sharpen(frame)
-                        shown = split_frames(frame, sharp) if compare else sharp
-                        writer.write(Frame(*to_limited_range(*bgr_to_planes(shown)), pts))
-                        if on_frame and on_frame(counter.number, shown) is False:
-                            break
-                except KeyboardInterrupt:
-                    if writer.empty:
-                        raise
-        return counter.stats((width, height), self.engine, output_path)
-
-    def _show(self, frames, load, compare, progress, on_frame):
-        size = None
-        with Window("Real-time sharpener", compare) as window:
+    def _record_camera(self, camera, output_path, compare, progress, on_frame, codec, quality):
+        meter, size = Meter(), camera.size
+        with Recorder(output_path, size, camera.rate, codec, quality) as recorder:
             counter = _FrameCounter(progress, None)
-            kept = (item for item in frames if not window.sharpening or load.takes_next())
-            for frame, due in counter.count(kept):
-                size = (frame.shape[1], frame.shape[0])
-                begin, timed = time.perf_counter(), window.sharpening and load.sharpens
-                sharp = self.sharpen(frame) if timed else frame
-                if load.bypassed:
-                    sharp = frame
-                shown = split_frames(frame, sharp) if window.comparing else sharp
-                wait = 0 if due is None else due - time.perf_counter()  # a file plays at its own rate
-                window.show(shown, 1000 * wait, load.note if window.sharpening else "")
-                if timed:  # the window draws while it waits: only what goes beyond counts
-                    load.add(1000 * (time.perf_counter() - begin - max(wait, 0)))
-                stopped = on_frame and on_frame(counter.number, shown) is False
-                if stopped or window.closed:
+            for frame, taken, _ in counter.count(item for item in camera if item[0] is not None):
+                if frame.shape[1::-1] != size:
+                    log.warning("the camera changed to %dx%d: the recording ends", *frame.shape[1::-1])
                     break
-        return counter.stats(size, self.engine, None) | {"levels": load.frames}
+                sharp = self.sharpen(frame)
+                shown = split_frames(frame, sharp) if compare else sharp
+                recorder.add(shown)
+                now = time.perf_counter()
+                meter.add(now, 1000 * (now - taken))
+                if on_frame and on_frame(counter.number, shown) is False:
+                    break
+        meter.dropped = camera.dropped
+        return counter.stats(size, self.engine, output_path) | meter.stats | {"frames": recorder.frames}
+
+    def _show(self, source, rate, load, compare, progress, on_frame, virtual):
+        meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
+        with contextlib.ExitStack() as stack:
+            if virtual:
+                screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
+                stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # the usual end
+            else:
+                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description))
+                keeper = stack.enter_context(Keeper(screen.say, rate))
+            counter = _FrameCounter(progress, None)
+            for shown in counter.count(play(source, self._sharpen_pixels, screen, load, meter, keeper)):
+                size = shown.shape[1::-1]
+                if on_frame and on_frame(counter.number, shown) is False:
+                    break
+        return counter.stats(size, self.engine, None) | meter.stats | {"levels": load.frames}
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
@@ -587,7 +603,8 @@ examples:
   python inference.py rtsp://host/stream   a stream; with -o, written to a file
   python inference.py --demo               three clips; needs no camera or data"""
 
-_EXPLANATIONS = """where it goes:
+_EXPLANATIONS = (
+    """where it goes:
   Without -o, a file becomes NAME_sharpened beside it, a folder NAME_sharpened/
   beside it, and a camera or stream a window. With -o, one file becomes that
   file; everything else goes into that folder: what is below a folder under its
@@ -603,13 +620,17 @@ many files (several sources, a folder, a pattern, or -o names a folder):
   stop the others; failures are listed at the end.
 
 keys in the window:
-  q or Esc quits, space turns sharpening on and off, c shows before and after
-  side by side. Ctrl-C, or unplugging the camera, keeps what was recorded.
+"""
+    + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
+    + """
+  Pictures and recordings go to the current folder. Ctrl-C, or unplugging the
+  camera for half a minute, keeps what was recorded.
 
 exit codes:
   0    all is written or was there already
   2    something failed; each line on stderr says what and what to do
   130  Ctrl-C; what was written is kept: of the last video its first frames"""
+)
 
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")
@@ -776,14 +797,16 @@ def _encoding(args):
 
 
 def _is_live(source):
-    return (source.isdecimal() or "://" in source) and not Path(source).is_dir()
+    return (source.isdecimal() or "://" in source or is_camera(source)) and not Path(source).is_dir()
 
 
 def _run(args):
     sources, output = args.sources or ["0"], args.output
-    alone = args.demo or any(map(_is_live, sources))
+    alone = args.demo or args.virtual_camera or any(map(_is_live, sources))
     if alone and (len(sources) > 1 or args.shard or (args.demo and args.sources)):
-        raise VideoError("a camera, a stream and --demo run alone: leave out other sources and --shard")
+        raise VideoError("a camera, a stream, --virtual-camera and --demo run alone: leave out the rest")
+    if args.virtual_camera and (output or args.demo):
+        raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
     several = len(sources) > 1 or args.shard or Path(sources[0]).is_dir() or _is_pattern(sources[0])
     into_folder = output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
     if not alone and (several or into_folder):
@@ -800,7 +823,19 @@ def _run(args):
         return 0
     if alone:
         source = int(source) if source.isdecimal() else source
-        stats = sharpener.process_video_stream(source, output, args.compare, True, args.budget, **_encoding(args))
+        if is_camera(source) or args.virtual_camera:
+            logging.getLogger("live").setLevel(logging.INFO)  # what the camera gives, and where it is offered
+        stats = sharpener.process_video_stream(
+            source,
+            output,
+            args.compare,
+            progress=True,
+            frame_budget=args.budget,
+            camera_size=args.camera_size,
+            camera_rate=args.camera_rate,
+            virtual_camera=args.virtual_camera,
+            **_encoding(args),
+        )
     else:
         stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, True, **_encoding(args))
     if stats:
@@ -809,6 +844,11 @@ def _run(args):
             f"{stats['frames']} frames of {width}x{height} in {stats['seconds']:.1f} s: {stats['fps']:.1f} FPS "
             f"({stats['engine']})"
         )
+        if "latency_ms" in stats:
+            print(
+                f"{stats['dropped']} frames dropped; added latency {stats['latency_ms']:.1f} ms, 95 % within "
+                f"{stats['latency_p95_ms']:.1f} ms"
+            )
         levels = stats.get("levels", {})
         if any(list(levels.values())[1:]):
             print("this machine was busy: " + ", ".join(f"{name}: {count} shown" for name, count in levels.items()))
@@ -848,6 +888,14 @@ def parse_amount(text):
     if not (np.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text}")
     return value
+
+
+def parse_size(text):
+    """The ``(width, height)`` in a command line's ``--camera-size``."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 1280x720, got {text}")
+    return int(match[1]), int(match[2])
 
 
 def parse_shard(text):
@@ -905,6 +953,13 @@ def make_parser():
         "between the source's frames"
     )
     live.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)
+
+    size_help = "size to ask a camera for, such as 1280x720; default: what it gives"
+    live.add_argument("--camera-size", type=parse_size, metavar="WxH", help=size_help)
+    rate_help = "frames per second to ask a camera for; default: what it gives"
+    live.add_argument("--camera-rate", type=parse_amount, metavar="FPS", help=rate_help)
+    virtual_help = "offer the sharpened picture to other programs as a camera, without a window (needs pyvirtualcam)"
+    live.add_argument("--virtual-camera", action="store_true", help=virtual_help)
 
     running = parser.add_argument_group("how it runs")
     device_help = "auto, cpu, cuda:1, mps, openvino, openvino:GPU ...; default: auto, the fastest here"

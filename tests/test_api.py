@@ -1,6 +1,7 @@
 """What a program or a notebook uses: kinds of pictures, callbacks, threads, and the notebook in examples/."""
 
 import base64
+import contextlib
 import re
 import threading
 import typing
@@ -16,7 +17,7 @@ import inference
 from inference import RealTimeSharpener, split_frames
 from tests.test_cli import ROOT
 from tests.test_inference import noise
-from tests.test_live import SlowCapture
+from tests.test_live import FakeCapture, SlowCapture
 from tests.test_video import CONSTANT, QUARTER_TURN, encode, packets, read_times
 from utils import atomic_path
 from video import VideoFormat, VideoReader, VideoWriter, quiet_opencv
@@ -273,6 +274,8 @@ def test_what_on_frame_raises_arrives_and_leaves_nothing(sharpener, tmp_path, er
 
 
 def test_on_frame_of_a_camera(sharpener, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeCapture, "opened", [])
+    monkeypatch.setattr(FakeCapture, "plugged", [True, True])
     monkeypatch.setattr(cv2, "VideoCapture", SlowCapture)
     seen = []
 
@@ -291,21 +294,18 @@ def test_on_frame_of_a_camera(sharpener, tmp_path, monkeypatch):
 
 
 def test_on_frame_of_a_window(sharpener, tmp_path, monkeypatch):
-    class FakeWindow:
-        closed, sharpening, comparing = False, True, False
+    class FakeWindow(contextlib.nullcontext):
         shown: typing.ClassVar = []
 
-        def __init__(self, *_):
+        def __init__(self, title, controls, engine):
+            super().__init__(self)
+            self.controls = controls
+
+        def say(self, message):
             pass
 
         def show(self, frame, *_):
             self.shown.append(frame)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
 
     monkeypatch.setattr(inference, "Window", FakeWindow)
     source, seen = encode(tmp_path / "in.mp4", times=CONSTANT), []

@@ -398,7 +398,7 @@ def test_options_may_stand_anywhere():
 def test_nothing_named_is_camera_0(monkeypatch, sharpener):
     opened = []
 
-    def refuse(index):
+    def refuse(index, *settings):
         opened.append(index)
         raise VideoError("no camera here")
 
