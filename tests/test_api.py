@@ -275,7 +275,7 @@ def test_what_on_frame_raises_arrives_and_leaves_nothing(sharpener, tmp_path, er
 
 def test_on_frame_of_a_camera(sharpener, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeCapture, "opened", [])
-    monkeypatch.setattr(FakeCapture, "plugged", [True, True])
+    monkeypatch.setattr(FakeCapture, "plugged", [True] * 9)
     monkeypatch.setattr(cv2, "VideoCapture", SlowCapture)
     seen = []
 
