@@ -27,8 +27,6 @@ From Python::
 import argparse
 import contextlib
 import dataclasses
-import glob
-import itertools
 import logging
 import math
 import os
@@ -38,20 +36,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
     from tqdm.auto import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
+from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
 from live import (
     KEYS,
     Camera,
@@ -63,6 +60,7 @@ from live import (
     Schedule,
     VirtualCamera,
     Window,
+    divide_frames,
     is_camera,
     play,
 )
@@ -73,15 +71,9 @@ from utils import (
     VIDEO_SUFFIXES,
     bgr_to_planes,
     halve_chroma,
-    luma_metrics,
-    planes_to_bgr,
-    to_limited_range,
 )
 from video import (
-    Frame,
-    Picture,
     VideoError,
-    VideoFormat,
     VideoReader,
     VideoWriter,
     check_encoder,
@@ -94,8 +86,6 @@ from video import (
 
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
-# Colour tags (ITU-T H.273) of what `utils.bgr_to_planes` and `utils.to_limited_range` make.
-_BT601_LIMITED = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
 _NEUTRAL_CHROMA = np.float32(128 / 255)
 
 Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
@@ -214,7 +204,7 @@ class RealTimeSharpener:
         picture = read_image(input_path)
         sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
-            sharp = split_frames(picture.pixels, sharp)
+            sharp = divide_frames(picture.pixels, sharp)
         write_image(output_path, dataclasses.replace(picture, pixels=sharp))
 
     def process_video_stream(
@@ -310,7 +300,7 @@ class RealTimeSharpener:
                     log.warning("the camera changed to %dx%d: the recording ends", *frame.shape[1::-1])
                     break
                 sharp = self.sharpen(frame)
-                shown = split_frames(frame, sharp) if compare else sharp
+                shown = divide_frames(frame, sharp) if compare else sharp
                 recorder.add(shown)
                 now = time.perf_counter()
                 meter.add(now, 1000 * (now - taken))
@@ -431,17 +421,8 @@ def _from_tensor(tensor):
     return frames, restore
 
 
-def split_frames(original, sharp):
-    """Left half of `original`, right half of `sharp` (``(H, W)`` or ``(H, W, 3)``), and a white line between them."""
-    middle = sharp.shape[1] // 2
-    joined = sharp.copy()
-    joined[:, :middle] = original[:, :middle]
-    joined[:, middle - 1 : middle + 1] = np.iinfo(joined.dtype).max
-    return joined
-
-
 def split_planes(original, sharp):
-    """`split_frames` for a pair of planes ``(y, uv)``."""
+    """`live.divide_frames` in the middle, for a pair of planes ``(y, uv)``."""
     middle = sharp[0].shape[1] // 4  # in chroma columns
     y, uv = sharp[0].copy(), sharp[1].copy()
     y[:, : 2 * middle], uv[..., :middle] = original[0][:, : 2 * middle], original[1][..., :middle]
@@ -506,87 +487,6 @@ class _FrameCounter:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Demonstration: photos that move, through a call's codec and back
-
-
-def run_demo(sharpener, folder, seconds=2.4, rate=25):
-    """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print what was gained.
-
-    Person, text and nature are panned slowly, halved, coded with low-delay x264 at QP 29 as in a call, and scaled up
-    again: the soft clip. SSIM is that of the luma against the clip before, the mean of every fifth frame.
-    """
-    import dataset  # slow to import and only needed here
-
-    photos = (  # name, photo, (width, height) of the clip, corner (x, y) of the close-up
-        ("person", dataset.load_photo("skimage:astronaut"), (448, 448), (110, 20)),
-        ("text", _page_of_text(), (896, 512), (40, 110)),
-        ("nature", dataset.load_photo("skimage:chelsea"), (400, 256), (80, 30)),
-    )
-    folder, rows, rng = Path(folder), [], np.random.default_rng(0)
-    print(f"clip          size  SSIM soft -> sharpened       FPS ({sharpener.description})")
-    for name, photo, size, corner in photos:
-        frames = dataset.animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
-        truth = [bgr_to_planes(frame) for frame in frames]
-        small = [dataset.resize_planes(*planes, (size[0] // 2, size[1] // 2), "area") for planes in truth]
-        soft = [dataset.resize_planes(*planes, size) for planes in dataset.codec_roundtrip(small, "x264", 29, rate)]
-        sharpener.sharpen_planes(*soft[0], full_range=True)  # warm-up
-        begin = time.perf_counter()
-        sharp = [sharpener.sharpen_planes(*planes, full_range=True) for planes in soft]
-        fps = len(sharp) / (time.perf_counter() - begin)
-
-        video_format = VideoFormat(2 * size[0], size[1], Fraction(rate), **_BT601_LIMITED)
-        with VideoWriter(folder / f"{name}.mp4", video_format) as writer:
-            for before, after in zip(soft, sharp, strict=True):
-                pair = [_labelled(planes_to_bgr(*before), "soft"), _labelled(planes_to_bgr(*after), "sharpened")]
-                writer.write(Frame(*to_limited_range(*bgr_to_planes(np.hstack(pair)))))
-        before, after = (
-            np.mean([luma_metrics(planes[0], true[0])[1] for planes, true in zip(clip[::5], truth[::5], strict=True)])
-            for clip in (soft, sharp)
-        )
-        print(f"{name:8} {size[0]:4}x{size[1]:<4}       {before:.4f} -> {after:.4f}    {fps:6.1f}")
-        close_ups = [
-            _labelled(_enlarged(planes_to_bgr(*clip[len(clip) // 2]), corner), f"{name}, {label}")
-            for clip, label in ((soft, "soft"), (sharp, "sharpened"), (truth, "truth"))
-        ]
-        rows.append(np.hstack(close_ups))
-    write_image(folder / "comparison.png", Picture(np.vstack(rows)))
-    print(f"three clips and comparison.png are in {folder}")
-
-
-def _page_of_text():
-    """A shared screen: dark text of several sizes on white, ``(576, 960, 3)`` uint8."""
-    page = Image.new("RGB", (960, 576), (250, 250, 248))
-    draw, top = ImageDraw.Draw(page), 36
-    lines = (
-        "Weekly review: what changed since Monday?",
-        "1. The release moves to Thursday, 14:30 (UTC+2).",
-        "2. Latency fell from 48 ms to 23 ms per frame, at 1920x1080.",
-        "3. Open: 17 tickets, 4 of them urgent; see the shared sheet, page 9.",
-        "The quick brown fox jumps over the lazy dog. 0123456789 @ # % & ( ) { } [ ]",
-    )
-    for size in (30, 22, 17, 14):
-        font = ImageFont.load_default(size)
-        for line in lines[: 5 if size < 30 else 1]:
-            draw.text((40, top), line, (24, 26, 32) if size != 22 else (20, 60, 150), font)
-            top += round(1.5 * size)
-        top += 12
-    return np.array(page)[..., ::-1]
-
-
-def _enlarged(frame, corner, width=200, height=150):
-    x, y = corner
-    return cv2.resize(frame[y : y + height, x : x + width], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-
-
-def _labelled(frame, text):
-    frame = frame.copy()
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    frame[: height + 12, : width + 12] = 0
-    white = (255, 255, 255)
-    return cv2.putText(frame, text, (6, height + 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
 _EXAMPLES = """Sharpen a camera, videos, images, or folders of them.
@@ -632,165 +532,6 @@ exit codes:
   130  Ctrl-C; what was written is kept: of the last video its first frames"""
 )
 
-_WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")
-
-
-@dataclasses.dataclass
-class BatchResult:
-    """What became of many files.
-
-    Attributes:
-        written: number of files written.
-        present: number of files whose output was there already and not older.
-        failures: a message of one line for each file that failed.
-        interrupted: whether Ctrl-C ended it early.
-    """
-
-    written: int = 0
-    present: int = 0
-    failures: list[str] = dataclasses.field(default_factory=list)
-    interrupted: bool = False
-
-
-def plan_files(sources, output=None):
-    """List what is to be sharpened, and where to.
-
-    Args:
-        sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Of folders
-            and patterns only visible images and videos are taken. What an earlier run wrote is left out.
-        output: folder to write to, under relative names; None for ``NAME_sharpened`` beside each file or folder.
-
-    Returns:
-        list: pairs of paths ``(source, target)``, each target once, sorted by the source's name in the same order on
-        every machine.
-
-    Raises:
-        VideoError: a folder or pattern holds nothing to sharpen, two files have the same target, or a target is itself
-            to be sharpened.
-    """
-    jobs = {}
-    for path, target in itertools.chain.from_iterable(_targets(source, output) for source in sources):
-        other, _ = jobs.setdefault(_identity(target), (path, target))
-        if _identity(other) != _identity(path):
-            raise VideoError(f"{other} and {path} would both be written to {target}: sharpen them one by one")
-    for path, _ in jobs.values():
-        if _identity(path) in jobs:
-            raise VideoError(f"{path} would be replaced: name another folder with -o")
-    return sorted(jobs.values(), key=lambda job: job[0].as_posix())  # not by Path, which orders by system
-
-
-def _targets(source, output):
-    """Pairs ``(path, target)`` of the files that one source names."""
-    folder, root = Path(source), output and Path(output)
-    if folder.is_dir():
-        found, whole = folder.rglob("*"), folder.resolve()
-        root = root or whole.with_name(f"{whole.name}_sharpened")
-    elif _is_pattern(source):
-        found = map(Path, glob.glob(source, recursive=True))
-        folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
-    else:
-        path, target = folder, _beside(folder)
-        if _is_output(path, path.parent):
-            return []
-        return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
-
-    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    files = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if root and folder.resolve() in root.resolve().parents:  # the output lies within the source
-        files = [path for path in files if not path.resolve().is_relative_to(root.resolve())]
-    if not files:
-        raise VideoError(f"{source} names no image or video ({', '.join(suffixes)}): check the name")
-    files = [path for path in files if not _is_output(path, folder)]
-    return [(path, root / path.relative_to(folder) if root else _beside(path)) for path in files]
-
-
-def _is_pattern(source):
-    return bool(_WILDCARDS.search(source)) and not Path(source).exists()
-
-
-def _beside(path):
-    """``NAME_sharpened`` beside a file; an .mp4 where the type is unknown."""
-    kept = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    return path.with_name(f"{path.stem}_sharpened{path.suffix if kept else '.mp4'}")
-
-
-def _is_output(path, folder):
-    """Whether `path`, or a folder on the way to it from `folder`, is the ``NAME_sharpened`` of a NAME beside it."""
-    steps = itertools.takewhile(lambda step: step != folder, path.parents)
-    if any(step.with_name(name[1]).is_dir() for step in steps if (name := _OUTPUT.fullmatch(step.name))):
-        return True
-    name = _OUTPUT.fullmatch(path.stem)
-    if not name:
-        return False
-    # A look at one file first, as a listing for each of many outputs takes its time.
-    return path.with_name(name[1] + path.suffix).exists() or any(path.parent.glob(f"{glob.escape(name[1])}.*"))
-
-
-def _identity(path):
-    return os.path.normcase(os.path.abspath(path))
-
-
-def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
-    """Sharpen many images and videos, with a progress bar on a terminal.
-
-    Where a target is there and not older than its source, it is left as it is, unless `overwrite`; one that is older
-    counts as a failure. A file that fails, in whatever way, does not stop the others; Ctrl-C does.
-
-    Args:
-        sharpener: a `RealTimeSharpener`.
-        jobs: pairs of paths ``(source, target)``, as `plan_files` gives them.
-        compare: left half as it came, right half sharpened.
-        overwrite: replace all targets.
-        encoding: ``codec`` and ``quality`` of videos, see `VideoWriter`.
-
-    Returns:
-        A `BatchResult`.
-    """
-    result = BatchResult()
-    try:
-        with tqdm(jobs, unit=" files", leave=False, disable=None) as bar, logging_redirect_tqdm():
-            for path, target in bar:
-                bar.set_postfix_str(path.name)
-                try:
-                    if not overwrite and _is_done(path, target):
-                        result.present += 1
-                        continue
-                    _sharpen_file(sharpener, path, target, compare, overwrite, **encoding)
-                    result.written += 1
-                except VideoError as error:
-                    result.failures.append(str(error))
-                except Exception as error:  # one file's fault, or a fault of ours, must not cost a night's work
-                    result.failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        result.interrupted = True
-    return result
-
-
-def _is_done(path, target):
-    if not (path.is_file() and target.is_file()):
-        return False
-    if target.stat().st_mtime < path.stat().st_mtime:
-        raise VideoError(f"{target} is older than its input; --overwrite replaces it")
-    return True
-
-
-def _sharpen_file(sharpener, path, output, compare, overwrite, progress=False, **encoding):
-    """Sharpen one image or video file; returns the statistics of a video, None for an image."""
-    existing_file(path)
-    _check_free(output, overwrite)
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        return sharpener.sharpen_image(path, output, compare)
-    return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
-
-
-def _check_free(output, overwrite):
-    if Path(output).is_dir():
-        raise VideoError(f"{output} is a folder: name a file with -o")
-    if Path(output).exists() and not overwrite:
-        raise VideoError(f"{output} exists already: name another output with -o, or allow it with --overwrite")
-
 
 def _encoding(args):
     return {"codec": args.codec, "quality": args.crf}
@@ -807,18 +548,20 @@ def _run(args):
         raise VideoError("a camera, a stream, --virtual-camera and --demo run alone: leave out the rest")
     if args.virtual_camera and (output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
-    several = len(sources) > 1 or args.shard or Path(sources[0]).is_dir() or _is_pattern(sources[0])
+    several = len(sources) > 1 or args.shard or Path(sources[0]).is_dir() or is_pattern(sources[0])
     into_folder = output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
     if not alone and (several or into_folder):
         return _run_files(args, sources)
 
     source = sources[0]
     if not alone:
-        output = output or _beside(existing_file(source))
+        output = output or beside(existing_file(source))
     if output is not None and not args.demo:
-        _check_free(output, args.overwrite)
+        check_free(output, args.overwrite)
     sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
     if args.demo:
+        from demo import run_demo  # with all that makes training pairs: slow to import, and seldom needed
+
         run_demo(sharpener, output or Path(__file__).resolve().parent / "results" / "demo")
         return 0
     if alone:
@@ -837,7 +580,7 @@ def _run(args):
             **_encoding(args),
         )
     else:
-        stats = _sharpen_file(sharpener, source, output, args.compare, args.overwrite, True, **_encoding(args))
+        stats = sharpen_file(sharpener, source, output, args.compare, args.overwrite, True, **_encoding(args))
     if stats:
         width, height = stats["size"]
         print(

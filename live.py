@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils import bgr_to_planes, to_limited_range
 from video import (
+    BT601_LIMITED,
     Frame,
     Picture,
     VideoError,
@@ -437,14 +438,17 @@ def draw_panel(frame, panel, left, top):
     return region, below
 
 
-def divide_frames(original, sharp, divider):
-    """`original` left of `divider` (0-1) and `sharp` right of it, with a line between that light and dark show."""
+def divide_frames(original, sharp, divider=0.5):
+    """`original` left of `divider` (0-1) and `sharp` right of it, with a line between that light and dark show.
+
+    Both are ``(H, W)`` or ``(H, W, 3)`` of uint8 or uint16.
+    """
     width = sharp.shape[1]
     column = round(divider * width)
     joined = sharp.copy()
     joined[:, :column] = original[:, :column]
     joined[:, max(column - 2, 0) : column + 2] = 0
-    joined[:, max(column - 1, 0) : column + 1] = 255
+    joined[:, max(column - 1, 0) : column + 1] = np.iinfo(joined.dtype).max
     return joined
 
 
@@ -657,9 +661,8 @@ class Recorder:
     """
 
     def __init__(self, path, size, rate, codec=None, quality=None):
-        # Milliseconds as time base, as cameras slow down in the dark. The colours are those of `bgr_to_planes`: BT.601.
-        tags = {"value_range": 1, "matrix": 6, "primaries": 6, "transfer": 6}
-        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **tags)
+        # Milliseconds as time base, as cameras slow down in the dark.
+        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)
         self.path, self.size, self.frames, self._added = path, size, 0, 0
         self._begin = time.perf_counter()
         with contextlib.ExitStack() as stack:

@@ -42,6 +42,8 @@ _MATRIX_RGB, _MATRIX_BT709, _MATRIX_BT601 = 0, 1, 6  # ITU-T H.273, MatrixCoeffi
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
 _RANGE_LIMITED, _RANGE_FULL = 1, 2  # FFmpeg's AVColorRange; 0 is unspecified and means limited
 
+# Colour tags of what `utils.bgr_to_planes` and `utils.to_limited_range` make.
+BT601_LIMITED = {"value_range": _RANGE_LIMITED, "matrix": _MATRIX_BT601, "primaries": 6, "transfer": 6}
 _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt709:p=bt709:r=tv,format=yuv420p"
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")

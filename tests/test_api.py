@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import inference
-from inference import RealTimeSharpener, split_frames
+from inference import RealTimeSharpener
+from live import divide_frames
 from tests.test_cli import ROOT
 from tests.test_inference import noise
 from tests.test_live import FakeCapture, SlowCapture
@@ -286,7 +287,7 @@ def test_on_frame_of_a_camera(sharpener, tmp_path, monkeypatch):
     stats = sharpener.process_video_stream(0, tmp_path / "out.mp4", compare=True, on_frame=stop)
     assert stats["frames"] == len(seen) == len(read_times(tmp_path / "out.mp4")) == 3
     # A camera's frames are of one grey each; the left half stays so, then comes the white line.
-    assert all(np.array_equal(split_frames(picture, picture), picture) for picture in seen)
+    assert all(np.array_equal(divide_frames(picture, picture), picture) for picture in seen)
     assert seen[0].shape == (48, 64, 3) and seen[0][:, :30].std() == 0
     with pytest.raises(ZeroDivisionError):
         sharpener.process_video_stream(0, tmp_path / "none.mp4", on_frame=lambda *_: 1 / 0)

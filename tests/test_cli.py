@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
-from inference import RealTimeSharpener, main, make_parser, parse_shard, plan_files
+from batch import BatchResult, plan_files
+from demo import run_demo
+from inference import RealTimeSharpener, main, make_parser, parse_shard
 from tests.test_inference import noise
 from tests.test_video import CONSTANT, broken_file, encode, read_times
 from video import Picture, VideoError, VideoReader, read_image, write_image
@@ -137,7 +139,7 @@ def test_strength_0_from_the_command_line(exported, tmp_path):
 
 
 def test_demo_needs_nothing(sharpener, tmp_path, capsys):
-    inference.run_demo(sharpener, tmp_path, seconds=0.4)
+    run_demo(sharpener, tmp_path, seconds=0.4)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"person.mp4", "text.mp4", "nature.mp4", "comparison.png"}
     assert read_image(tmp_path / "comparison.png").pixels.shape == (900, 1200, 3)
@@ -334,7 +336,7 @@ def test_shards_take_every_file_once(tmp_path_factory, parts, count):
 
     def record(sharpener, jobs, *options, **encoding):
         taken.extend(jobs)
-        return inference.BatchResult(len(jobs))
+        return BatchResult(len(jobs))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "RealTimeSharpener", lambda *options: None)

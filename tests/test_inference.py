@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
-from inference import RealTimeSharpener, split_frames, split_planes
+from inference import RealTimeSharpener, split_planes
+from live import divide_frames
 from models import CheckpointError
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.conftest import make_student
@@ -183,8 +184,8 @@ def test_construction_is_checked(exported, tmp_path, monkeypatch):
 
 def test_compare_splits_in_the_middle():
     before, after = noise(20, 30, 1), noise(20, 30, 2)
-    joined = split_frames(before, after)
-    assert np.array_equal(joined[:, :14], before[:, :14]) and np.array_equal(joined[:, 16:], after[:, 16:])
+    joined = divide_frames(before, after)
+    assert np.array_equal(joined[:, :13], before[:, :13]) and np.array_equal(joined[:, 17:], after[:, 17:])
     assert (joined[:, 14:16] == 255).all()
     y, uv = split_planes(bgr_to_planes(before), bgr_to_planes(after))
     assert np.array_equal(y[:, :14], bgr_to_planes(before)[0][:, :14])
