@@ -65,7 +65,7 @@ from live import (
     play,
 )
 from models import RELEASED_STUDENT, CheckpointError, load_student
-from runtime import DeviceError, make_engine
+from runtime import STRENGTH_LIMIT, DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -334,6 +334,7 @@ class RealTimeSharpener:
             change = _to_pixels(*self.engine.difference(*planes, strength), pixels.ndim, offset=128)
             return cv2.addWeighted(pixels, 1, change, 1, -128)
         change = _to_pixels(*self.engine.residual(*planes), pixels.ndim, offset=0)
+        strength = min(strength, STRENGTH_LIMIT)
         if pixels.dtype == np.float32:
             return np.clip(pixels + change * np.float32(strength), 0, 1)
         # cv2.add rounds to nearest and saturates.

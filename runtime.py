@@ -15,6 +15,7 @@ import functools
 import hashlib
 import logging
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -32,6 +33,7 @@ ARTEFACT_FORMAT = 1  # of an int8 network's inputs and outputs, `fold_means` inc
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
 _LIMITED_RANGE_SCALE = (219, 224)
+STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of compiled networks in memory
 _BLOBS_KEPT = 32  # of compiled networks on disk
 
@@ -78,6 +80,11 @@ def pick_precision(device):
         if native and torch.backends.mkldnn.is_available():
             return torch.bfloat16, f"the CPU has {native[0]}"
     return torch.float32, f"no faster type is known for this {device.type}"
+
+
+def _check_size(y):
+    if 0 in y.shape:
+        raise ValueError(f"expected planes with pixels, got luma of {y.shape[1]}x{y.shape[0]}")
 
 
 class TorchEngine:
@@ -152,7 +159,7 @@ class TorchEngine:
         residuals = self._residual(*stretched)
         sharp = []
         for plane, residual, codes in zip(planes, residuals, scale, strict=True):
-            change = residual.mul(strength * codes).round_().add_(plane)
+            change = residual.mul(min(strength, STRENGTH_LIMIT) * codes).round_().add_(plane)
             sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
         return tuple(sharp)
 
@@ -160,7 +167,8 @@ class TorchEngine:
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add to full-range uint8 planes, in codes: uint8 of the same shapes, 128 being none."""
         planes = [self._tensor(plane).float() / 255 for plane in (y, uv)]
-        changes = [(residual * (255 * strength)).round_().add_(128) for residual in self._residual(*planes)]
+        amount = 255 * min(strength, STRENGTH_LIMIT)
+        changes = [(residual * amount).round_().add_(128) for residual in self._residual(*planes)]
         return tuple(change.clamp_(0, 255).to(torch.uint8).cpu().numpy() for change in changes)
 
     def _tensor(self, plane):
@@ -169,6 +177,7 @@ class TorchEngine:
         return plane.to(self.device)
 
     def _residual(self, y, uv):
+        _check_size(y)
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
             dy, duv = self._student.residual(y[None, None], uv[None])
@@ -294,6 +303,8 @@ class OpenVINOEngine:
     """
 
     def __init__(self, student, path, device="CPU", threads=None, cache=None):
+        # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
+        sys.modules.setdefault("openvino_telemetry", None)
         try:
             import openvino
         except ImportError as error:
@@ -337,6 +348,7 @@ class OpenVINOEngine:
         return self._torch.residual(y, uv)
 
     def _run(self, y, uv, scale, strength, keep):
+        _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
         with self._lock:
             padded = pad_planes(y, uv)
@@ -344,7 +356,7 @@ class OpenVINOEngine:
             fold_planes(*padded, planes[0])
             fold_means(*padded, means[0])
             parameters["stretch"][...] = 1 / codes
-            parameters["amount"][...] = strength * codes
+            parameters["amount"][...] = min(strength, STRENGTH_LIMIT) * codes
             parameters["keep"][...] = keep
             request.infer()
             return unfold_planes(sharp[0], *y.shape)  # copied: the next call overwrites `sharp`

@@ -388,10 +388,15 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, caplog, suffix):
     copy(source, tmp_path / "whole.mp4")
     assert "ends early" not in caplog.text
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    copy(source, tmp_path / "out.mp4")
-    with VideoReader(tmp_path / "out.mp4") as reader:
+    told = ""
+    try:
+        copy(source, output := tmp_path / "out.mp4")
+    except VideoError as error:  # older releases of FFmpeg notice it
+        told, output = str(error), tmp_path / "out_partial.mp4"
+    with VideoReader(output) as reader:
         count = len(list(reader))
-    assert 20 < count < 80 and f"ends early: {count} of about 100 frames" in caplog.text
+    assert 20 < count < 80
+    assert f"ends early: {count} of about 100 frames" in caplog.text or f"the {count} frames before are in" in told
 
 
 FULL_DISK = """
@@ -777,7 +782,10 @@ def test_options_for_hardware_are_those_that_ffmpeg_knows(codec):
     if codec not in av.codecs_available:
         pytest.skip(f"FFmpeg has no {codec} here")
     _, settings = check_encoder("out.mp4", codec, 30)
-    known = av.CodecContext.create(codec, "w").supported_options
+    context = av.CodecContext.create(codec, "w")
+    if not hasattr(context, "supported_options"):
+        pytest.skip("this PyAV does not tell an encoder's options")
+    known = context.supported_options
     assert set(settings.options) <= {option.name for option in (*known.generic, *known.private)}
 
 
