@@ -9,6 +9,7 @@ A *unit* is one clip or photo under one condition. Its figures are kept in a cac
 them, so a run that was interrupted goes on where it stopped, and another student is measured without its peers.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import logging
 import math
+import zipfile
 from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -292,11 +294,8 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
     for planes in small:
         digest.update(dataset.pack_planes(*planes))
     path = Path(cache_dir) / "streams" / f"{digest.hexdigest()[:32]}.npz"
-    if path.exists():
-        with np.load(path) as stored:
-            ends = np.cumsum(stored["lengths"])
-            packets = [part.tobytes() for part in np.split(stored["data"], ends[:-1])]
-    else:
+    packets = _stored_packets(path)
+    if packets is None:
         packets = dataset.encode_clip(small, unit.codec, unit.qp, unit.kbps)
         with atomic_path(path) as temporary:
             data = np.frombuffer(b"".join(packets), np.uint8)
@@ -304,6 +303,16 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
     decoded = dataset.decode_clip(packets, unit.codec)[-last:]
     kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / 25)
     return [dataset.resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
+
+
+def _stored_packets(path):
+    """The packets of a stream in the cache; None where there are none or they are damaged."""
+    try:
+        with np.load(path) as stored:
+            ends = np.cumsum(stored["lengths"])
+            return [part.tobytes() for part in np.split(stored["data"], ends[:-1])]
+    except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -429,7 +438,7 @@ def run(units, methods, cache_dir, vmaf, few=()):
                 continue
             frames = 2 if method.name in few else MEASURED_FRAMES
             path = _record_path(unit, method, frames, vmaf, cache_dir)
-            if path.exists():
+            with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))
                 continue
             sample = sample or make_sample(unit, cache_dir)

@@ -10,10 +10,13 @@ All randomness comes from a `np.random.Generator` seeded with (seed, index): the
 
 import dataclasses
 import hashlib
+import io
 import json
 import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
 
@@ -590,7 +593,9 @@ def prepare_pairs(config, validation=False, progress=True):
     ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
 
     Raises:
-        DataError: a source is missing or unreadable, or `config.region` and `config.crop` do not go together.
+        DataError: a source is missing or unreadable, `config.region` and `config.crop` do not go together, or a process
+            of the preparation was killed.
+        OSError: the cache cannot be written.
     """
     if config.region < MIN_REGION or config.region % 8 or config.crop % 8 or not 32 <= config.crop <= config.region:
         raise DataError(
@@ -615,30 +620,49 @@ def prepare_pairs(config, validation=False, progress=True):
         return folder
     label = "validation pairs" if validation else "training pairs"
     context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(
-            total=total, initial=total - sum(job[4] - job[3] for job in jobs), desc=label, disable=not progress
-        ) as bar,
-        ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_one_thread) as pool,
-    ):
-        for made in pool.map(_prepare_part, jobs):
-            bar.update(made)
+    try:
+        with (
+            tqdm(
+                total=total, initial=total - sum(job[4] - job[3] for job in jobs), desc=label, disable=not progress
+            ) as bar,
+            ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_start_worker) as pool,
+        ):
+            for made in pool.map(_prepare_part, jobs):
+                bar.update(made)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that prepared pairs was killed, perhaps for want of memory (prepare_workers=1 needs least): the "
+            "same command goes on where it stopped"
+        ) from error
     return folder
 
 
-def _one_thread():
+def _start_worker():
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+    def follow():  # a process pool's workers outlive a parent that is killed, and wait for work for ever
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _prepare_part(job):
     stem, sources, seed, first, last, region = job
     pairs = [make_pair(sources, seed, index, region) for index in range(first, last)]
-    with atomic_path(stem + ".npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, np.stack([np.stack(pair[:2]) for pair in pairs]))
+    save_array(stem + ".npy", np.stack([np.stack(pair[:2]) for pair in pairs]))
     with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
     return last - first
+
+
+def save_array(path, array):
+    """Write an array as a ``.npy`` file, completely or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)  # to a file NumPy would not say why it cannot write
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -652,14 +676,21 @@ class Pair:
 
 
 def open_pairs(folder, teacher_folder=None):
-    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs where there are any."""
+    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs where there are any.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     pairs = []
     for listing in sorted(Path(folder).glob("pairs-*.json")):
-        pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
-        for (damaged, truth), description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
-            path = Path(teacher_folder) / f"{len(pairs):06d}.npy" if teacher_folder else None
-            teacher = np.load(path, mmap_mode="r") if path and path.exists() else None
-            pairs.append(Pair(damaged, truth, teacher, description))
+        try:
+            pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
+            for (damaged, truth), description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
+                path = Path(teacher_folder) / f"{len(pairs):06d}.npy" if teacher_folder else None
+                teacher = np.load(path, mmap_mode="r") if path and path.exists() else None
+                pairs.append(Pair(damaged, truth, teacher, description))
+        except (ValueError, EOFError) as error:
+            raise DataError(f"the cache {folder} is damaged: remove it, and it is made anew") from error
     return pairs
 
 

@@ -128,8 +128,7 @@ def write_crops(units, records, methods, folder):
         files = {}
         for name, planes in pictures.items():
             files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
-            with atomic_path(folder / files[name]) as temporary:
-                cv2.imwrite(str(temporary), cut_frame(planes, sample.full_range, box))
+            write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
         identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
         entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
     crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
@@ -137,6 +136,12 @@ def write_crops(units, records, methods, folder):
         entry |= {"metric": "ssim_y", "method": STUDENT, "change": after - before}
         entry |= {"input_value": before, "value": after}
     return crops, harmed
+
+
+def write_png(path, frame):
+    """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise where the disk is full."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
 
 
 def cut_frame(planes, full_range, box):
@@ -315,8 +320,7 @@ def make_stimuli(sharpener, data, folder):
             frames = [cut_frame(planes, sample.full_range, box) for planes in clip]
             files[name] = folder / f"{number:03d}-{name.replace(' ', '-')}.{suffix}"
             if kind == "image":
-                with atomic_path(files[name]) as temporary:
-                    cv2.imwrite(str(temporary), frames[0])
+                write_png(files[name], frames[0])
             else:
                 write_clip(frames, files[name], 25)
         stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": kind, "files": files})
@@ -411,7 +415,16 @@ def main(argv=None):
         if argv[:1] == ["speed"]:
             return run_speed(argv[1:])
         return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
-    except (CheckpointError, DataError, DeviceError, MetricError, ReportError, StudyError, VideoError) as error:
+    except (
+        CheckpointError,
+        DataError,
+        DeviceError,
+        MetricError,
+        ReportError,
+        StudyError,
+        VideoError,
+        OSError,
+    ) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

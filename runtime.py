@@ -90,7 +90,9 @@ def _check_size(y):
 class TorchEngine:
     """Runs a student with PyTorch.
 
-    Only the convolutions run at reduced precision; the input that the residual is added to stays as it is.
+    Only the convolutions run at reduced precision; the input that the residual is added to stays as it is. A frame that
+    a GPU's memory does not suffice for is computed in parts that overlap, with the same result but for the rounding of
+    sums, and from then on all that are as large.
 
     Args:
         student: a `models.Student`; it is copied, later changes to it are not seen.
@@ -103,7 +105,7 @@ class TorchEngine:
         identity: the description and what else decides the output.
 
     Raises:
-        DeviceError: the device is unknown or missing.
+        DeviceError: the device is unknown or missing; when called: its memory does not suffice for the smallest part.
     """
 
     def __init__(self, student, device="auto", dtype=None):
@@ -111,6 +113,7 @@ class TorchEngine:
         self._dtype, reason = (dtype, "as asked for") if dtype else pick_precision(self.device)
         self.description = self.identity = f"torch {self.device} {str(self._dtype).removeprefix('torch.')}"
         self._student = copy.deepcopy(student).eval().to(self.device, memory_format=torch.channels_last)
+        self._overlap, self._too_large = student_reach(student), float("inf")
         log.info("%s (%s)", self.description, reason)
 
     @torch.inference_mode()
@@ -124,6 +127,9 @@ class TorchEngine:
         Returns:
             ``(dy, duv)``, float32 of the same shapes and on the same scale as [0, 1], arrays for arrays.
         """
+        return self._in_parts(self._float_residual, y, uv)
+
+    def _float_residual(self, y, uv):
         planes = [self._tensor(plane) for plane in (y, uv)]
         planes = [plane.float() / 255 if plane.dtype == torch.uint8 else plane for plane in planes]
         residuals = self._residual(*planes)
@@ -146,6 +152,9 @@ class TorchEngine:
         """
         if strength == 0:
             return y.copy(), uv.copy()
+        return self._in_parts(functools.partial(self._sharpen, full_range=full_range, strength=strength), y, uv)
+
+    def _sharpen(self, y, uv, full_range, strength):
         planes = [self._tensor(plane) for plane in (y, uv)]
         if full_range:
             scale = _FULL_RANGE_SCALE
@@ -166,10 +175,43 @@ class TorchEngine:
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add to full-range uint8 planes, in codes: uint8 of the same shapes, 128 being none."""
+        return self._in_parts(functools.partial(self._difference, strength=strength), y, uv)
+
+    def _difference(self, y, uv, strength):
         planes = [self._tensor(plane).float() / 255 for plane in (y, uv)]
         amount = 255 * min(strength, STRENGTH_LIMIT)
         changes = [(residual * amount).round_().add_(128) for residual in self._residual(*planes)]
         return tuple(change.clamp_(0, 255).to(torch.uint8).cpu().numpy() for change in changes)
+
+    def _in_parts(self, function, y, uv):
+        """What `function` makes of planes; where memory does not suffice, of two overlapping halves, and so on."""
+        if y.shape[0] * y.shape[1] < self._too_large:
+            try:
+                return function(y, uv)
+            except torch.OutOfMemoryError as error:
+                reason = first_line(error)
+            if self._too_large == float("inf"):
+                log.warning("%s: too little memory (%s), so frames are computed in parts", self.description, reason)
+            self._too_large = min(self._too_large, y.shape[0] * y.shape[1])
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        axis = 0 if y.shape[0] > y.shape[1] else 1
+        length, overlap = y.shape[axis], self._overlap
+        middle = length // 2 // 8 * 8  # where the student's folding begins anew
+        if middle < 2 * overlap:
+            raise DeviceError(f"{self.device} has too little free memory for frames: close programs, or use device cpu")
+
+        def cut(plane, begin, end, size=1):  # the frame's pixels from begin to end, in a plane of a `size`-th of them
+            span = slice(begin // size, (end + size - 1) // size)
+            return plane[..., span, :] if axis == 0 else plane[..., span]
+
+        first = self._in_parts(function, cut(y, 0, middle + overlap), cut(uv, 0, middle + overlap, 2))
+        second = self._in_parts(function, cut(y, middle - overlap, length), cut(uv, middle - overlap, length, 2))
+        join = np.concatenate if isinstance(first[0], np.ndarray) else torch.concatenate
+        return tuple(
+            join([cut(one, 0, middle, size), cut(other, overlap, length, size)], axis - 2)
+            for one, other, size in zip(first, second, (1, 2), strict=True)
+        )
 
     def _tensor(self, plane):
         if isinstance(plane, np.ndarray):  # PyTorch takes neither negative strides nor read-only memory
@@ -182,6 +224,17 @@ class TorchEngine:
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
             dy, duv = self._student.residual(y[None, None], uv[None])
         return dy[0, 0].float(), duv[0].float()
+
+
+def student_reach(student):
+    """How far from a pixel the input lies that decides a student's output, in pixels, rounded up to a multiple of 8.
+
+    Convolutions one after the other reach as far as their kernels together; the local mean (`models.local_mean`) one
+    position more, and a position is 4x4 pixels.
+    """
+    kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
+    positions = 1 + sum(size // 2 for size in kernels)
+    return 4 * positions + -4 * positions % 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ A run writes under checkpoints/<name>/: student.pth (the best by validation; wha
 
 import csv
 import dataclasses
+import io
 import logging
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -179,8 +181,7 @@ def prepare_teacher(config, folder, device, progress=True):
     for index, pair in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
         with autocast(config, device):
             output = teach(teacher, pair, device)
-        with atomic_path(teacher_folder / f"{index:06d}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, output)
+        dataset.save_array(teacher_folder / f"{index:06d}.npy", output)
     return teacher_folder, name
 
 
@@ -293,6 +294,7 @@ def train(config, resume=False):
 
     Raises:
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
+        OSError: a file cannot be written; what was written before is whole.
     """
     for key, choices in (("precision", ("fp32", "bf16")), ("teacher", ("auto", "bsrgan", "realesrgan", "none"))):
         if getattr(config, key) not in choices:
@@ -375,7 +377,10 @@ def train(config, resume=False):
             if score > best_score:
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
-                save_student(folder / "student.pth", candidate, meta)
+                try:
+                    save_student(folder / "student.pth", candidate, meta)
+                except RuntimeError as error:  # PyTorch's, which does not say why
+                    raise TrainingError(f"cannot write {folder / 'student.pth'}: is the disk full?") from error
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()
@@ -433,8 +438,10 @@ def save_state(path, config, student, average, optimizer, epoch, best_score, sec
         "best_score": best_score,
         "seconds": seconds,
     }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # to a file PyTorch would not say why it cannot write
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_state(path, config):
@@ -514,15 +521,22 @@ def main(argv=None):
         print(__doc__)
         return 0
     logging.basicConfig(format="%(message)s")
+    threading.excepthook = _quiet_about_files
     try:
         config = load_config([argument for argument in argv if argument != "--resume"])
         path = train(config, resume="--resume" in argv)
-    except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError) as error:
+    except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
     return 0
+
+
+def _quiet_about_files(details):
+    """A thread's exception hook: what keeps TensorBoard's thread from writing is raised in `train`, too."""
+    if not issubclass(details.exc_type, OSError):
+        threading.__excepthook__(details)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ Two picture layouts appear in this repository:
 
 import contextlib
 import os
+import platform
 import random
+import re
 import statistics
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -192,12 +195,45 @@ def atomic_path(path):
     """Give a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
 
     The temporary name is the thread's own, and keeps the suffix, so that writers which choose a format by it still do.
+    A process that is killed leaves its temporary file; who writes `path` next on that machine removes it.
+
+    Raises:
+        OSError: as the block does; it names `path` where it named no file or the temporary one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
+    machine = f"{zlib.crc32(platform.node().encode()):08x}"  # a folder may be shared, process numbers are not
+    _remove_leftovers(path, machine)
+    temporary = path.with_name(f".{path.stem}.{machine}-{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and str(error.filename) in ("None", str(temporary)):
+            with contextlib.suppress(AttributeError):  # PyAV's own errors cannot be changed
+                error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path, machine):
+    """Remove the temporary files of `path` whose process on this machine has ended."""
+    name = rf"\.+{re.escape(path.stem)}(?:\.{machine}-(\d+)-\d+\.part)+{re.escape(path.suffix)}"
+    with contextlib.suppress(OSError):  # it is tidying, and another process may do it, too
+        for file in path.parent.iterdir():
+            if (match := re.fullmatch(name, file.name)) and not _is_running(int(match[1])):
+                file.unlink()
+
+
+def _is_running(process):
+    """Whether a process of this number runs; on Windows, where asking would end it, always True."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
