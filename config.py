@@ -4,11 +4,23 @@ python train.py configs/release.yaml data_root=/photos epochs=20
 """
 
 import contextlib
+import math
 import types
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import yaml
+
+MAX_FILE_BYTES = 1 << 20
+LIMITS = {  # least and most, where memory depends on a value; other whole numbers are below 2**63
+    "channels": (1, 256),  # these two as models.py reads them again
+    "blocks": (0, 32),
+    "branch_width": (0, 4096),
+    "region": (1, 8192),
+    "crop": (1, 8192),
+    "batch_size": (1, 65536),
+    "prepare_workers": (0, 1024),
+    "loader_workers": (0, 1024),
+}
 
 
 class ConfigError(ValueError):
@@ -80,46 +92,68 @@ def load_config(argv):
                 _assign(config, key, value, argument)
         elif "=" in argument:
             key, _, text = argument.partition("=")
-            try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{argument}: the value is not valid YAML") from error
-            _assign(config, key, value, "the command line")
+            _assign(config, key, _parse(text, f"{_shown(argument)}: the value"), "the command line")
         else:
-            raise ConfigError(f"{argument!r} is neither a .yaml file nor key=value")
+            raise ConfigError(f"{_shown(argument)} is neither a .yaml file nor key=value")
     return config
 
 
 def _read_yaml(path):
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML") from error
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is no configuration: it has more than {MAX_FILE_BYTES >> 20} MiB")
+    content = _parse(content, path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold `key: value` lines")
     return content
 
 
+def _parse(text, origin):
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # not only YAMLError: PyYAML passes on what dates such as 2026-13-41 and numbers of 5,000 digits raise
+        raise ConfigError(f"{origin} is not valid YAML") from error
+
+
 def _assign(config, key, value, origin):
     expected = {f.name: f.type for f in fields(config)}
     if key not in expected:
-        raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(expected)}")
+        raise ConfigError(f"unknown key {_shown(key)} from {origin}; known keys: {', '.join(expected)}")
     wanted = expected[key]
     if wanted is float and type(value) in (int, str):  # YAML reads 1e-3 as text
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if wanted is str and value is None:
         value = ""
     if isinstance(wanted, types.GenericAlias):
         fits = isinstance(value, dict) and all(
-            isinstance(k, str) and type(v) in (int, float) and v > 0 for k, v in value.items()
+            isinstance(k, str) and type(v) in (int, float) and 0 < v < 1e9 for k, v in value.items()
         )
         description = "a mapping of source names to positive weights"
     else:
         fits = type(value) is wanted
         description = wanted.__name__
+        if wanted is float:
+            fits, description = fits and math.isfinite(value), "float, and finite"
+        if wanted is int:
+            low, high = LIMITS.get(key, (-(2**63), 2**63 - 1))
+            fits, description = fits and low <= value <= high, f"int from {low} to {high}" if key in LIMITS else "int"
     if not fits:
-        raise ConfigError(f"{key} from {origin} must be {description}, got {value!r}")
+        raise ConfigError(f"{key} from {origin} must be {description}, got {_shown(value)}")
     setattr(config, key, value)
+
+
+def _shown(value):
+    """A value for a message, cut short: a few lines of YAML can describe lists of any size, and numbers of any."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:80] + "...")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (int, float, type(None))):
+        return repr(value)
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (dict, list)) else type(value).__name__

@@ -34,6 +34,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, to_limited_range
+from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
 SKIMAGE_TRAINING = (
@@ -348,6 +349,10 @@ def load_photo(source):
         image = getattr(skimage.data, source.removeprefix("skimage:"))()
         image = image[0] if isinstance(image, tuple) else image  # stereo_motorcycle: left, right, disparity
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+    try:
+        check_image(source)
+    except VideoError as error:
+        raise DataError(f"cannot read the image {source} ({error}): remove it or replace it") from error
     frame = cv2.imread(source, cv2.IMREAD_COLOR)
     if frame is None:
         raise DataError(f"cannot read the image {source}: remove it or replace it")
@@ -361,8 +366,12 @@ def read_clip(path, count, rng):
         DataError: the video cannot be decoded or is shorter than `count` frames.
     """
     try:
-        with av.open(path) as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"cannot read the video {path}: remove it or replace it")
+            if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
+                raise DataError(f"the video {path} has more than {MAX_VIDEO_SIDE} pixels a side: scale it down first")
             duration = stream.duration or int((container.duration or 0) / av.time_base / stream.time_base)
             container.seek(int(rng.random() * 0.9 * duration), stream=stream)
             clip = _decode_planes(container, count)

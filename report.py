@@ -35,6 +35,7 @@ REQUIRED = {
     "crops": list,
     "worst": list,
 }
+MAX_BYTES = 1 << 26  # of a report.json; an hour's benchmark writes a few MiB
 UNIT = ("protocol", "category", "name", "condition")
 
 
@@ -99,19 +100,21 @@ def load_report(path):
         ReportError: the file is missing, no JSON, not a report of this format, or contradicts itself.
     """
     try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise ReportError(f"{path} is not a report of this benchmark: it has more than {MAX_BYTES >> 20} MiB")
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(
             f"cannot read the report {path} ({first_line(error)}): give the report.json of a finished benchmark"
         ) from error
-    except ValueError as error:  # no JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all, or lists within lists without end
         raise ReportError(f"{path} is no JSON ({first_line(error)}): run the benchmark again") from error
     if not isinstance(report, dict) or "format" not in report or "records" not in report:
         raise ReportError(f"{path} is not a report of this benchmark: give the report.json that it has written")
     if report["format"] != FORMAT:
         raise ReportError(
-            f"{path} has format {report['format']}, this program reads {FORMAT}: run the benchmark again or use the "
-            "version that wrote it"
+            f"{path} has format {str(report['format'])[:20]}, this program reads {FORMAT}: run the benchmark again "
+            "or use the version that wrote it"
         )
     missing = [key for key, kind in REQUIRED.items() if not isinstance(report.get(key), kind)]
     if missing:
@@ -142,6 +145,8 @@ def _check(report):
             missing = [key for key in wanted if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise ReportError(f"{place}[{index}] lacks {', '.join(missing)}")
+            if strange := [key for key in wanted if not _fits(key, entry[key])]:
+                raise ReportError(f"{place}[{index}] has something else than expected as {strange[0]}")
     for name in ("input", STUDENT):
         if name not in [method["name"] for method in report["methods"]]:
             raise ReportError(f"the method {name} is not listed")
@@ -154,6 +159,34 @@ def _check(report):
     for unit, methods in by_unit(report["records"]).items():
         if "input" not in methods:
             raise ReportError(f"{' / '.join(unit)} was not measured for the method input")
+
+
+def _fits(key, value):
+    """Whether what a report has under `key` is of the right kind; pictures lie in the report's own folder."""
+    if key in (*UNIT, "method", "metric", "codec", "rate"):
+        return isinstance(value, str)
+    if key == "frames":
+        return isinstance(value, list) and all(type(frame) is int for frame in value)
+    if key == "metrics":
+        return isinstance(value, dict) and all(
+            isinstance(values, list) and all(_is_figure(figure) for figure in values) for values in value.values()
+        )
+    if key == "box":
+        return isinstance(value, list) and len(value) == 4 and all(type(number) is int for number in value)
+    if key == "files":
+        return isinstance(value, dict) and all(isinstance(file, str) and _is_inside(file) for file in value.values())
+    return _is_figure(value)  # frame, scale, change
+
+
+def _is_inside(file):
+    """Whether a name leads nowhere but into the folder that it is looked up in, on Windows too."""
+    return not re.search(r"[:\0]", file) and not {"..", ""} & set(re.split(r"[/\\]", file))
+
+
+def _is_figure(value):
+    if isinstance(value, int):
+        return type(value) is int and abs(value) < 2**63
+    return value is None or isinstance(value, float)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

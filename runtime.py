@@ -13,6 +13,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import io
 import logging
 import os
 import sys
@@ -37,12 +38,29 @@ STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity
 _SIZES_KEPT = 4  # of compiled networks in memory
 _BLOBS_KEPT = 32  # of compiled networks on disk
 
+# What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
+_PLANES, _FACTORS = [1, -1, -1, 24], [1, 1, 1, 24]
+_PORTS = {  # name: type and shape, -1 being any
+    "planes": ("u8", _PLANES),
+    "means": ("u16", _PLANES),
+    "stretch": ("f32", _FACTORS),
+    "amount": ("f32", _FACTORS),
+    "keep": ("f32", [1, 1, 1, 1]),
+    "sharp": ("u8", _PLANES),
+}
+_OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
+    *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
+    *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
+    *("StridedSlice", "Squeeze", "Unsqueeze", "FakeQuantize", "Convolution"),
+}
+_EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
+
 
 class DeviceError(RuntimeError):
     """The device that was asked for is not there, or cannot run this student."""
 
 
-class ArtefactError(RuntimeError):
+class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
@@ -360,6 +378,7 @@ class OpenVINOEngine:
         sys.modules.setdefault("openvino_telemetry", None)
         try:
             import openvino
+            import openvino.frontend
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
         self._openvino, self.device = openvino, device
@@ -377,7 +396,7 @@ class OpenVINOEngine:
             self._test()
         except (ArtefactError, DeviceError):
             raise
-        except RuntimeError as error:  # OpenVINO's own are no other
+        except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
         self.description = f"openvino {device} int8"
         self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
@@ -419,6 +438,7 @@ class OpenVINOEngine:
         if (rows, columns) not in self._requests:
             network = self._network.clone()
             network.reshape({name: [1, rows, columns, 24] for name in ("planes", "means")})
+            self._check_sizes(network, rows * columns)
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
             planes, sharp = (np.empty((1, rows, columns, 24), np.uint8) for _ in range(2))
             means = np.empty((1, rows, columns, 24), np.uint16)
@@ -443,13 +463,36 @@ class OpenVINOEngine:
         advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
         if not Path(path).is_file():
             raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        network = self._core.read_model(path)
+        limit = (1 << 20) + 8 * sum(weights.numel() for weights in self._student.parameters())
+        if Path(path).stat().st_size > limit:
+            raise ArtefactError(f"{path} is not this student's network: it has over {limit} bytes; {advice}")
+        content = Path(path).read_bytes()
+        if _EXTERNAL in content:
+            raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
+        # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
+        reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        network = reader.convert(reader.load(io.BytesIO(content)))
         metadata = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
         if metadata.get("weights") != weights_digest(self._student):
             raise ArtefactError(f"{path} was made from other weights than the checkpoint's: {advice}")
         if metadata.get("format") != str(ARTEFACT_FORMAT):
             raise ArtefactError(f"{path} was made for another version of this program: {advice}")
+        ports = [*network.inputs, *network.outputs]
+        found = {port.any_name: _described(port) for port in ports if port.names}
+        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
+            raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
+        if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
+            raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
         return network
+
+    def _check_sizes(self, network, cells):
+        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than the student."""
+        channels = max(module.out_channels for module in self._student.modules() if isinstance(module, torch.nn.Conv2d))
+        limit = max(cells * channels, *(weights.numel() for weights in self._student.parameters()))
+        for operation in network.get_ops():
+            for port in operation.outputs():
+                if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
+                    raise ArtefactError(f"the int8 network makes {port.partial_shape} of {cells} cells: it is damaged")
 
     def _test(self):
         """Compare with PyTorch on a small picture, so that a device which computes something else is not used."""
@@ -463,6 +506,12 @@ class OpenVINOEngine:
         error, size = np.abs(found - expected).mean(), np.abs(expected - 128).mean()
         if not error <= 0.5 + 0.25 * size:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
+
+
+def _described(port):
+    """Type and shape of a network's input or output as in `_PORTS`."""
+    sides = [-1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
+    return port.element_type.get_type_name(), sides
 
 
 def _cache_folder():

@@ -53,6 +53,7 @@ TRAP_RULE = (
 PAGE = Path(__file__).resolve().parent / "templates" / "study.html"  # must not contain the name of a method
 CLUSTERS_NEEDED = 5  # below so many participants, resampling them says less than resampling votes
 RESAMPLES = 1000
+MAX_FILE = 1 << 26  # bytes of study.json and of votes.jsonl
 MAX_BODY = 1024  # bytes of a vote; a real one has about 130
 
 log = logging.getLogger(__name__)
@@ -259,18 +260,43 @@ def load_study(folder):
     """
     path = Path(folder) / "study.json"
     try:
+        if path.stat().st_size > MAX_FILE:
+            raise StudyError(f"{path} is no study: it has more than {MAX_FILE >> 20} MiB")
         study = json.loads(path.read_text(encoding="utf-8"))
         version = study["format"]
         names = [name for trial in study["trials"] for pair in trial["media"].items() for name in pair]
     except FileNotFoundError as error:
         raise StudyError(f"no study in {folder}: make one first") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StudyError(f"cannot read {path}: make the study anew in another folder") from error
     suffixes = "|".join(suffix[1:] for types in MEDIA_TYPES.values() for suffix in types)
-    strange = [name for name in names if not re.fullmatch(rf"[0-9a-f]{{20}}\.({suffixes})", name)]
-    if version != 1 or strange:
+    strange = [name for name in names if not re.fullmatch(rf"[0-9a-f]{{20}}\.({suffixes})", str(name))]
+    if version != 1 or strange or not _is_study(study):
         raise StudyError(f"{path} was not made by this version of the program: make the study anew in another folder")
     return study
+
+
+def _is_study(study):
+    """Whether the parts of a study (see `make_study`) are of the right kinds and fit each other."""
+
+    def words(value, least=2):
+        return isinstance(value, list) and len(value) >= least and all(isinstance(word, str) for word in value)
+
+    seed, methods, trials = study.get("seed"), study.get("methods"), study["trials"]
+    if type(seed) is not int or not 0 <= seed < 2**64 or not words(methods) or not isinstance(trials, list):
+        return False
+    for trial in trials:
+        shown, trap = trial.get("methods"), trial.get("trap")
+        if not words(shown) or len(shown) != 2 or not set(shown) <= {*methods, "degraded"} or len(trial["media"]) != 2:
+            return False
+        if trial.get("kind") not in [*MEDIA_TYPES] or "trap" not in trial:
+            return False
+        if trap not in (None, "identical", "degraded"):
+            return False
+        if not all(isinstance(trial.get(key), str) for key in ("id", "scene")):
+            return False
+    sorts = Counter(trial["trap"] for trial in trials)
+    return 0 < sorts["identical"] == sorts["degraded"] and len({trial["id"] for trial in trials}) == len(trials)
 
 
 def participant_trials(study, participant):
@@ -355,6 +381,8 @@ def read_votes(folder, study):
     """
     path = Path(folder) / "votes.jsonl"
     votes = {}
+    if path.exists() and path.stat().st_size > MAX_FILE:
+        raise StudyError(f"{path} has more than {MAX_FILE >> 20} MiB: these are not the votes of a study")
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             vote = check_vote(study, json.loads(line))

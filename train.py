@@ -377,10 +377,7 @@ def train(config, resume=False):
             if score > best_score:
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
-                try:
-                    save_student(folder / "student.pth", candidate, meta)
-                except RuntimeError as error:  # PyTorch's, which does not say why
-                    raise TrainingError(f"cannot write {folder / 'student.pth'}: is the disk full?") from error
+                save_student(folder / "student.pth", candidate, meta)
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()

@@ -34,7 +34,7 @@ import cv2  # before av, whose own libxcb would hang OpenCV's windows on Linux
 # isort: split
 import av
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, first_line
 
@@ -49,6 +49,17 @@ _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  #
 _STREAM_TAGS = ("language", "title")
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
+
+# Files may come from anywhere. Their sizes are checked before memory is taken, and they are read as nothing but
+# pictures and videos, whatever their names say: Pillow would run a program for PostScript, FFmpeg open what a playlist
+# names.
+MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
+MAX_VIDEO_SIDE = 1 << 13  # 8,192
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG: and MPO, which is more of it
+_VIDEO_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
+    "yuv4mpegpipe,gif"
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,28 +94,31 @@ def read_image(path):
     16-bit files, which Pillow would cut to 8 bits.
 
     Raises:
-        VideoError: there is no such file, it is not an image, is damaged, or holds something else than one picture of
-            8 or 16 bits.
+        VideoError: there is no such file, it is not an image, is damaged, has more than `MAX_IMAGE_SIDE` pixels a side
+            or `MAX_IMAGE_PIXELS`, or holds something else than one picture of 8 or 16 bits.
     """
     path = existing_file(path)
     try:
-        with Image.open(path) as file:
-            if file.format != "MPO" and getattr(file, "n_frames", 1) > 1:  # MPO: a phone's JPEG with extras
-                raise VideoError(
-                    f"{path} holds {file.n_frames} pictures: only files with a single one can be sharpened"
-                )
+        with _open_image(path) as file:
+            # Pillow would count the pictures by reading them all. MPO: a phone's JPEG with extras
+            if file.format != "MPO" and getattr(file, "is_animated", False):
+                raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
             orientation, profile = file.getexif().get(0x0112, 1), file.info.get("icc_profile")
             if file.format == "TIFF" and orientation > 4:  # Pillow 13 garbles them, OpenCV 5 does not read them
                 raise VideoError(f"{path} is a TIFF stored on its side (orientation {orientation}): turn it first")
             file.load()
-            if file.format in ("PNG", "TIFF"):  # OpenCV's TIFF reader applies the orientation itself
+            if _has_16_bits(path, file):  # OpenCV's TIFF reader applies the orientation itself
                 deep = _read_16_bit(path, 1 if file.format == "TIFF" else orientation)
                 if deep is not None:
+                    if sorted(deep.shape[:2]) != sorted(file.size):
+                        raise VideoError(f"{path} contradicts itself about its size: try a fresh copy")
                     return _split_alpha(deep, profile)
             if file.mode in ("I", "F"):
                 raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
             upright = ImageOps.exif_transpose(file)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except VideoError:
+        raise
+    except Exception as error:  # decoders stumble over damage in any way: KeyError, struct.error, zlib.error ...
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
     if upright.mode == "CMYK":
         profile = None  # it describes inks, not the RGB values that we go on with
@@ -117,6 +131,42 @@ def read_image(path):
     pixels = np.array(upright)
     order = [2, 1, 0, 3][: pixels.shape[2]]
     return _split_alpha(np.ascontiguousarray(pixels[..., order]), profile)
+
+
+def check_image(path):
+    """Raise `VideoError` where an image file cannot be opened or is larger than `read_image` allows."""
+    with _open_image(path):
+        pass
+
+
+def _open_image(path):
+    """Pillow's image of a file of which only the header has been read, and found to be of a bearable size."""
+    try:
+        file = Image.open(path, formats=_IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise VideoError(f"{path} {_too_large(error)}") from error
+    except Exception as error:  # see `read_image`
+        raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
+    width, height = file.size
+    if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
+        file.close()
+        raise VideoError(f"{path} {_too_large(f'{width}x{height}')}")
+    return file
+
+
+def _too_large(size):
+    return (
+        f"is too large ({size}): at most {MAX_IMAGE_SIDE} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million pixels "
+        "can be read; scale it down or cut it first"
+    )
+
+
+def _has_16_bits(path, file):
+    """Whether the header says 16 bits, which Pillow's modes do not."""
+    if file.format == "PNG":
+        with open(path, "rb") as header:
+            return header.read(25)[24:] == bytes([16])  # signature, length and name of IHDR, width, height: 24 bytes
+    return file.format == "TIFF" and 16 in file.tag_v2.get(258, ())
 
 
 def write_image(path, picture):
@@ -225,6 +275,16 @@ class Frame:
     audio_before: int | None = None
 
 
+def open_video(path):
+    """Open a video file as PyAV's container; what it names, such as a playlist's files and addresses, is not opened.
+
+    Raises:
+        av.FFmpegError, OSError: it cannot be read.
+    """
+    only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
+    return av.open(str(path), options=only, metadata_errors="replace")
+
+
 class VideoReader:
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
@@ -244,8 +304,8 @@ class VideoReader:
         metadata, chapters: of the container, as PyAV gives them.
 
     Raises:
-        VideoError: it cannot be opened, has no video, or holds what 8-bit planes cannot (10 bits, HDR, transparency);
-            while iterating: it is damaged, or its size changes.
+        VideoError: it cannot be opened, has no video, has more than `MAX_VIDEO_SIDE` pixels a side, or holds what 8-bit
+            planes cannot (10 bits, HDR, transparency); while iterating: it is damaged, or its size changes.
     """
 
     def __init__(self, source, audio=False):
@@ -255,7 +315,7 @@ class VideoReader:
             existing_file(source)
         try:
             # The two limits in seconds hold for opening and for each read: a dead server must not hang the call.
-            self._container = av.open(self.source, timeout=(10, 30) if live else None)
+            self._container = av.open(self.source, timeout=(10, 30)) if live else open_video(source)
         except (av.FFmpegError, OSError) as error:
             cause = "check the address" if live else "it is damaged, incomplete or something else; try a fresh copy"
             raise VideoError(f"{self.source} cannot be read as a video ({first_line(error)}): {cause}") from error
@@ -271,7 +331,13 @@ class VideoReader:
         if not streams:
             raise VideoError(f"{self.source} has no video stream")
         self.video_stream = self._stream = streams[0]
+        if self._stream.codec_context is None:
+            raise VideoError(
+                f"{self.source} holds video of an unknown kind: it is damaged, or convert it to H.264 first"
+            )
         self._stream.thread_type = "AUTO"
+        self._check_size(self._stream.width, self._stream.height)
+        self._stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # should a frame be another
         every = self._container.streams
         self.tracks = [s for s in every if s.type in ("audio", "subtitle")] if audio else []
         self.attachments = list(every.attachments)
@@ -378,6 +444,7 @@ class VideoReader:
                     continue
                 for frame in packet.decode():
                     found = (frame.width, frame.height, frame.format.name)
+                    self._check_size(*found[:2])
                     expected, count = expected or found, count + 1
                     if found != expected:
                         raise VideoError(
@@ -425,6 +492,13 @@ class VideoReader:
             frame.pts = 0 if self._previous_pts is None else self._previous_pts + max(step, 1)
         self._previous_pts = frame.pts
         return frame
+
+    def _check_size(self, width, height):
+        if max(width, height) > MAX_VIDEO_SIDE:
+            raise VideoError(
+                f"{self.source} is too large ({width}x{height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} pixels can "
+                "be read; scale it down first"
+            )
 
     def _check_pixel_format(self, frame):
         name, parts = frame.format.name, frame.format.components
