@@ -81,7 +81,7 @@ class QuantisedConv(nn.Module):
     """A convolution that rounds its input and its weights as the int8 network does.
 
     Args:
-        conv: the 3x3 convolution to start from.
+        conv: the convolution to start from, 3x3 or 1x1.
         low, high: `(I,)`, the least and the greatest value of each channel of its input.
         limit: of the integers that the weights become.
     """
@@ -106,13 +106,13 @@ class QuantisedConv(nn.Module):
         return round_through(x / self.log_step.exp()[:, None, None]).clamp(-self.zero, 255 - self.zero)
 
     def weight_integers(self):
-        """The weights as integers `(O, I, 3, 3)`, which multiply `input_integers`."""
+        """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
         steps, scales = self.log_step.exp()[:, None, None], self.log_scale.exp()[:, None, None, None]
         return round_through(self.weight * steps / scales).clamp(-self.limit, self.limit)
 
     def forward(self, x):
         weight = self.weight_integers() * self.log_scale.exp()[:, None, None, None]
-        return F.conv2d(self.input_integers(x), weight, self.bias, padding=1)
+        return F.conv2d(self.input_integers(x), weight, self.bias, padding="same")
 
 
 def _weight_scales(weight, limit):
@@ -216,10 +216,10 @@ class _Graph:
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *arguments), *arguments)
 
     def convolve(self, x, integers, scales, bias):
-        """Convolve with int8 weights (O, I, 3, 3) and a scale for each output channel."""
+        """Convolve with int8 weights (O, I, k, k) and a scale for each output channel."""
         weights = [self.constant(a) for a in (integers.astype(np.int8), scales, np.zeros(len(scales), np.int8))]
         weights = self.add("DequantizeLinear", *weights, axis=0)
-        return self.add("Conv", x, weights, self.constant(bias), kernel_shape=[3, 3], pads=[1] * 4)
+        return self.add("Conv", x, weights, self.constant(bias), pads=[integers.shape[2] // 2] * 4)
 
 
 def build_model(quantised, metadata):

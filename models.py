@@ -59,12 +59,16 @@ def local_mean(folded):
 
 
 class ResidualBlock(nn.Module):
-    """conv-ReLU-conv with a skip, without normalisation (Lim et al., EDSR, CVPRW 2017)."""
+    """3x3 convolution to half as many channels again, ReLU, 1x1 convolution back, and a skip; no normalisation.
+
+    After EDSR (Lim et al., CVPRW 2017), and WDSR (Yu et al., 2018) for the wide activation.
+    """
 
     def __init__(self, channels):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        wide = channels * 3 // 2
+        self.conv1 = nn.Conv2d(channels, wide, 3, padding=1)
+        self.conv2 = nn.Conv2d(wide, channels, 1)
 
     def forward(self, x):
         return x + self.conv2(F.relu(self.conv1(x)))
@@ -125,26 +129,27 @@ class Student(nn.Module):
 
 
 class WideWeight(nn.Module):
-    """A 3x3 kernel as the sum of itself, a 1x1 kernel and the product of a wide 3x3 and a 1x1 convolution.
+    """A kernel as the sum of itself, the product of a wide convolution and a 1x1, and, where it is 3x3, a 1x1 kernel.
 
     Nothing lies between the branches, so they are one kernel: the network that runs is as small as before, but gradient
     descent finds better ones through them (Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super
     Resolution", MLSys 2022). The sum is taken of the weights, once a step, not of feature maps. New branches add zero.
 
     Args:
-        weight: kernel `(O, I, 3, 3)` that the branches are added to.
-        width: channels between the wide 3x3 and its 1x1 convolution.
+        weight: kernel `(O, I, k, k)` that the branches are added to; k is odd.
+        width: channels between the wide convolution and its 1x1.
     """
 
     def __init__(self, weight, width):
         super().__init__()
-        outputs, inputs = weight.shape[:2]
-        self.wide = nn.Parameter(torch.randn(width, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5)
+        outputs, inputs, side, _ = weight.shape
+        self.wide = nn.Parameter(torch.randn(width, inputs, side, side) * (2 / (side**2 * inputs)) ** 0.5)
         self.narrow = nn.Parameter(torch.zeros(outputs, width))
-        self.point = nn.Parameter(torch.zeros(outputs, inputs, 1, 1))
+        self.point = nn.Parameter(torch.zeros(outputs, inputs, 1, 1)) if side > 1 else None
 
     def forward(self, weight):
-        return weight + torch.einsum("ow,wihv->oihv", self.narrow, self.wide) + F.pad(self.point, (1, 1, 1, 1))
+        weight = weight + torch.einsum("ow,wihv->oihv", self.narrow, self.wide)
+        return weight if self.point is None else weight + F.pad(self.point, [weight.shape[2] // 2] * 4)
 
 
 def widen(student, width):

@@ -323,9 +323,9 @@ def train(config, resume=False):
     pairs, validation_pairs, teacher_name = prepared
     crops = dataset.PairDataset(pairs, config.crop)
 
-    student = Student(config.channels, config.blocks)
+    student, origin = Student(config.channels, config.blocks), None
     if config.initial:
-        student = load_initial(config, student)
+        student, origin = load_initial(config, student)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -377,7 +377,7 @@ def train(config, resume=False):
             if score > best_score:
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
-                save_student(folder / "student.pth", candidate, meta)
+                save_student(folder / "student.pth", candidate, meta | {"initial": origin})
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()
@@ -408,11 +408,11 @@ def to_device(batch, device):
 
 
 def load_initial(config, student):
-    """The student of `config.initial`, which must be of the same size as `student`."""
-    initial, _ = load_student(config.initial)
+    """The student of `config.initial`, which must be of the same size as `student`, and its `meta`."""
+    initial, meta = load_student(config.initial)
     if initial.args != student.args:
         raise TrainingError(f"{config.initial} holds a student of {initial.args}, not of {student.args}: change either")
-    return initial.train()
+    return initial.train(), meta
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -270,6 +270,7 @@ def test_a_run_can_start_from_a_student(cache, tmp_path):
     torch.testing.assert_close(weights(second)["tail.weight"], factor * weights(first)["tail.weight"])
     torch.testing.assert_close(weights(second)["head.weight"], weights(first)["head.weight"])
     assert load_student(second)[1]["config"]["initial"] == str(first)
+    assert load_student(second)[1]["initial"] == load_student(first)[1]
     with pytest.raises(TrainingError, match=r"holds a student of .*'channels': 8"):
         training.train(tiny_config(cache, tmp_path / "third", initial=str(first), channels=16))
 
