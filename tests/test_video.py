@@ -1,5 +1,7 @@
 """Reading and writing of images and videos, on small files made here."""
 
+import functools
+import http.server
 import logging
 import os
 import subprocess
@@ -806,6 +808,21 @@ def test_encoders_that_do_not_fit_or_open_name_others(tmp_path, suffix, codec, s
     with pytest.raises(VideoError, match=message), writer:
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_addresses_are_read_like_files(tmp_path):
+    encode(tmp_path / "in.mkv", times=VARIABLE)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert read_times(f"http://127.0.0.1:{server.server_port}/in.mkv") == VARIABLE
+            with pytest.raises(VideoError, match="check the address"):
+                VideoReader(f"http://127.0.0.1:{server.server_port}/missing.mkv")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_reader_runs_once(tmp_path):
