@@ -738,16 +738,41 @@ def read_teacher_pairs(folder, region):
     return pairs
 
 
+def periodic_pattern(side, rng):
+    """Stripes, chequers or waves `(side, side)` uint8, of 1 to 6 pixels and any contrast.
+
+    Fine cloth and dithered screens have them, photos nearly never, and to a folded network a period of its cells can
+    look like damage: a student that saw none turned chequers of 2 pixels into their negative.
+    """
+    rows, columns = np.mgrid[:side, :side]
+    if rng.random() < 0.4:
+        angle, phase, period = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi), rng.uniform(2, 12)
+        wave = np.sin(2 * np.pi / period * (np.sin(angle) * rows + np.cos(angle) * columns) + phase)
+    else:
+        down, across = rng.integers(1, 7, 2) if rng.random() < 0.5 else [rng.integers(1, 7)] * 2
+        kind = rng.integers(3)  # chequer, rows, columns
+        down, across = (rows + rng.integers(down)) // down, (columns + rng.integers(across)) // across
+        cells = down * (kind != 2) + across * (kind != 1)
+        wave = 2.0 * (cells % 2) - 1
+    contrast = rng.uniform(2, 127.5)
+    return np.rint(rng.uniform(contrast, 255 - contrast) + contrast * wave).astype(np.uint8)
+
+
 class PairDataset(Dataset):
     """Random crops of pairs, flipped and turned; an item is decided by its key alone.
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 planes in [0, 1]:
     ``input``, ``truth`` and ``teacher``, each `(y (1, S, S), uv (2, S/2, S/2))`, and ``known``: `(2,)`, 1 where truth
     and teacher are known (unknown ones are zero).
+
+    Args:
+        pairs: list of `Pair`.
+        crop: side S in pixels.
+        pattern_share: of the crops, in which a rectangle of input and truth shows the same `periodic_pattern`.
     """
 
-    def __init__(self, pairs, crop):
-        self.pairs, self.crop = pairs, crop
+    def __init__(self, pairs, crop, pattern_share=0.0):
+        self.pairs, self.crop, self.pattern_share = pairs, crop, pattern_share
 
     def __getitem__(self, key):
         pair = self.pairs[key[-1]]
@@ -756,11 +781,19 @@ class PairDataset(Dataset):
         # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
         left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
         flip, mirror, transpose = rng.random(3) < 0.5
+        pattern = None
+        if self.pattern_share and rng.random() < self.pattern_share:
+            corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
+            pattern = periodic_pattern(crop, rng), *(slice(a, a + b) for a, b in zip(corner, size, strict=True))
 
         def planes(packed):
             if packed is None:
                 return torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
             y, uv = crop_planes(*unpack_planes(packed), left, top, crop)
+            if pattern is not None:
+                painted, *box = pattern
+                y = y.copy()
+                y[tuple(box)] = painted[tuple(box)]
             oriented = []
             for plane in (y[None], uv):
                 plane = plane[:, ::-1] if flip else plane

@@ -457,11 +457,17 @@ def _to_pixels(dy, duv, dimensions, offset):
     return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
 
 
+def _in_notebook():
+    """Whether a notebook's kernel runs this, in which standard error is no terminal, but shows bars."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
 class _FrameCounter:
     """Counts frames and seconds from its creation on, with a progress bar on a terminal or in a notebook if wanted."""
 
     def __init__(self, shown, total):
-        hidden = False if "ipykernel" in sys.modules else None  # None: where there is no terminal
+        hidden = False if _in_notebook() else None  # None: where there is no terminal
         self._bar = {"total": total, "unit": " frames", "leave": False, "disable": hidden if shown else True}
         self._frames, self._begin = 0, time.perf_counter()
 

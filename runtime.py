@@ -53,6 +53,7 @@ _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and oth
     *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
     *("StridedSlice", "Squeeze", "Unsqueeze", "FakeQuantize", "Convolution"),
 }
+_openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
 _EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
 
 
@@ -251,8 +252,8 @@ def student_reach(student):
     position more, and a position is 4x4 pixels.
     """
     kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    positions = 1 + sum(size // 2 for size in kernels)
-    return 4 * positions + -4 * positions % 8
+    reach = 4 * (1 + sum(size // 2 for size in kernels)) + 3  # from one end of a position to the other
+    return reach + -reach % 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -439,7 +440,8 @@ class OpenVINOEngine:
             network = self._network.clone()
             network.reshape({name: [1, rows, columns, 24] for name in ("planes", "means")})
             self._check_sizes(network, rows * columns)
-            request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
+            with _openvino_lock:
+                request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
             planes, sharp = (np.empty((1, rows, columns, 24), np.uint8) for _ in range(2))
             means = np.empty((1, rows, columns, 24), np.uint16)
             parameters = {name: np.ones((1, 1, 1, 24), np.float32) for name in ("stretch", "amount")}
@@ -470,8 +472,9 @@ class OpenVINOEngine:
         if _EXTERNAL in content:
             raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
         # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
-        reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
-        network = reader.convert(reader.load(io.BytesIO(content)))
+        with _openvino_lock:
+            reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
+            network = reader.convert(reader.load(io.BytesIO(content)))
         metadata = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
         if metadata.get("weights") != weights_digest(self._student):
             raise ArtefactError(f"{path} was made from other weights than the checkpoint's: {advice}")

@@ -82,8 +82,8 @@ class Program:
         self.process.join(timeout)
         if self.process.is_alive():
             self.kill()
-            raise TimeoutError(f"still running after {timeout} s: {self.log.read_text()[-2000:]}")
-        lines = self.log.read_text().replace("\r", "\n").split("\n")
+            raise TimeoutError(f"still running after {timeout} s: {self.log.read_text('utf-8')[-2000:]}")
+        lines = self.log.read_text("utf-8").replace("\r", "\n").split("\n")
         assert "Traceback (most recent call last):" not in lines, "\n".join(lines[-60:])
         return self.process.exitcode, [line for line in lines if line][-1:]
 
@@ -136,9 +136,9 @@ def group_members(group):
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may end meanwhile
-            state, _, member_of, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, _, member_of, *_ = (folder / "stat").read_text("utf-8").rpartition(")")[2].split()
             if int(member_of) == group and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                found[int(folder.name)] = (folder / "cmdline").read_text("utf-8").replace("\0", " ")
     return found
 
 
@@ -235,8 +235,8 @@ def measured(folder, name="mine"):
     """What an evaluation leaves: records, and the bytes of its pictures by name."""
     results = Path(folder) / "results" / name
     pictures = {path.name: path.read_bytes() for path in (results / "crops").iterdir()}
-    assert (results / "report.html").read_text().rstrip().endswith("</html>")
-    return json.loads((results / "report.json").read_text())["records"], pictures
+    assert (results / "report.html").read_text("utf-8").rstrip().endswith("</html>")
+    return json.loads((results / "report.json").read_text("utf-8"))["records"], pictures
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def kill_worker(folder, limit=60):
     before, deadline = parts(), time.monotonic() + limit
     program = Program("train", train_command(folder / "cache", folder / "run"), folder)
     while parts() == before:  # then it is at work on the next
-        assert time.monotonic() < deadline and program.process.is_alive(), program.log.read_text()
+        assert time.monotonic() < deadline and program.process.is_alive(), program.log.read_text("utf-8")
         time.sleep(0.005)
     (worker,) = (pid for pid, words in group_members(program.process.pid).items() if "spawn_main" in words)
     os.kill(worker, signal.SIGKILL)
@@ -546,7 +546,7 @@ def count_frames(path):
 
 def resources():
     """What this process holds: ``(MiB of memory, threads, open files)``."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     status = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), len(os.listdir("/proc/self/fd"))
 

@@ -373,12 +373,12 @@ def test_two_threads_may_write_the_same_file(tmp_path):
         with atomic_path(path) as temporary:
             temporary.write_text(text)
             both.wait(timeout=20)
-            assert temporary.read_text() == text
+            assert temporary.read_text("utf-8") == text
             both.wait(timeout=20)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, ["one", "other"]))
-    assert path.read_text() in ("one", "other")
+    assert path.read_text("utf-8") in ("one", "other")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -433,7 +433,7 @@ def test_the_notebook_holds_its_outputs_and_no_paths():
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert NOTEBOOK.stat().st_size < 300_000
-    text = re.sub(r'"image/jpeg": "[^"]*"', "", NOTEBOOK.read_text())
+    text = re.sub(r'"image/jpeg": "[^"]*"', "", NOTEBOOK.read_text("utf-8"))
     assert "Traceback" not in text
     assert not re.search(r"(?<![\w.])/(?!/)\w+/|[A-Z]:\\\\|site-packages", text)
 

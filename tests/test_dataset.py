@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+import torch
 
 import dataset
 from config import Config
@@ -215,3 +216,22 @@ def test_rendered_text_is_decided_by_the_seed():
     pages = [dataset.render_text(np.random.default_rng(seed), (160, 128)) for seed in (1, 1, 2)]
     assert (pages[0] == pages[1]).all() and not (pages[0] == pages[2]).all()
     assert pages[0].std() > 10
+
+
+def test_patterns_are_the_same_in_input_and_truth(rng):
+    noise, other = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
+    pairs = [dataset.Pair(noise, other, None, {})]
+    plain, painted = (dataset.PairDataset(pairs, 48, share) for share in (0.0, 1.0))
+    shares = []
+    for position in range(20):
+        before, item = plain[0, position, 0], painted[0, position, 0]
+        changed = item["input"][0] != before["input"][0]
+        shares.append(changed.float().mean().item())
+        same = item["input"][0] == item["truth"][0]
+        rows, columns = changed[0].any(dim=1).nonzero(), changed[0].any(dim=0).nonzero()
+        box = (slice(None), slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+        assert same[box].all() and not changed.all()
+        assert torch.equal(item["input"][1], before["input"][1])
+    assert min(shares) > 0.02 and max(shares) > 0.4
+    patterns = np.stack([dataset.periodic_pattern(32, rng) for _ in range(50)]).astype(int)
+    assert patterns.min() >= 0 and patterns.max() <= 255 and np.ptp(patterns, axis=(1, 2)).max() > 200

@@ -37,7 +37,7 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "| method | cats |" in result.stdout and "folding grid: input" in result.stdout
     path = tmp_path / "results" / "mine" / "report.json"
-    report = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    report = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     methods = ["input", "student", "student, crisp", "unsharp mask"]
     assert [method["name"] for method in report["methods"]] == methods
     units = {ev.record_key(record) for record in report["records"]}
@@ -49,7 +49,7 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
         assert set(crop["files"]) == {"truth", *methods}
         for file in crop["files"].values():
             assert cv2.imread(str(path.parent / file)).shape == (crop["box"][3], crop["box"][2], 3)
-    page = (path.parent / "report.html").read_text()
+    page = (path.parent / "report.html").read_text("utf-8")
     assert "data:image/" in page and "x264 qp 27" in page
 
     again = run(*arguments[:-1], "1.2", "--name", "other")  # only the crisp student is measured anew

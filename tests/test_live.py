@@ -2,6 +2,7 @@
 
 import ctypes.util
 import functools
+import logging
 import os
 import re
 import shutil
@@ -123,7 +124,8 @@ def test_an_unplugged_camera_is_waited_for(capture, monkeypatch, caplog):
     assert [opened.plugged for opened in capture.opened[:4]] == [True, False, False, True]
     assert {opened.source for opened in capture.opened} == {"/dev/video2"}
     assert [opened.settings for opened in capture.opened[::3]][:2] == [{3: 64, 4: 48}] * 2
-    messages = [record.getMessage().removeprefix("camera /dev/video2 ") for record in caplog.records]
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    messages = [message.removeprefix("camera /dev/video2 ") for message in told]
     gone = "is gone: waiting up to 0.5 s for it"
     assert messages == [gone, "is back", gone, "gives no more frames: is it still plugged in?"]
     assert "camera /dev/video2 is gone" in notes

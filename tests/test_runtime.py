@@ -1,10 +1,12 @@
 """The int8 network: what OpenVINO makes of it, against the student in PyTorch."""
 
+import locale
 import logging
 import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -258,3 +260,10 @@ import openvino.tools.ovc.telemetry_utils as used
 assert used.tm.__name__.endswith("telemetry_stub"), used.tm
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(runtime.__file__).parent, timeout=60)
+
+
+def test_threads_that_make_engines_leave_the_locale_alone(exported):
+    (student, path), encoding = exported, locale.getpreferredencoding(False)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: OpenVINOEngine(student, artefact_path(path)), range(12)))
+    assert locale.getpreferredencoding(False) == encoding

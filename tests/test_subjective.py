@@ -223,7 +223,7 @@ def test_votes_are_stored_at_once_and_a_reload_goes_on(folder):
         assert first["voted"] == [] and not (folder / "votes.jsonl").exists()
         for i, score in ((0, -3), (1, 3), (0, 2)):  # the first one twice: the last vote counts
             assert fetch(f"{url}/vote", a_vote(first["trials"][i], score))[0] == 200
-            assert json.loads((folder / "votes.jsonl").read_text().splitlines()[-1])["score"] == score
+            assert json.loads((folder / "votes.jsonl").read_text("utf-8").splitlines()[-1])["score"] == score
         assert fetch(f"{url}/vote", a_vote(first["trials"][5], 0, BOB))[0] == 200
         again = get_trials(url)
         assert again["trials"] == first["trials"]
@@ -371,7 +371,7 @@ def test_nothing_that_is_sent_tells_the_method(stimuli, folder):
 def test_a_damaged_or_missing_study_is_refused(folder, tmp_path):
     with pytest.raises(StudyError, match="no study in"):
         sub.study_server(tmp_path / "nowhere")
-    good = (folder / "study.json").read_text()
+    good = (folder / "study.json").read_text("utf-8")
     outside = re.sub(r'"[0-9a-f]{20}\.png": "[0-9a-f]{20}\.png"', '"0.png": "../../../etc/passwd"', good, count=1)
     for text in ("", "{", "[]", '{"format": 1}', good.replace('"format": 1', '"format": 2'), outside):
         (folder / "study.json").write_text(text)
