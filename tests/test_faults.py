@@ -255,6 +255,7 @@ def test_sharpeners_are_dropped_without_a_leak(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("frames", "size"), [(20000, (640, 360)), (2000, (1920, 1080))])
 def test_soak(frames, size, tmp_path):
     passed, stats, samples = faults.soak(tmp_path, frames, size)
@@ -262,12 +263,14 @@ def test_soak(frames, size, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_hundred_sharpeners(tmp_path):
     passed, samples = faults.restarts(tmp_path, 200)
     assert passed, samples
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("command", ["kills", "disk", "races"])
 def test_faults(command):
     assert faults.main([command, "--times", "5"]) == 0
