@@ -34,7 +34,7 @@ import metrics
 from dataset import DataError
 from report import DEFAULT_CONDITION
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
-from video import VideoReader
+from video import VideoError, VideoReader
 
 log = logging.getLogger(__name__)
 
@@ -428,7 +428,11 @@ def run(units, methods, cache_dir, vmaf, few=()):
         few: names of methods that are so slow that they see only the units of `is_for_all`, and of clips 2 frames.
 
     Returns:
-        Records of `evaluate`, in the order of units and methods.
+        Records of `evaluate`, in the order of units and methods. A unit that cannot be made is left out, with a
+        warning.
+
+    Raises:
+        DataError: all are left out.
     """
     records = []
     for unit in tqdm(units, desc="benchmark", unit="unit"):
@@ -441,7 +445,11 @@ def run(units, methods, cache_dir, vmaf, few=()):
             with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))
                 continue
-            sample = sample or make_sample(unit, cache_dir)
+            try:
+                sample = sample or make_sample(unit, cache_dir)
+            except (DataError, VideoError) as error:  # one bad file must not cost the hours of the others
+                log.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
+                break
             part = {field: getattr(sample, field)[-frames:] for field in ("input", "truth", "frames")}
             measured = dataclasses.replace(sample, **part)
             (record,) = evaluate([measured], {method.name: method.at(unit.scale)}, thorough=True, vmaf=vmaf)
@@ -449,6 +457,8 @@ def run(units, methods, cache_dir, vmaf, few=()):
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
             records.append(record)
+    if not records:
+        raise DataError("nothing could be measured: see the warnings")
     return records
 
 

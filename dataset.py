@@ -33,7 +33,15 @@ from torch.utils.data import Dataset
 from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, to_limited_range
+from utils import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    atomic_path,
+    bgr_to_planes,
+    first_line,
+    to_full_range,
+    to_limited_range,
+)
 from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
@@ -217,6 +225,9 @@ def encode_clip(clip, codec, qp=None, kbps=None, rate=25):
 
     Returns:
         List of bytes, the packets in order.
+
+    Raises:
+        DataError: the codec does not take frames of this size; some are too small for AV1 and x265.
     """
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     profile = CODECS[codec]
@@ -227,6 +238,10 @@ def encode_clip(clip, codec, qp=None, kbps=None, rate=25):
     encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
     encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
     encoder.options = {key: value.format(qp=qp, kbps=kbps) for key, value in options.items()}
+    try:
+        encoder.open()
+    except av.FFmpegError as error:
+        raise DataError(f"{codec} cannot encode frames of {width}x{height} ({first_line(error)})") from error
     packets = []
     for pts, planes in enumerate(clip):
         frame = av.VideoFrame.from_ndarray(pack_planes(*planes), format="yuv420p")

@@ -221,6 +221,8 @@ def measure(arguments, command):
         print(f"VMAF and MS-SSIM are left out: {reason}", file=sys.stderr)
     slow = [method.name for method in methods if method.name in NETWORKS]
     records = benchmark.run(units, methods, CACHE, vmaf, slow)
+    measured = {record_key(record) for record in records}
+    units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / arguments.name
     crops, worst = write_crops(units, records, [method for method in methods if method.name not in slow], folder)
     times = {method.name: 0.0 if method.name == "input" else time_1080p(method) for method in methods}

@@ -188,3 +188,16 @@ def test_sources_of_the_packages_are_not_trained_on():
     slide = next(source for source in sources if source.path.startswith("slide:"))
     assert bm.load_frame(slide).shape == (720, 1280, 3)
     assert bgr_to_planes(bm.load_frame(slide))[0].std() > 20
+
+
+def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
+    cv2.imwrite(str(tmp_path / "tiny.png"), skimage.data.chelsea()[:100, :120, ::-1])
+    sources = [bm.Source("cats", "tiny.png", str(tmp_path / "tiny.png")), picture]
+    units = [unit for unit in bm.call_units(sources, scales=(4,), codecs=("av1", "x264")) if unit.kbps == 300]
+    wanted = [unit for unit in units if (unit.source is picture) == (unit.codec == "x264")]
+    methods = [Peer("input", "", lambda scale: bm.as_it_came)]
+    records = bm.run(wanted, methods, tmp_path / "cache", vmaf=False)
+    assert [(record["name"], record["codec"]) for record in records] == [("a.png", "x264")]
+    assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
+    with pytest.raises(DataError, match="nothing could be measured"):
+        bm.run(wanted[:1], methods, tmp_path / "cache", vmaf=False)
