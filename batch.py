@@ -5,17 +5,9 @@ import glob
 import itertools
 import os
 import re
-import warnings
 from pathlib import Path
 
-from tqdm import TqdmWarning
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
-    from tqdm.auto import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, logging_redirect_tqdm, tqdm
 from video import VideoError, existing_file
 
 _WILDCARDS = re.compile(r"[*?[]")

@@ -42,11 +42,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import TqdmWarning
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
-    from tqdm.auto import tqdm
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
 from live import (
@@ -71,6 +66,7 @@ from utils import (
     VIDEO_SUFFIXES,
     bgr_to_planes,
     halve_chroma,
+    tqdm,
 )
 from video import (
     VideoError,

@@ -173,10 +173,7 @@ def collapse(student):
 
 def save_student(path, student, meta):
     """Write a student and its `meta` (plain data) to `path`: completely or not at all."""
-    buffer = io.BytesIO()
-    torch.save({"model": student.state_dict(), "model_args": student.args, "meta": meta}, buffer)
-    with atomic_path(path) as temporary:  # to a file PyTorch would not say why it cannot write
-        temporary.write_bytes(buffer.getbuffer())
+    write_weights(path, {"model": student.state_dict(), "model_args": student.args, "meta": meta})
 
 
 def load_student(path=RELEASED_STUDENT):
@@ -278,6 +275,14 @@ def _is_plain(value):
         ):
             return False
     return False
+
+
+def write_weights(path, data):
+    """Write tensors and plain data to `path`, completely or not at all."""
+    buffer = io.BytesIO()
+    torch.save(data, buffer)  # to a file PyTorch would not say why it cannot write
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_weights(path):

@@ -395,7 +395,7 @@ class OpenVINOEngine:
             self._check_device()
             self._network = self._read(path)
             self._test()
-        except (ArtefactError, DeviceError):
+        except DeviceError:
             raise
         except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
@@ -580,6 +580,6 @@ def make_engine(student, checkpoint, device="auto"):
         return TorchEngine(student, device)
     try:
         return OpenVINOEngine(student, artefact_path(checkpoint))
-    except (ArtefactError, DeviceError) as error:
+    except DeviceError as error:  # an ArtefactError is one
         log.warning("PyTorch is used, which is slower on a CPU than the int8 network: %s", error)
     return TorchEngine(student, "cpu")

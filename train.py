@@ -12,7 +12,6 @@ A run writes under checkpoints/<name>/: student.pth (the best by validation; wha
 
 import csv
 import dataclasses
-import io
 import logging
 import math
 import os
@@ -47,6 +46,7 @@ from models import (
     read_weights,
     save_student,
     widen,
+    write_weights,
 )
 from report import summarise
 from runtime import DeviceError, TorchEngine, pick_device
@@ -435,10 +435,7 @@ def save_state(path, config, student, average, optimizer, epoch, best_score, sec
         "best_score": best_score,
         "seconds": seconds,
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)  # to a file PyTorch would not say why it cannot write
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_weights(path, state)
 
 
 def load_state(path, config):

@@ -1,4 +1,4 @@
-"""Small tools that every other module shares: metrics, colour planes, timing, seeding, files.
+"""Small tools that every other module shares: metrics, colour planes, timing, seeding, files, progress bars.
 
 Two picture layouts appear in this repository:
 
@@ -14,6 +14,7 @@ import re
 import statistics
 import threading
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,6 +22,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
+    from tqdm.auto import tqdm as tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm as logging_redirect_tqdm
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
