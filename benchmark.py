@@ -195,13 +195,6 @@ def load_clip(source, count=CLIP_FRAMES):
 # Protocol image
 
 
-def at_scale(planes, scale, damage):
-    """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
-    size = planes[0].shape[::-1]
-    small = dataset.resize_planes(*planes, dataset.low_resolution(size, scale), "bicubic")
-    return dataset.resize_planes(*damage(small), size)
-
-
 def leave_clean(planes, rng):
     """Nothing is wrong with the input: whatever changes is harm."""
     return planes
@@ -212,14 +205,9 @@ def light_jpeg(planes, rng):
     return dataset.each_plane(planes, dataset.jpeg, 90)
 
 
-def halve_with_noise(planes, rng):
-    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
-    return at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.add_noise, 2, rng))
-
-
 def halve_with_jpeg(planes, rng):
     """JPEG of quality 50 at half size."""
-    return at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.jpeg, 50))
+    return dataset.at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.jpeg, 50))
 
 
 def severe(planes, rng):
@@ -229,13 +217,13 @@ def severe(planes, rng):
         noisy = dataset.each_plane(dataset.each_plane(small, dataset.blur, 0.7), dataset.add_noise, 6, rng)
         return dataset.each_plane(noisy, dataset.jpeg, 40)
 
-    return at_scale(planes, 3, damage)
+    return dataset.at_scale(planes, 3, damage)
 
 
 IMAGE_CONDITIONS = {  # name: (scale that the picture was shrunk by, degradation)
     "clean": (1, leave_clean),
     "light jpeg": (1, light_jpeg),
-    "bicubic+noise": (2, halve_with_noise),
+    "bicubic+noise": (2, dataset.halve_with_noise),
     "jpeg": (2, halve_with_jpeg),
     "severe": (3, severe),
 }

@@ -48,6 +48,7 @@ class Config:
     crop: int = 128  # side of a training crop in pixels
     image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared
     pattern_share: float = 0.0  # of the crops that show a fine pattern in part, undamaged: see dataset.periodic_pattern
+    classic_share: float = 0.0  # of the crops that are damaged as in classic super-resolution: dataset.halve_with_noise
     prepare_workers: int = 2
     loader_workers: int = 0
 

@@ -596,6 +596,18 @@ def each_plane(planes, function, *arguments):
     return function(y, *arguments), np.stack([function(plane, *arguments) for plane in uv])
 
 
+def at_scale(planes, scale, damage):
+    """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
+    size = planes[0].shape[::-1]
+    small = resize_planes(*planes, low_resolution(size, scale), "bicubic")
+    return resize_planes(*damage(small), size)
+
+
+def halve_with_noise(planes, rng):
+    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
+    return at_scale(planes, 2, lambda small: each_plane(small, add_noise, 2, rng))
+
+
 def _random_upscaler(rng):
     return str(rng.choice(["lanczos", "bicubic", "bilinear"], p=[0.65, 0.2, 0.15]))
 
@@ -784,10 +796,12 @@ class PairDataset(Dataset):
         pairs: list of `Pair`.
         crop: side S in pixels.
         pattern_share: of the crops, in which a rectangle of input and truth shows the same `periodic_pattern`.
+        classic_share: of the crops, whose input is made anew from the truth by `halve_with_noise`.
     """
 
-    def __init__(self, pairs, crop, pattern_share=0.0):
-        self.pairs, self.crop, self.pattern_share = pairs, crop, pattern_share
+    def __init__(self, pairs, crop, pattern_share=0.0, classic_share=0.0):
+        self.pairs, self.crop = pairs, crop
+        self.pattern_share, self.classic_share = pattern_share, classic_share
 
     def __getitem__(self, key):
         pair = self.pairs[key[-1]]
@@ -795,28 +809,38 @@ class PairDataset(Dataset):
         region, crop = pair.input.shape[1], self.crop
         # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
         left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
-        flip, mirror, transpose = rng.random(3) < 0.5
-        pattern = None
+        turns = rng.random(3) < 0.5
+        packed = {"input": pair.input, "truth": pair.truth, "teacher": pair.teacher}
+        pictures = {
+            name: crop_planes(*unpack_planes(picture), left, top, crop)
+            for name, picture in packed.items()
+            if picture is not None
+        }
         if self.pattern_share and rng.random() < self.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
-            pattern = periodic_pattern(crop, rng), *(slice(a, a + b) for a, b in zip(corner, size, strict=True))
+            pattern, box = periodic_pattern(crop, rng), tuple(map(slice, corner, corner + size))
+            pictures = {name: (_painted(y, pattern, box), uv) for name, (y, uv) in pictures.items()}
+        elif self.classic_share and "truth" in pictures and rng.random() < self.classic_share:
+            pictures["input"] = halve_with_noise(pictures["truth"], rng)
+        known = torch.tensor([float(name in pictures) for name in ("truth", "teacher")])
+        nothing = torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
+        tensors = {name: _turned(*planes, *turns) for name, planes in pictures.items()}
+        return {name: tensors.get(name, nothing) for name in packed} | {"known": known}
 
-        def planes(packed):
-            if packed is None:
-                return torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
-            y, uv = crop_planes(*unpack_planes(packed), left, top, crop)
-            if pattern is not None:
-                painted, *box = pattern
-                y = y.copy()
-                y[tuple(box)] = painted[tuple(box)]
-            oriented = []
-            for plane in (y[None], uv):
-                plane = plane[:, ::-1] if flip else plane
-                plane = plane[:, :, ::-1] if mirror else plane
-                plane = plane.transpose(0, 2, 1) if transpose else plane
-                oriented.append(torch.from_numpy(plane.astype(np.float32)) / 255)
-            return tuple(oriented)
 
-        known = torch.tensor([float(pair.truth is not None), float(pair.teacher is not None)])
-        pictures = {name: planes(getattr(pair, name)) for name in ("input", "truth", "teacher")}
-        return {**pictures, "known": known}
+def _painted(y, pattern, box):
+    """Luma with part of a pattern in it."""
+    y = y.copy()
+    y[box] = pattern[box]
+    return y
+
+
+def _turned(y, uv, flip, mirror, transpose):
+    """Planes as float32 tensors `(C, H, W)` in [0, 1], turned as asked."""
+    tensors = []
+    for plane in (y[None], uv):
+        plane = plane[:, ::-1] if flip else plane
+        plane = plane[:, :, ::-1] if mirror else plane
+        plane = plane.transpose(0, 2, 1) if transpose else plane
+        tensors.append(torch.from_numpy(plane.astype(np.float32)) / 255)
+    return tuple(tensors)

@@ -321,7 +321,7 @@ def train(config, resume=False):
     if not main_process:
         prepared = prepare_data(config, device, progress=False)
     pairs, validation_pairs, teacher_name = prepared
-    crops = dataset.PairDataset(pairs, config.crop, config.pattern_share)
+    crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
 
     student, origin = Student(config.channels, config.blocks), None
     if config.initial:

@@ -235,3 +235,21 @@ def test_patterns_are_the_same_in_input_and_truth(rng):
     assert min(shares) > 0.02 and max(shares) > 0.4
     patterns = np.stack([dataset.periodic_pattern(32, rng) for _ in range(50)]).astype(int)
     assert patterns.min() >= 0 and patterns.max() <= 255 and np.ptp(patterns, axis=(1, 2)).max() > 200
+
+
+def test_classic_crops_are_made_from_the_truth(rng):
+    photo, other = (
+        np.ascontiguousarray(dataset.resize(rng.integers(0, 256, (12, 8), np.uint8), (64, 96))) for _ in "ab"
+    )
+    pairs = [dataset.Pair(other, photo, None, {}), dataset.Pair(other, None, photo, {})]
+    plain, classic = (dataset.PairDataset(pairs, 48, classic_share=share) for share in (0.0, 1.0))
+    before, item = plain[0, 0, 0], classic[0, 0, 0]
+    assert torch.equal(item["truth"][0], before["truth"][0]) and not torch.equal(item["input"][0], before["input"][0])
+    assert (
+        (item["input"][0] - item["truth"][0]).abs().mean() < 0.05 < (before["input"][0] - item["truth"][0]).abs().mean()
+    )
+    assert (item["input"][0] - item["truth"][0]).std() > 1 / 255
+    for before, item in ((plain[0, 0, 1], classic[0, 0, 1]), (classic[0, 0, 0], classic[0, 0, 0])):
+        assert all(
+            torch.equal(a, b) for name in ("input", "truth") for a, b in zip(before[name], item[name], strict=True)
+        )
