@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import dataset
+from gate import History
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, Picture, VideoFormat, VideoWriter, write_image
 
@@ -32,8 +33,8 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
         small = [dataset.resize_planes(*planes, (size[0] // 2, size[1] // 2), "area") for planes in truth]
         soft = [dataset.resize_planes(*planes, size) for planes in dataset.codec_roundtrip(small, "x264", 29, rate)]
         sharpener.sharpen_planes(*soft[0], full_range=True)  # warm-up
-        begin = time.perf_counter()
-        sharp = [sharpener.sharpen_planes(*planes, full_range=True) for planes in soft]
+        begin, history = time.perf_counter(), History()
+        sharp = [sharpener.sharpen_planes(*planes, full_range=True, history=history) for planes in soft]
         fps = len(sharp) / (time.perf_counter() - begin)
 
         video_format = VideoFormat(2 * size[0], size[1], Fraction(rate), **BT601_LIMITED)

@@ -13,6 +13,7 @@ What is measured, on what, is in benchmark.py.
 """
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -32,6 +33,7 @@ import benchmark
 import speed
 from benchmark import record_key
 from dataset import DataError
+from gate import History
 from inference import RealTimeSharpener, parse_amount
 from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
@@ -84,11 +86,12 @@ def choose_methods(sharpener, arguments):
     digest = file_digest(sharpener.checkpoint)
 
     def student(name, strength):
-        def sharpen(y, uv, full_range):
-            return sharpener.engine(y, uv, full_range, strength)
+        def follow(scale):
+            return functools.partial(sharpener.sharpen_planes, strength=strength, history=History())
 
-        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
-        return Peer(name, description, lambda scale: sharpen)
+        gated = "gated" if sharpener.gate else "not gated"
+        description = f"strength {strength:g}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
+        return Peer(name, description, follow)
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
     methods.append(student(STUDENT, sharpener.strength))
@@ -213,7 +216,7 @@ def git_commit():
 def measure(arguments, command):
     """Run the benchmark and write its report; returns the exit code."""
     started = time.perf_counter()
-    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength, not arguments.no_gate)
     methods = choose_methods(sharpener, arguments)
     units = choose_units(arguments)
     vmaf, reason = (False, "") if arguments.quick else benchmark.vmaf_available()
@@ -305,7 +308,7 @@ def make_stimuli(sharpener, data, folder):
     Returns:
         Stimuli as `subjective.make_study` takes them.
     """
-    methods = {"input": benchmark.as_it_came, STUDENT: sharpener.sharpen_planes}
+    methods = {"input": benchmark.as_it_came}
     methods |= {peer.name: peer.at(2) for peer in peers(["unsharp mask"])}
     stimuli = []
     sources = benchmark.list_sources(data)
@@ -317,6 +320,7 @@ def make_stimuli(sharpener, data, folder):
         box = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
         kind, suffix = ("image", "png") if unit.protocol == "image" else ("video", "mp4")
         files = {}
+        methods[STUDENT] = functools.partial(sharpener.sharpen_planes, history=History())
         for name, method in {**methods, "truth": None}.items():
             clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
             frames = [cut_frame(planes, sample.full_range, box) for planes in clip]
@@ -378,6 +382,7 @@ def parse_arguments(argv):
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="scale of the residual (default: 1)")
+    parser.add_argument("--no-gate", action="store_true", help="sharpen good input as much as bad: see gate.py")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
     parser.add_argument("--quick", action="store_true", help="a glance, under a minute")

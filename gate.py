@@ -1,9 +1,9 @@
 """How much of a student's change a frame can use: estimated from the frame itself, so that good video stays as it is.
 
-A student sees some fifty pixels around each. Whether a soft patch was enlarged or lies out of focus, and whether grain
-is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the student adds
-is in phase with the picture where it sharpens and against it where it smooths. A `Gate` is a regression on these
-spectra; the student's change is multiplied by its answer, from 0 to `MAX_GAIN`.
+A student sees some fifty pixels around each. Whether a soft patch there was enlarged or lies out of focus, and whether
+grain is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the student
+adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` is a logistic regression
+on these spectra, which `train.py` fits to pairs; the student's change is multiplied by its answer.
 """
 
 import functools
@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 WINDOW = 64  # pixels whose spectrum is taken, along rows and along columns
-MAX_WINDOWS = 512  # of either direction, spread over the frame
+MAX_WINDOWS = 512  # of either direction, about, spread over the frame
 BANDS = 17  # up to half a cycle a pixel: the two lowest frequencies of a window, and the others in twos
 FEATURES = 3 * BANDS
-MAX_GAIN = 1.25
+HISTORY = 10  # frames
 
 
 class Gate:
@@ -29,60 +29,125 @@ class Gate:
     """
 
     def __init__(self, weights):
-        self.weights = np.asarray(weights, np.float64)
-        if self.weights.shape != (FEATURES + 1,) or not np.isfinite(self.weights).all():
+        try:
+            self.weights = np.asarray(weights, np.float64)
+            known = self.weights.shape == (FEATURES + 1,) and np.isfinite(self.weights).all()
+        except (TypeError, ValueError):
+            known = False
+        if not known:
             raise ValueError(f"a gate has {FEATURES + 1} finite weights")
 
-    def gain(self, before, after, scale=1.0):
-        """What to multiply a change by, from 0 to `MAX_GAIN`: see `features`, which takes the same arguments."""
-        answer = features(before, after, scale) @ self.weights[:-1] + self.weights[-1]
-        return MAX_GAIN / (1 + float(np.exp(-np.clip(answer, -50, 50))))
+    def gain(self, luma, change, history=None, **arguments):
+        """What to multiply a change by, from 0 to 1.
+
+        Args:
+            luma, change, arguments: see `features`.
+            history: the `History` of the video that the frame comes next in; None for a picture.
+        """
+        found = features(luma, change, **arguments)
+        answer = (history.add(found) if history else found) @ self.weights[:-1] + self.weights[-1]
+        return 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
+
+    def moderate(self, before, after, full_range, strength=1.0, history=None):
+        """Take back what a frame cannot use of a change.
+
+        Args:
+            before, after: uint8 planes ``(y, uv)`` as they came, and sharpened at `strength`, at 1 if it is less.
+            full_range: luma spans 0-255 instead of 16-235.
+            strength: how much of the student's change is wanted.
+            history: see `gain`.
+
+        Returns:
+            New planes.
+        """
+        (y, _), (sharp, _), made = before, after, max(1, strength)
+        gain = self.gain(y, sharp, history, zero=y, scale=1 if full_range else 255 / 219, strength=made)
+        share = gain * strength / made
+        mixed = []
+        for old, new in zip(before, after, strict=True):
+            flat = [plane.reshape(-1, plane.shape[-1]) for plane in (old, new)]
+            mixed.append(cv2.addWeighted(flat[0], 1 - share, flat[1], share, 0).reshape(new.shape))
+        return tuple(mixed)
 
 
-def features(before, after, scale=1.0):
+class History:
+    """The last `HISTORY` frames of a video, roughly, so that its gain is steady: the mean of what `features` found.
+
+    Codecs code some frames better than others, and a gain from each alone would flicker with them.
+    """
+
+    def __init__(self):
+        self._mean, self._count = np.zeros(FEATURES), 0
+
+    def add(self, found):
+        """Take in a frame's `features`; returns their mean."""
+        self._count = min(self._count + 1, HISTORY)
+        self._mean += (found - self._mean) / self._count
+        return self._mean
+
+
+def features(luma, change, zero=0, scale=1.0, strength=1.0):
     """What tells how much of a change a frame can use.
 
     Args:
-        before, after: luma ``(H, W)`` in codes, and the same sharpened at strength 1, of any type.
-        scale: full-range codes for one of theirs: 255/219 for limited range.
+        luma: ``(H, W)`` of any type.
+        change: likewise; what the student adds to `luma`, and `zero`.
+        zero: a plane or a number.
+        scale: full-range codes, 0 to 255, for a step of 1 in `luma` and `change`.
+        strength: with which the change was made.
 
     Returns:
         ``(FEATURES,)``, for each band: the logarithms of the power of picture and of change, and how far they are in
         phase, from -1 to 1; means of both directions.
     """
     found = []
-    for turned in (False, True):
-        picture, change = _spectra(before, after, scale, turned)
+    for windows in (_rows, _columns):
+        picture = windows(luma)
+        added = windows(change) - (windows(zero) if isinstance(zero, np.ndarray) else zero)
+        picture = _spectra(scale * (picture - picture.mean(axis=1, keepdims=True)))
+        added = _spectra(scale / strength * added)
         of_picture, of_change, common = (
             _bands(np.einsum("wcf,wcf->f", a, b) / len(a))
-            for a, b in ((picture, picture), (change, change), (picture, change))
+            for a, b in ((picture, picture), (added, added), (picture, added))
         )
         phase = common / np.sqrt(of_picture * of_change + 1e-3)
         found.append(np.concatenate([np.log(of_picture + 1), np.log(of_change + 0.1), phase]))
     return np.mean(found, axis=0)
 
 
-def _spectra(before, after, scale, turned):
-    """Spectra of picture and change: ``(windows, 2, WINDOW / 2 + 1)``, cosines and sines."""
-    picture = _windows(before, turned)
-    change = _windows(after, turned) - picture
-    picture -= picture.mean(axis=1, keepdims=True)
-    return [(scale * windows @ _waves()).reshape(len(windows), 2, -1) for windows in (picture, change)]
-
-
-def _windows(plane, turned):
-    """Up to `MAX_WINDOWS` stretches of `WINDOW` pixels along rows, or along columns where `turned`, as float32."""
-    if short := max(0, WINDOW - min(plane.shape)):
-        plane = cv2.copyMakeBorder(plane, 0, short, 0, short, cv2.BORDER_REFLECT)
-    plane = plane.T if turned else plane
+def _rows(plane):
+    """Some `MAX_WINDOWS` stretches of `WINDOW` pixels along rows, as float32 `(windows, WINDOW)`."""
+    plane = _at_least(plane, WINDOW)
     count = plane.shape[1] // WINDOW
     step = -(-plane.shape[0] * count // MAX_WINDOWS)
     return plane[step // 2 :: step, : count * WINDOW].reshape(-1, WINDOW).astype(np.float32)
 
 
+def _columns(plane):
+    """Some `MAX_WINDOWS` stretches of `WINDOW` pixels along columns, eight beside each other, likewise."""
+    plane = _at_least(plane, WINDOW)
+    count, groups = plane.shape[0] // WINDOW, plane.shape[1] // 8
+    step = -(-groups * 8 * count // MAX_WINDOWS)
+    chosen = plane[: count * WINDOW, : 8 * groups].reshape(count, WINDOW, groups, 8)[:, :, step // 2 :: step]
+    return chosen.astype(np.float32).transpose(0, 2, 3, 1).reshape(-1, WINDOW)
+
+
+def _at_least(plane, side):
+    """A plane mirrored until both its sides have so many pixels."""
+    if min(plane.shape) >= side:
+        return plane
+    bottom, right = (max(0, side - length) for length in plane.shape)
+    return cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REFLECT)
+
+
+def _spectra(windows):
+    """Spectra of windows: ``(windows, 2, WINDOW / 2 + 1)``, cosines and sines."""
+    return (windows @ _waves()).reshape(len(windows), 2, -1)
+
+
 @functools.cache
 def _waves():
-    """The discrete Fourier transform of windows, weighed as by Hann: ``(WINDOW, 2 * (WINDOW / 2 + 1))``."""
+    """The discrete Fourier transform of windows weighed as by Hann: ``(WINDOW, 2 * (WINDOW / 2 + 1))``."""
     waves = np.hanning(WINDOW)[:, None] * np.fft.rfft(np.eye(WINDOW))
     return np.concatenate([waves.real, waves.imag], axis=1).astype(np.float32)
 

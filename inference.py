@@ -27,6 +27,7 @@ From Python::
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -44,6 +45,7 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
+from gate import Gate, History
 from live import (
     KEYS,
     Camera,
@@ -101,9 +103,11 @@ class RealTimeSharpener:
             beside this module.
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
         strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for.
+        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`).
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
+        gate: the student's `gate.Gate`; None where it has none or is not to be `gated`.
         device: a `torch.device`, or OpenVINO's name of one.
         description: where and at which precision it runs.
         strength: may be set at any time; it holds from the next frame on.
@@ -119,6 +123,7 @@ class RealTimeSharpener:
         checkpoint: str | Path = "checkpoints/best_student_model.pth",
         device: str = "auto",
         strength: float = 1.0,
+        gated: bool = True,
     ) -> None:
         self.strength = _checked(strength)
         path = Path(checkpoint)
@@ -126,13 +131,20 @@ class RealTimeSharpener:
             path = RELEASED_STUDENT.parent.parent / path
         self.checkpoint = path
         self.student, self.meta = load_student(path)
+        self.gate = _load_gate(path, self.meta) if gated else None
         self.engine = make_engine(self.student, path, device)
         self.device, self.description = self.engine.device, self.engine.description
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
 
-    def sharpen(self, frame: Pictures, rgb: bool = False, strength: float | None = None) -> Pictures:
+    def sharpen(
+        self,
+        frame: Pictures,
+        rgb: bool = False,
+        strength: float | None = None,
+        history: History | None = None,
+    ) -> Pictures:
         """Sharpen a picture, or each of several; returns new ones of the same kind, shape and type.
 
         The student's residual is added to the picture itself, so colour keeps its full resolution, 16 bits stay 16
@@ -149,6 +161,8 @@ class RealTimeSharpener:
                 * a list or tuple of those, of any sizes, which gives a list.
             rgb: arrays are RGB instead of BGR. Nothing else asks for it: PIL images and tensors always are.
             strength: overrides the sharpener's own for this call.
+            history: of the video that the pictures are the next frames of; it is updated. A video's own keeps its gain
+                from flickering: make one `gate.History()` for each.
 
         Raises:
             ValueError: a shape, type, mode or range is another, or the strength is not a finite number from 0.
@@ -156,12 +170,17 @@ class RealTimeSharpener:
         """
         strength = _checked(self.strength if strength is None else strength)
         if isinstance(frame, list | tuple):
-            return [self.sharpen(item, rgb, strength) for item in frame]
+            return [self.sharpen(item, rgb, strength, history) for item in frame]
         frames, restore = _as_frames(frame, rgb)
-        return restore([self._sharpen_pixels(pixels, strength) for pixels in frames])
+        return restore([self._sharpen_pixels(pixels, strength, history) for pixels in frames])
 
     def sharpen_planes(
-        self, y: np.ndarray, uv: np.ndarray, full_range: bool = False, strength: float | None = None
+        self,
+        y: np.ndarray,
+        uv: np.ndarray,
+        full_range: bool = False,
+        strength: float | None = None,
+        history: History | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
@@ -170,6 +189,7 @@ class RealTimeSharpener:
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` uint8.
             full_range: luma spans 0-255 instead of video's 16-235.
             strength: overrides the sharpener's own for this call.
+            history: see `sharpen`.
 
         Returns:
             New ``(y, uv)``; at strength 0 bit for bit the same.
@@ -183,7 +203,10 @@ class RealTimeSharpener:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
-        return self.engine(y, uv, full_range, strength)
+        if self.gate is None or strength == 0:
+            return self.engine(y, uv, full_range, strength)
+        sharp = self.engine(y, uv, full_range, max(1, strength))
+        return self.gate.moderate((y, uv), sharp, full_range, strength, history)
 
     def sharpen_image(
         self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
@@ -276,9 +299,9 @@ class RealTimeSharpener:
             read_ahead(reader) as frames,
             write_behind(writer.write) as write,
         ):
-            counter = _FrameCounter(progress, reader.frame_count)
+            counter, history = _FrameCounter(progress, reader.frame_count), History()
             for frame in counter.count(frames):
-                y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
+                y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range, history=history)
                 if compare:
                     y, uv = split_planes((frame.y, frame.uv), (y, uv))
                 write(dataclasses.replace(frame, y=y, uv=uv))
@@ -288,14 +311,14 @@ class RealTimeSharpener:
         return counter.stats(size, self.engine, output_path)
 
     def _record_camera(self, camera, output_path, compare, progress, on_frame, codec, quality):
-        meter, size = Meter(), camera.size
+        meter, size, history = Meter(), camera.size, History()
         with Recorder(output_path, size, camera.rate, codec, quality) as recorder:
             counter = _FrameCounter(progress, None)
             for frame, taken, _ in counter.count(item for item in camera if item[0] is not None):
                 if frame.shape[1::-1] != size:
                     log.warning("the camera changed to %dx%d: the recording ends", *frame.shape[1::-1])
                     break
-                sharp = self.sharpen(frame)
+                sharp = self.sharpen(frame, history=history)
                 shown = divide_frames(frame, sharp) if compare else sharp
                 recorder.add(shown)
                 now = time.perf_counter()
@@ -307,6 +330,7 @@ class RealTimeSharpener:
 
     def _show(self, source, rate, load, compare, progress, on_frame, virtual):
         meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
+        sharpen = functools.partial(self._sharpen_pixels, history=History())
         with contextlib.ExitStack() as stack:
             if virtual:
                 screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
@@ -315,26 +339,41 @@ class RealTimeSharpener:
                 screen = stack.enter_context(Window("Real-time sharpener", controls, self.description))
                 keeper = stack.enter_context(Keeper(screen.say, rate))
             counter = _FrameCounter(progress, None)
-            for shown in counter.count(play(source, self._sharpen_pixels, screen, load, meter, keeper)):
+            for shown in counter.count(play(source, sharpen, screen, load, meter, keeper)):
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
         return counter.stats(size, self.engine, None) | meter.stats | {"levels": load.frames}
 
-    def _sharpen_pixels(self, pixels, strength):
+    def _sharpen_pixels(self, pixels, strength, history=None):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
         if strength == 0:
             return pixels.copy()
-        planes = _full_range_planes(pixels)
+        (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
-            change = _to_pixels(*self.engine.difference(*planes, strength), pixels.ndim, offset=128)
-            return cv2.addWeighted(pixels, 1, change, 1, -128)
-        change = _to_pixels(*self.engine.residual(*planes), pixels.ndim, offset=0)
-        strength = min(strength, STRENGTH_LIMIT)
+            made = max(1, strength) if self.gate else strength
+            dy, duv = self.engine.difference(y, uv, made)
+            share = self.gate.gain(y, dy, history, zero=128, strength=made) * strength / made if self.gate else 1
+            change = _to_pixels(dy, duv, pixels.ndim, offset=128)
+            return cv2.addWeighted(pixels, 1, change, share, -128 * share)
+        dy, duv = self.engine.residual(y, uv)
+        if self.gate:
+            strength *= self.gate.gain(y, dy, history, scale=255)
+        change = _to_pixels(dy, duv, pixels.ndim, offset=0)
         if pixels.dtype == np.float32:
             return np.clip(pixels + change * np.float32(strength), 0, 1)
         # cv2.add rounds to nearest and saturates.
         return cv2.add(pixels, change * np.float32(65535 * strength), dtype=cv2.CV_16U)
+
+
+def _load_gate(path, meta):
+    """The gate in a checkpoint's `meta`, None where it has none."""
+    if "gate" not in meta:
+        return None
+    try:
+        return Gate(meta["gate"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a damaged gate: {error}") from error
 
 
 def _checked(strength):
@@ -561,7 +600,7 @@ def _run(args):
         output = output or beside(existing_file(source))
     if output is not None and not args.demo:
         check_free(output, args.overwrite)
-    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
+    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength, not args.no_gate)
     if args.demo:
         from demo import run_demo  # with all that makes training pairs: slow to import, and seldom needed
 
@@ -611,7 +650,7 @@ def _run_files(args, sources):
     if args.shard:
         part, parts = args.shard
         jobs = jobs[part - 1 :: parts]
-    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
+    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength, not args.no_gate)
     result = sharpen_files(sharpener, jobs, args.compare, args.overwrite, **_encoding(args))
     counts = [f"{result.written} written", f"{result.present} already there"]
     if result.failures:
@@ -683,6 +722,8 @@ def make_parser():
     written.add_argument("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
     strength_help = "how much is sharpened, 0 changes nothing; default: 1, as trained"
     written.add_argument("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
+    gate_help = "sharpen good video as much as bad; by default each picture gets only as much as it can use"
+    written.add_argument("--no-gate", action="store_true", help=gate_help)
     written.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
 
     codec_help = (

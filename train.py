@@ -33,6 +33,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import dataset
+import gate
 from benchmark import Sample, as_it_came, evaluate
 from config import ConfigError, load_config
 from dataset import DataError
@@ -56,6 +57,9 @@ VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
+GATE_PAIRS = 3000  # that a gate is fitted to, at most
+GATE_ERROR = 0.3  # squared codes; smaller errors count little
+HARM = 2  # times that a loss counts for a gate
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
@@ -250,14 +254,20 @@ def learning_rate(config, step):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def validate(student, pairs, device):
-    """Validate with the benchmark's own `evaluate`.
+def validate(student, pairs, device, moderate=None):
+    """Validate with the benchmark's own `evaluate`; what `moderate`, of a `gate.Gate`, makes of the student's output.
 
     Returns:
         ``(score, rows)``: mean PSNR of the student in dB, what is above `INVISIBLE` counted as that, and the rows of
         `report.summarise` per degradation.
     """
-    methods = {"input": as_it_came, "student": TorchEngine(student, device)}
+    engine = TorchEngine(student, device)
+
+    def sharpen(y, uv, full_range):
+        sharp = engine(y, uv, full_range)
+        return moderate((y, uv), sharp, full_range) if moderate else sharp
+
+    methods = {"input": as_it_came, "student": sharpen}
     records = evaluate(validation_samples(pairs), methods)
     values = [record["metrics"]["psnr_y"][0] for record in records if record["method"] == "student"]
     return float(np.mean(np.minimum(values, INVISIBLE))), summarise(records, ["condition"], ["psnr_y", "ssim_y"])
@@ -284,6 +294,56 @@ def calibrate(student, pairs, device):
         student.tail.weight.mul_(factor)
         student.tail.bias.mul_(factor)
     return factor
+
+
+def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
+    """Fit a `gate.Gate` to a student: of what it changes, the share that gains most PSNR over pairs.
+
+    Where a picture comes out worse than it came, that counts `HARM` times.
+
+    Args:
+        student: the finished student.
+        pairs: list of `dataset.Pair`; those without truth are left out.
+        count: how many of them to measure, at most.
+
+    Returns:
+        The gate's weights, a list of numbers.
+    """
+    engine, rows = TorchEngine(student, device), []
+    known = [pair for pair in pairs if pair.truth is not None]
+    for pair in tqdm(known[:: -(-len(known) // count)], desc="gate", leave=False):
+        y, uv = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
+        sharp, _ = engine(y, uv, full_range=True)
+        change, error = sharp.astype(np.float32) - y, dataset.unpack_planes(pair.truth)[0].astype(np.float32) - y
+        products = [(a * b).mean() for a, b in ((error, error), (change, error), (change, change))]
+        rows.append([*gate.features(y, sharp, zero=y), *products])
+    table = torch.tensor(np.array(rows), dtype=torch.float64)
+    features, (before, common, changed) = table[:, : gate.FEATURES], table[:, gate.FEATURES :].T
+    middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+    features = (features - middle) / spread
+    weights = torch.zeros(gate.FEATURES + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.AdamW([weights], weight_decay=1e-3)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - step / steps)
+        share = torch.sigmoid(features @ weights[:-1] + weights[-1])
+        after = before - 2 * share * common + share.square() * changed  # mean squared error
+        gained = 10 * torch.log10((before + GATE_ERROR) / (after.clamp_min(0) + GATE_ERROR))
+        optimizer.zero_grad()
+        (HARM * F.relu(-gained) - F.relu(gained)).mean().backward()
+        optimizer.step()
+    slopes = weights.detach()[:-1] / spread
+    return [*slopes.tolist(), (weights.detach()[-1] - slopes @ middle).item()]
+
+
+def add_gate(path, pairs, validation_pairs, device):
+    """Fit a gate to the student in a checkpoint, and write it into its `meta`, validated."""
+    student, meta = load_student(path)
+    weights = fit_gate(student, pairs, device)
+    score, rows = validate(student, validation_pairs, device, gate.Gate(weights).moderate)
+    tqdm.write(f"with its gate: validation {score:.3f} dB")
+    metrics = meta["metrics"] | {"gated_score": score, "gated_validation": rows}
+    save_student(path, student, meta | {"gate": weights, "metrics": metrics})
 
 
 def train(config, resume=False):
@@ -381,6 +441,7 @@ def train(config, resume=False):
             save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
     if main_process:
         log.close()
+        add_gate(folder / "student.pth", pairs, validation_pairs, device)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"

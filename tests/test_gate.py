@@ -1,0 +1,178 @@
+"""How much of a change a frame can use: good pictures stay, bad ones are sharpened, and a video's gain is steady."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import dataset
+import gate
+import train
+from inference import RealTimeSharpener
+from metrics import psnr, ssim
+from models import CheckpointError, Student, load_student, save_student
+from utils import bgr_to_planes, planes_to_bgr
+
+
+@pytest.fixture(scope="module")
+def sharpener():
+    return RealTimeSharpener(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ungated():
+    return RealTimeSharpener(device="cpu", gated=False)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return bgr_to_planes(dataset.load_photo("skimage:astronaut"))
+
+
+def soften(planes, scale, quality=90):
+    small = dataset.resize_planes(*planes, dataset.low_resolution(planes[0].shape[::-1], scale), "bicubic")
+    return dataset.resize_planes(*dataset.each_plane(small, dataset.jpeg, quality), planes[0].shape[::-1])
+
+
+def test_features_tell_sharpening_from_smoothing(photo):
+    y, _ = photo
+    blurred = cv2.GaussianBlur(y, (0, 0), 1.5)
+    smoothed = gate.features(y, blurred, zero=y)
+    sharpened = gate.features(
+        blurred, cv2.addWeighted(blurred, 2, cv2.GaussianBlur(blurred, (0, 0), 1.5), -1, 0), zero=blurred
+    )
+    assert (smoothed[-gate.BANDS :][4:] < -0.5).all() and (sharpened[-gate.BANDS :][2:10] > 0.5).all()
+    high = slice(gate.BANDS // 2, gate.BANDS)
+    assert (sharpened[high] < smoothed[high] - 1).all()  # the spectrum of the blurred picture breaks off
+
+
+def test_features_are_the_same_however_the_change_is_given(photo):
+    y, _ = photo
+    sharp = cv2.addWeighted(y, 1.5, cv2.GaussianBlur(y, (0, 0), 1), -0.5, 0)
+    expected = gate.features(y, sharp, zero=y)
+    change = sharp.astype(np.int16) - y
+    np.testing.assert_allclose(gate.features(y, change + 128, zero=128), expected, atol=1e-4)
+    np.testing.assert_allclose(gate.features(y / 255, change / 255, scale=255), expected, atol=1e-4)
+    np.testing.assert_allclose(gate.features(y, 3 * change, strength=3), expected, atol=1e-4)
+    spread = np.abs(gate.features(y[:, ::-1], sharp[:, ::-1], zero=y[:, ::-1]) - expected)
+    assert spread.max() < 0.5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 64), (64, 65), (200, 7), (127, 129)])
+def test_every_size_has_features(size):
+    y = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    for plane in (y, np.full(size, 128, np.uint8)):
+        found = gate.features(plane, plane // 2, zero=plane)
+        assert found.shape == (gate.FEATURES,) and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    "weights", [[], [0.0] * gate.FEATURES, [np.nan] * (gate.FEATURES + 1), "gate", [[1], [2, 3]], {}, None]
+)
+def test_damaged_gates_are_refused(weights, tmp_path):
+    with pytest.raises(ValueError, match="gate"):
+        gate.Gate(weights)
+    save_student(tmp_path / "s.pth", Student(), {"gate": weights if isinstance(weights, (str, dict)) else []})
+    with pytest.raises(CheckpointError, match="holds a damaged gate"):
+        RealTimeSharpener(tmp_path / "s.pth", device="cpu")
+
+
+def test_good_pictures_stay_and_soft_ones_are_sharpened(sharpener, ungated, photo):
+    harmed = psnr(ungated.sharpen_planes(*photo, full_range=True)[0], photo[0])
+    assert psnr(sharpener.sharpen_planes(*photo, full_range=True)[0], photo[0]) > max(55, harmed + 3)
+    barely = dataset.each_plane(photo, dataset.jpeg, 92)
+    assert psnr(sharpener.sharpen_planes(*barely, full_range=True)[0], photo[0]) > psnr(barely[0], photo[0]) - 0.05
+    soft = soften(photo, 2)
+    gated, whole = (s.sharpen_planes(*soft, full_range=True)[0] for s in (sharpener, ungated))
+    before, after = ssim(soft[0], photo[0]), ssim(gated, photo[0])
+    assert after - before > 0.8 * (ssim(whole, photo[0]) - before) > 0.005
+
+
+def test_pictures_planes_and_depths_agree(sharpener, photo):
+    frame = planes_to_bgr(*soften(photo, 3, 40))
+    pixels = sharpener.sharpen(frame).astype(int)
+    deep = sharpener.sharpen(frame.astype(np.uint16) * 257) / 257
+    tensor = sharpener.sharpen(torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1) / 255)
+    tensor = 255 * tensor.permute(1, 2, 0).numpy()[..., ::-1]
+    changed = np.abs(pixels - frame).mean()
+    assert changed > 0.3
+    assert np.abs(deep - pixels).mean() < 0.5 and np.abs(tensor - deep).max() < 1
+    y, _ = sharpener.sharpen_planes(*bgr_to_planes(frame), full_range=True)
+    assert np.abs(y.astype(int) - bgr_to_planes(pixels.astype(np.uint8))[0]).mean() < 0.5
+
+
+def test_strength_scales_what_the_gate_leaves(sharpener, photo):
+    soft = soften(photo, 3, 40)
+    changes = {
+        strength: np.abs(sharpener.sharpen_planes(*soft, True, strength)[0].astype(float) - soft[0]).mean()
+        for strength in (0, 0.5, 1, 2)
+    }
+    assert changes[0] == 0
+    assert changes[0.5] / changes[1] == pytest.approx(0.5, abs=0.1) and changes[2] / changes[1] == pytest.approx(
+        2, abs=0.2
+    )
+
+
+def test_the_gain_of_a_video_is_steady(sharpener, photo):
+    good, bad = photo, soften(photo, 3, 40)
+    frames = [good, bad] * 15
+
+    def gains(history):
+        found = []
+        for y, uv in frames:
+            sharp, _ = sharpener.engine(y, uv, True)
+            found.append(sharpener.gate.gain(y, sharp, history, zero=y))
+        return np.array(found)
+
+    alone, followed = gains(None), gains(gate.History())
+    assert np.abs(np.diff(alone)).min() > 0.5
+    assert followed[0] == alone[0] and np.abs(np.diff(followed[10:])).max() < 0.5 * np.abs(np.diff(alone)).max()
+    mean = gate.History()
+    for number in range(1, gate.HISTORY + 1):
+        found = mean.add(np.full(gate.FEATURES, float(number)))
+    np.testing.assert_allclose(found, (gate.HISTORY + 1) / 2)
+
+
+def test_a_fitted_gate_knows_where_a_student_does_harm(rng):
+    """A student that smooths is of use to noisy pictures alone."""
+    student = smoothing_student()
+    pairs = []
+    for number in range(60):
+        truth = texture(rng)
+        damaged = dataset.each_plane(truth, dataset.add_noise, 12, rng) if number % 2 else truth
+        pairs.append(dataset.Pair(dataset.pack_planes(*damaged), dataset.pack_planes(*truth), None, {}))
+    weights = train.fit_gate(student, pairs, torch.device("cpu"), steps=500)
+    fitted, engine = gate.Gate(weights), train.TorchEngine(student, "cpu", torch.float32)
+    gains = []
+    for _ in range(2):
+        for sigma in (0, 12):
+            truth = texture(rng)
+            damaged = dataset.each_plane(truth, dataset.add_noise, sigma, rng) if sigma else truth
+            gains.append(fitted.gain(damaged[0], engine(*damaged, True)[0], zero=damaged[0]))
+    assert max(gains[::2]) < 0.1 and min(gains[1::2]) > 0.5
+
+
+def texture(rng):
+    """Planes of 128x128 with strokes, clean."""
+    y = np.full((128, 128), 90, np.uint8)
+    for x0, y0, x1, y1, shade in rng.integers(0, 128, (30, 5)).tolist():
+        cv2.line(y, (x0, y0), (x1, y1), 60 + shade, 1)
+    return y, np.full((2, 64, 64), 128, np.uint8)
+
+
+def smoothing_student():
+    """A student without blocks that takes two thirds of each pixel's distance from the local mean away."""
+    student = Student(channels=48, blocks=0)
+    with torch.no_grad():
+        for layer in (student.head, student.tail):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        for channel in range(24):
+            for half, sign in ((0, 1), (24, -1)):
+                student.head.weight[half + channel, channel, 1, 1] = sign
+                student.tail.weight[channel, half + channel, 1, 1] = -sign * 2 / 3
+    return student
+
+
+def test_the_released_student_has_a_gate():
+    assert gate.Gate(load_student()[1]["gate"]).weights.shape == (gate.FEATURES + 1,)
