@@ -15,7 +15,8 @@ WINDOW = 64  # pixels whose spectrum is taken, along rows and along columns
 MAX_WINDOWS = 512  # of either direction, about, spread over the frame
 BANDS = 17  # up to half a cycle a pixel: the two lowest frequencies of a window, and the others in twos
 FEATURES = 3 * BANDS
-HISTORY = 10  # frames
+HISTORY, RESTS = 10, 7  # frames
+NEGLIGIBLE = 0.01  # gain; changes of up to 50 codes then vanish in rounding
 
 
 class Gate:
@@ -46,7 +47,10 @@ class Gate:
         """
         found = features(luma, change, **arguments)
         answer = (history.add(found) if history else found) @ self.weights[:-1] + self.weights[-1]
-        return 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
+        gain = 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
+        if history:
+            history.judge(gain)
+        return gain
 
     def moderate(self, before, after, full_range, strength=1.0, history=None):
         """Take back what a frame cannot use of a change.
@@ -71,19 +75,41 @@ class Gate:
 
 
 class History:
-    """The last `HISTORY` frames of a video, roughly, so that its gain is steady: the mean of what `features` found.
+    """What is known of a video from its last frames, so that its gain is steady and a good video costs little.
 
-    Codecs code some frames better than others, and a gain from each alone would flicker with them.
+    Codecs code some frames better than others, and a gain from each alone would flicker with them: it is computed from
+    the mean of `features` over some `HISTORY` frames. Where that shows nothing to gain, `RESTS` frames may pass as they
+    are until the next is looked at, which alone decides whether it stays so.
+
+    Attributes:
+        gain: of the last frame that was looked at; None before the first.
+        untouched: how many frames had nothing to gain so far.
     """
 
     def __init__(self):
         self._mean, self._count = np.zeros(FEATURES), 0
+        self._good, self._rested = False, 0
+        self.gain, self.untouched = None, 0
 
     def add(self, found):
         """Take in a frame's `features`; returns their mean."""
-        self._count = min(self._count + 1, HISTORY)
+        self._count = 1 if self._good else min(self._count + 1, HISTORY)
         self._mean += (found - self._mean) / self._count
         return self._mean
+
+    def judge(self, gain):
+        """Take in the gain that follows from `add`."""
+        self._good = gain < NEGLIGIBLE and (self._good or self._count == HISTORY)
+        self._rested, self.gain = 0, gain
+        self.untouched += gain < NEGLIGIBLE
+
+    def rests(self):
+        """Whether the next frame may pass as it is; it then counts as passed."""
+        if not self._good or self._rested == RESTS:
+            return False
+        self._rested += 1
+        self.untouched += 1
+        return True
 
 
 def features(luma, change, zero=0, scale=1.0, strength=1.0):

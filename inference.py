@@ -205,6 +205,8 @@ class RealTimeSharpener:
             )
         if self.gate is None or strength == 0:
             return self.engine(y, uv, full_range, strength)
+        if history and history.rests():
+            return y.copy(), uv.copy()
         sharp = self.engine(y, uv, full_range, max(1, strength))
         return self.gate.moderate((y, uv), sharp, full_range, strength, history)
 
@@ -264,9 +266,10 @@ class RealTimeSharpener:
             virtual_camera: offer the pictures to other programs instead (see `live.VirtualCamera`), until Ctrl-C.
 
         Returns:
-            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
-            ``output``; of what is live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a
-            window or virtual camera also ``levels``, see `LoadController.frames`.
+            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine``,
+            ``output`` and ``untouched``, the number of frames in which there was nothing to gain; of what is live also
+            ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a window or virtual camera also
+            ``levels``, see `LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0.
@@ -308,7 +311,7 @@ class RealTimeSharpener:
                 if on_frame and on_frame(counter.number, reader.to_bgr(y, uv)) is False:
                     break
             size = (reader.format.width, reader.format.height)
-        return counter.stats(size, self.engine, output_path)
+        return counter.stats(size, self.engine, output_path, history)
 
     def _record_camera(self, camera, output_path, compare, progress, on_frame, codec, quality):
         meter, size, history = Meter(), camera.size, History()
@@ -326,28 +329,28 @@ class RealTimeSharpener:
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
         meter.dropped = camera.dropped
-        return counter.stats(size, self.engine, output_path) | meter.stats | {"frames": recorder.frames}
+        return counter.stats(size, self.engine, output_path, history) | meter.stats | {"frames": recorder.frames}
 
     def _show(self, source, rate, load, compare, progress, on_frame, virtual):
-        meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
-        sharpen = functools.partial(self._sharpen_pixels, history=History())
+        meter, size, controls, history = Meter(), (0, 0), Controls(self.strength, compare), History()
+        sharpen = functools.partial(self._sharpen_pixels, history=history)
         with contextlib.ExitStack() as stack:
             if virtual:
                 screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # the usual end
             else:
-                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description))
+                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, history))
                 keeper = stack.enter_context(Keeper(screen.say, rate))
             counter = _FrameCounter(progress, None)
             for shown in counter.count(play(source, sharpen, screen, load, meter, keeper)):
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
-        return counter.stats(size, self.engine, None) | meter.stats | {"levels": load.frames}
+        return counter.stats(size, self.engine, None, history) | meter.stats | {"levels": load.frames}
 
     def _sharpen_pixels(self, pixels, strength, history=None):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
-        if strength == 0:
+        if strength == 0 or (self.gate and history and history.rests()):
             return pixels.copy()
         (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
@@ -516,7 +519,7 @@ class _FrameCounter:
             self._frames += 1
             yield frame
 
-    def stats(self, size, engine, output):
+    def stats(self, size, engine, output, history):
         seconds = time.perf_counter() - self._begin
         return {
             "frames": self._frames,
@@ -525,6 +528,7 @@ class _FrameCounter:
             "size": size,
             "engine": engine.description,
             "output": output,
+            "untouched": history.untouched,
         }
 
 
@@ -629,6 +633,8 @@ def _run(args):
             f"{stats['frames']} frames of {width}x{height} in {stats['seconds']:.1f} s: {stats['fps']:.1f} FPS "
             f"({stats['engine']})"
         )
+        if stats["untouched"]:
+            print(f"{stats['untouched']} of them had nothing to gain and stayed as they were")
         if "latency_ms" in stats:
             print(
                 f"{stats['dropped']} frames dropped; added latency {stats['latency_ms']:.1f} ms, 95 % within "

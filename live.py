@@ -318,15 +318,16 @@ class Window:
         title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: where it is computed, for the overlay.
+        history: `gate.History` of the video, whose gain the overlay shows; None for none.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine=""):
+    def __init__(self, title, controls, engine="", history=None):
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
         check_display()
-        self.title, self.controls, self._engine = title, controls, engine
+        self.title, self.controls, self._engine, self._history = title, controls, engine, history
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.setMouseCallback(title, self._drag)
         self._shown, self._full, self._note = None, False, ""
@@ -386,6 +387,8 @@ class Window:
         size = min(max(round(frame.shape[0] / 45), 11), 48)
         message = self._message if now < self._expires else ""
         state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
+        if controls.sharpening and self._history and self._history.gain is not None:
+            state += f", of which the picture can use {self._history.gain:.0%}"
         recording = "recording" if controls.recording else ""
         lines = (state, self._numbers, self._engine, recording, note) if controls.overlay else ()
         lines = tuple(line for line in (*lines, message) if line)

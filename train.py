@@ -59,7 +59,7 @@ MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 GATE_PAIRS = 3000  # that a gate is fitted to, at most
 GATE_ERROR = 0.3  # squared codes; smaller errors count little
-HARM = 2  # times that a loss counts for a gate
+HARM = 3  # times that a loss counts for a gate
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 

@@ -1,5 +1,7 @@
 """How much of a change a frame can use: good pictures stay, bad ones are sharpened, and a video's gain is steady."""
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import train
 from inference import RealTimeSharpener
 from metrics import psnr, ssim
 from models import CheckpointError, Student, load_student, save_student
-from utils import bgr_to_planes, planes_to_bgr
+from utils import bgr_to_planes, planes_to_bgr, to_limited_range
+from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,36 @@ def test_the_gain_of_a_video_is_steady(sharpener, photo):
     for number in range(1, gate.HISTORY + 1):
         found = mean.add(np.full(gate.FEATURES, float(number)))
     np.testing.assert_allclose(found, (gate.HISTORY + 1) / 2)
+
+
+def test_a_good_video_rests_and_wakes_up(sharpener, photo, monkeypatch):
+    looked_at, engine, history = [], sharpener.engine, gate.History()
+    monkeypatch.setattr(sharpener, "engine", lambda *planes: looked_at.append(None) or engine(*planes))
+
+    def change(planes):
+        y, _ = sharpener.sharpen_planes(*planes, full_range=True, history=history)
+        return np.abs(y.astype(int) - planes[0]).max()
+
+    frames = gate.HISTORY + 2 * (gate.RESTS + 1)
+    assert max(change(photo) for _ in range(frames)) == 0
+    assert len(looked_at) == gate.HISTORY + 2 and history.untouched == frames
+    changes = [change(soften(photo, 3, 40)) for _ in range(gate.RESTS + 3)]
+    assert max(changes[: gate.RESTS]) == 0 and min(changes[gate.RESTS :]) > 5
+    assert len(looked_at) == gate.HISTORY + 5 and history.gain > 0.5
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_files_are_gated(sharpener, photo, tmp_path, scale):
+    frames = [photo if scale == 1 else soften(photo, scale, 40)] * 30
+    height, width = photo[0].shape
+    form = VideoFormat(width, height, Fraction(25), **BT601_LIMITED)
+    with VideoWriter(tmp_path / "in.mkv", form, codec="ffv1") as writer:
+        for planes in frames:
+            writer.write(Frame(*to_limited_range(*planes)))
+    stats = sharpener.process_video_stream(tmp_path / "in.mkv", tmp_path / "out.mkv", codec="ffv1")
+    with VideoReader(tmp_path / "in.mkv") as before, VideoReader(tmp_path / "out.mkv") as after:
+        same = [np.array_equal(a.y, b.y) for a, b in zip(before, after, strict=True)]
+    assert stats["untouched"] == sum(same) == (30 if scale == 1 else 0)
 
 
 def test_a_fitted_gate_knows_where_a_student_does_harm(rng):

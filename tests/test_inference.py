@@ -43,6 +43,7 @@ def test_any_size_and_strength_0_is_the_identity(height, width, full_range):
     sharp, same = object.__new__(RealTimeSharpener), object.__new__(RealTimeSharpener)
     sharp.engine = same.engine = TorchEngine(student, "cpu")
     sharp.strength, same.strength = 1.0, 0.0
+    sharp.gate = same.gate = None
     frame = noise(height, width)
     y, uv = bgr_to_planes(frame)
     assert np.array_equal(same.sharpen(frame), frame)
@@ -290,11 +291,11 @@ def test_a_failure_at_any_stage_arrives_and_leaves_nothing_but_its_first_frames(
     done = []
 
     def after(count, original, action):
-        def replacement(*arguments):
+        def replacement(*arguments, **options):
             done.append(None)
             if len(done) == count:
                 action()
-            return original(*arguments)
+            return original(*arguments, **options)
 
         return replacement
 

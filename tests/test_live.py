@@ -197,7 +197,7 @@ def test_a_recording_goes_on_with_a_camera_that_is_back(sharpener, tmp_path, cap
 
 
 def test_a_recording_stopped_before_its_first_frame_leaves_nothing(sharpener, tmp_path, capture, monkeypatch):
-    monkeypatch.setattr(RealTimeSharpener, "sharpen", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(RealTimeSharpener, "sharpen", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         sharpener.process_video_stream(0, tmp_path / "recorded.mp4")
     assert not list(tmp_path.iterdir())
