@@ -124,14 +124,17 @@ def pan(size, count):
 
 
 def list_engines(sharpener, device):
-    """The engines to measure: the sharpener's, and with device ``"auto"`` the int8 network and PyTorch on the CPU.
+    """The engines to measure: the sharpener's, without and with its gate, and others.
 
-    There PyTorch at float32 joins PyTorch at the precision of its choice.
+    With device ``"auto"`` those are the int8 network and PyTorch on the CPU; on a CPU, PyTorch at float32 joins
+    PyTorch at the precision of its choice.
 
     Returns:
         ``(dict of description -> engine, list of reasons why others are left out)``.
     """
     engines, left_out = {sharpener.description: sharpener.engine}, []
+    if sharpener.gate:
+        engines[f"{sharpener.description}, gated"] = sharpener.sharpen_planes
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
             engine = make_engine(sharpener.student, sharpener.checkpoint, name)
@@ -199,7 +202,7 @@ def time_peers(names, device, seconds):
 
 def peak_of(description):
     """Which of `measure_peaks` bounds an engine of this description: ``"cpu int8"``, ``"cuda float16"``."""
-    _, device, precision = description.lower().split()
+    _, device, precision = description.lower().removesuffix(", gated").split()
     return f"{device} {precision}"
 
 
