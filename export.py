@@ -33,7 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from config import Config
-from dataset import DataError, list_sources, make_pair, unpack_planes
+from dataset import DataError, list_sources, make_pair, periodic_pattern, unpack_planes
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import ARTEFACT_FORMAT, artefact_path, fold_means, fold_planes, pad_planes, weights_digest
 from utils import atomic_path
@@ -125,10 +125,16 @@ def _weight_scales(weight, limit):
 
 
 def calibration_details(count):
-    """`details` of `count` degraded photos and pages of text of 256x256 pixels."""
+    """`details` of `count` pictures of 256x256 pixels: degraded photos and pages of text, and some fine patterns.
+
+    Patterns have six tenths of their contrast: more would be clipped.
+    """
+    patterns, rng = count // 16, np.random.default_rng(CALIBRATION_SEED)
     sources = list_sources(Config(sources={"skimage": 3.0, "rendered": 1.5}), validation=False)
-    pairs = (make_pair(sources, CALIBRATION_SEED, index, 256) for index in range(count))
-    return [details(*unpack_planes(damaged)) for damaged, _, _ in pairs]
+    pairs = (make_pair(sources, CALIBRATION_SEED, index, 256) for index in range(count - patterns))
+    neutral = np.full((2, 128, 128), 128, np.uint8)
+    faint = [(0.6 * periodic_pattern(256, rng) + 51).round().astype(np.uint8) for _ in range(patterns)]
+    return [details(*unpack_planes(damaged)) for damaged, _, _ in pairs] + [details(y, neutral) for y in faint]
 
 
 def quantise(student, samples):
@@ -281,13 +287,13 @@ def build_model(quantised, metadata):
     return model
 
 
-def export(checkpoint, output=None, frames=160, steps=2000, progress=True):
+def export(checkpoint, output=None, frames=256, steps=6000, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
 
     Args:
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `runtime.make_engine` looks for it.
-        frames: degraded pictures of 256x256 to measure and to train on.
+        frames: pictures of 256x256 to measure and to train on, see `calibration_details`.
         steps: of `distil`.
 
     Returns:
@@ -303,7 +309,7 @@ def export(checkpoint, output=None, frames=160, steps=2000, progress=True):
     metadata = {
         "format": str(ARTEFACT_FORMAT),
         "weights": weights_digest(original),
-        "calibration": f"{frames} degraded pictures of 256x256, seed {CALIBRATION_SEED}; distilled in {steps} steps",
+        "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; distilled in {steps} steps",
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
     }

@@ -36,6 +36,7 @@ import torch
 import dataset
 import evaluate
 from config import load_config
+from gate import FEATURES, Gate
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, load_student, read_weights, save_student
 
@@ -552,18 +553,15 @@ def resources():
 
 
 class Watched:
-    """An engine that notes the `resources` after every hundredth of `frames` calls."""
+    """A function that notes the `resources` after every hundredth of `calls`."""
 
-    def __init__(self, engine, frames):
-        self._engine, self._frames, self._done, self.samples = engine, frames, 0, {}
+    def __init__(self, function, calls):
+        self._function, self._calls, self._done, self.samples = function, calls, 0, {}
 
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
-
-    def __call__(self, *arguments):
-        result = self._engine(*arguments)
+    def __call__(self, *arguments, **options):
+        result = self._function(*arguments, **options)
         self._done += 1
-        share = 100 * self._done // self._frames
+        share = 100 * self._done // self._calls
         if share not in self.samples:
             self.samples[share] = resources()
         return result
@@ -580,11 +578,11 @@ def soak(folder, frames, size, checkpoint=RELEASED_STUDENT, device="auto"):
     source, output = Path(folder) / "long.mp4", Path(folder) / "sharp.mp4"
     make_video(source, frames, size)
     sharpener = RealTimeSharpener(checkpoint, device)
-    sharpener.engine = Watched(sharpener.engine, frames)
+    sharpener.gate = Gate([0.0] * FEATURES + [3.0])  # no frame may rest
+    sharpener.sharpen_planes = watched = Watched(sharpener.sharpen_planes, frames)
     stats = sharpener.process_video_stream(source, output)
-    samples = sharpener.engine.samples
     whole = stats["frames"] == frames == count_frames(source) == count_frames(output)
-    return whole and flat(samples), stats, samples
+    return whole and stats["untouched"] == 0 and flat(watched.samples), stats, watched.samples
 
 
 def restarts(folder, times, checkpoint=RELEASED_STUDENT, device="auto"):
