@@ -51,14 +51,16 @@ from models import (
 )
 from report import summarise
 from runtime import DeviceError, TorchEngine, pick_device
-from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
+from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 GATE_PAIRS = 3000  # that a gate is fitted to, at most
-GATE_ERROR = 0.3  # squared codes; smaller errors count little
+GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
+GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
+GATE_SSIM = 20  # dB that an SSIM of 1 counts as
 HARM = 3  # times that a loss counts for a gate
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
@@ -297,7 +299,7 @@ def calibrate(student, pairs, device):
 
 
 def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
-    """Fit a `gate.Gate` to a student: of what it changes, the share that gains most PSNR over pairs.
+    """Fit a `gate.Gate` to a student: the share of its change that gains most PSNR and SSIM, of luma, over pairs.
 
     Where a picture comes out worse than it came, that counts `HARM` times.
 
@@ -309,16 +311,18 @@ def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
     Returns:
         The gate's weights, a list of numbers.
     """
-    engine, rows = TorchEngine(student, device), []
+    engine, rows, curves = TorchEngine(student, device), [], []
     known = [pair for pair in pairs if pair.truth is not None]
     for pair in tqdm(known[:: -(-len(known) // count)], desc="gate", leave=False):
         y, uv = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
-        sharp, _ = engine(y, uv, full_range=True)
-        change, error = sharp.astype(np.float32) - y, dataset.unpack_planes(pair.truth)[0].astype(np.float32) - y
-        products = [(a * b).mean() for a, b in ((error, error), (change, error), (change, change))]
-        rows.append([*gate.features(y, sharp, zero=y), *products])
-    table = torch.tensor(np.array(rows), dtype=torch.float64)
-    features, (before, common, changed) = table[:, : gate.FEATURES], table[:, gate.FEATURES :].T
+        truth, sharp = dataset.unpack_planes(pair.truth)[0], engine(y, uv, full_range=True)[0]
+        rows.append(gate.features(y, sharp, zero=y))
+        curves.append([luma_metrics(cv2.addWeighted(y, 1 - k, sharp, k, 0), truth) for k in GATE_SHARES])
+    psnr, ssims = torch.tensor(np.array(curves)).unbind(dim=2)  # (pairs, shares)
+    psnr = -10 * torch.log10(10 ** (-psnr / 10) + 10 ** (-GATE_INVISIBLE / 10))
+    gains = [curve - curve[:, :1] for curve in (psnr, GATE_SSIM * ssims)]
+
+    features = torch.tensor(np.array(rows), dtype=torch.float64)
     middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
     features = (features - middle) / spread
     weights = torch.zeros(gate.FEATURES + 1, dtype=torch.float64, requires_grad=True)
@@ -326,11 +330,15 @@ def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (1 - step / steps)
-        share = torch.sigmoid(features @ weights[:-1] + weights[-1])
-        after = before - 2 * share * common + share.square() * changed  # mean squared error
-        gained = 10 * torch.log10((before + GATE_ERROR) / (after.clamp_min(0) + GATE_ERROR))
+        place = torch.sigmoid(features @ weights[:-1] + weights[-1]) * (len(GATE_SHARES) - 1)
+        below = place.detach().long().clamp(max=len(GATE_SHARES) - 2)[:, None]
+        loss = 0.0
+        for curve in gains:  # between the shares, linear
+            start, end = (curve.gather(1, below + side)[:, 0] for side in (0, 1))
+            gained = start + (place - below[:, 0]) * (end - start)
+            loss = loss + (HARM * F.relu(-gained) - F.relu(gained)).mean()
         optimizer.zero_grad()
-        (HARM * F.relu(-gained) - F.relu(gained)).mean().backward()
+        loss.backward()
         optimizer.step()
     slopes = weights.detach()[:-1] / spread
     return [*slopes.tolist(), (weights.detach()[-1] - slopes @ middle).item()]
