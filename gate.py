@@ -46,11 +46,10 @@ class Gate:
             history: the `History` of the video that the frame comes next in; None for a picture.
         """
         found = features(luma, change, **arguments)
-        answer = (history.add(found) if history else found) @ self.weights[:-1] + self.weights[-1]
-        gain = 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
-        if history:
-            history.judge(gain)
-        return gain
+        return history.follow(found, self._answer) if history else self._answer(found)
+
+    def _answer(self, found):
+        return 1 / (1 + float(np.exp(-np.clip(found @ self.weights[:-1] + self.weights[-1], -50, 50))))
 
     def moderate(self, before, after, full_range, strength=1.0, history=None):
         """Take back what a frame cannot use of a change.
@@ -78,8 +77,8 @@ class History:
     """What is known of a video from its last frames, so that its gain is steady and a good video costs little.
 
     Codecs code some frames better than others, and a gain from each alone would flicker with them: it is computed from
-    the mean of `features` over some `HISTORY` frames. Where that shows nothing to gain, `RESTS` frames may pass as they
-    are until the next is looked at, which alone decides whether it stays so.
+    the mean of `features` over some `HISTORY` frames. Where as many had nothing to gain, `RESTS` frames may pass as
+    they are until the next is looked at. The first that has something to gain begins a new history.
 
     Attributes:
         gain: of the last frame that was looked at; None before the first.
@@ -88,24 +87,25 @@ class History:
 
     def __init__(self):
         self._mean, self._count = np.zeros(FEATURES), 0
-        self._good, self._rested = False, 0
+        self._quiet, self._rested = 0, 0
         self.gain, self.untouched = None, 0
 
-    def add(self, found):
-        """Take in a frame's `features`; returns their mean."""
-        self._count = 1 if self._good else min(self._count + 1, HISTORY)
+    def follow(self, found, answer):
+        """The gain of the next frame, from its `features` and the function that makes a gain of them."""
+        alone = answer(found)
+        if self._quiet >= HISTORY and alone >= NEGLIGIBLE:
+            self._count = 0
+        self._count = min(self._count + 1, HISTORY)
         self._mean += (found - self._mean) / self._count
-        return self._mean
-
-    def judge(self, gain):
-        """Take in the gain that follows from `add`."""
-        self._good = gain < NEGLIGIBLE and (self._good or self._count == HISTORY)
-        self._rested, self.gain = 0, gain
-        self.untouched += gain < NEGLIGIBLE
+        self.gain = answer(self._mean)
+        self._quiet = self._quiet + 1 if max(alone, self.gain) < NEGLIGIBLE else 0
+        self._rested = 0
+        self.untouched += self.gain < NEGLIGIBLE
+        return self.gain
 
     def rests(self):
         """Whether the next frame may pass as it is; it then counts as passed."""
-        if not self._good or self._rested == RESTS:
+        if self._quiet < HISTORY or self._rested == RESTS:
             return False
         self._rested += 1
         self.untouched += 1

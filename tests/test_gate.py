@@ -130,10 +130,9 @@ def test_the_gain_of_a_video_is_steady(sharpener, photo):
     alone, followed = gains(None), gains(gate.History())
     assert np.abs(np.diff(alone)).min() > 0.5
     assert followed[0] == alone[0] and np.abs(np.diff(followed[10:])).max() < 0.5 * np.abs(np.diff(alone)).max()
-    mean = gate.History()
-    for number in range(1, gate.HISTORY + 1):
-        found = mean.add(np.full(gate.FEATURES, float(number)))
-    np.testing.assert_allclose(found, (gate.HISTORY + 1) / 2)
+    history, shares = gate.History(), np.linspace(0.5, 1, gate.HISTORY)
+    gains = [history.follow(np.full(gate.FEATURES, share), lambda found: found[0]) for share in shares]
+    np.testing.assert_allclose(gains, [shares[: number + 1].mean() for number in range(gate.HISTORY)])
 
 
 def test_a_good_video_rests_and_wakes_up(sharpener, photo, monkeypatch):
