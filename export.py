@@ -14,6 +14,8 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
 
+The gate is not part of it: what runs the network asks gate.py how much of its change to keep.
+
 Rounding is part of the loss when the float student is distilled into the int8 one (straight-through estimator of
 Bengio et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
 """

@@ -197,7 +197,7 @@ class RealTimeSharpener:
         Raises:
             ValueError: shapes or types do not fit, or the strength is not a finite number from 0.
         """
-        strength = _checked(self.strength if strength is None else strength)
+        strength = min(_checked(self.strength if strength is None else strength), STRENGTH_LIMIT)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
         if y.ndim != 2 or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
             raise ValueError(
