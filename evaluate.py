@@ -89,7 +89,7 @@ def choose_methods(sharpener, arguments):
         def follow(scale):
             return functools.partial(sharpener.sharpen_planes, strength=strength, history=History())
 
-        gated = "gated" if sharpener.gate else "not gated"
+        gated = "with its gate" if sharpener.gate else "without a gate"
         description = f"strength {strength:g}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
         return Peer(name, description, follow)
 

@@ -63,12 +63,22 @@ class Gate:
         """
         (y, _), (sharp, _), made = before, after, max(1, strength)
         gain = self.gain(y, sharp, history, zero=y, scale=1 if full_range else 255 / 219, strength=made)
-        share = gain * strength / made
+        share = share_of(gain, strength)
         mixed = []
         for old, new in zip(before, after, strict=True):
             flat = [plane.reshape(-1, plane.shape[-1]) for plane in (old, new)]
             mixed.append(cv2.addWeighted(flat[0], 1 - share, flat[1], share, 0).reshape(new.shape))
         return tuple(mixed)
+
+
+def share_of(gain, strength):
+    """What is kept of a change that was made at `strength`, at 1 if it is less.
+
+    More than 1 asks for a crisper picture than the most faithful one: then the gate gives way, from 2 on wholly.
+    """
+    if strength <= 1:
+        return gain * strength
+    return gain + (1 - gain) * min(strength - 1, 1)
 
 
 class History:
@@ -80,7 +90,7 @@ class History:
 
     Attributes:
         gain: of the last frame that was looked at; None before the first.
-        untouched: how many frames had nothing to gain so far.
+        untouched: how many frames passed as they were so far.
     """
 
     def __init__(self):
@@ -98,12 +108,11 @@ class History:
         self.gain = answer(self._mean)
         self._quiet = self._quiet + 1 if max(alone, self.gain) < NEGLIGIBLE else 0
         self._rested = 0
-        self.untouched += self.gain < NEGLIGIBLE
         return self.gain
 
-    def rests(self):
-        """Whether the next frame may pass as it is; it then counts as passed."""
-        if self._quiet < HISTORY or self._rested == RESTS:
+    def rests(self, strength):
+        """Whether the next frame may pass as it is, where it is to be sharpened so much; it then counts as passed."""
+        if strength > 1 or self._quiet < HISTORY or self._rested == RESTS:
             return False
         self._rested += 1
         self.untouched += 1

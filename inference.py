@@ -45,7 +45,7 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
-from gate import Gate, History
+from gate import Gate, History, share_of
 from live import (
     KEYS,
     Camera,
@@ -103,7 +103,8 @@ class RealTimeSharpener:
             beside this module.
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
         strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for.
-        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`).
+        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`);
+            less so at strengths above 1, and from 2 on no more.
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
@@ -205,7 +206,7 @@ class RealTimeSharpener:
             )
         if self.gate is None or strength == 0:
             return self.engine(y, uv, full_range, strength)
-        if history and history.rests():
+        if history and history.rests(strength):
             return y.copy(), uv.copy()
         sharp = self.engine(y, uv, full_range, max(1, strength))
         return self.gate.moderate((y, uv), sharp, full_range, strength, history)
@@ -267,9 +268,9 @@ class RealTimeSharpener:
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine``,
-            ``output`` and ``untouched``, the number of frames in which there was nothing to gain; of what is live also
-            ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a window or virtual camera also
-            ``levels``, see `LoadController.frames`.
+            ``output`` and ``untouched``, the number of frames that passed as they came (`gate.History`); of what is
+            live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a window or virtual
+            camera also ``levels``, see `LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0.
@@ -350,18 +351,18 @@ class RealTimeSharpener:
 
     def _sharpen_pixels(self, pixels, strength, history=None):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
-        if strength == 0 or (self.gate and history and history.rests()):
+        if strength == 0 or (self.gate and history and history.rests(strength)):
             return pixels.copy()
         (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
             made = max(1, strength) if self.gate else strength
             dy, duv = self.engine.difference(y, uv, made)
-            share = self.gate.gain(y, dy, history, zero=128, strength=made) * strength / made if self.gate else 1
+            share = share_of(self.gate.gain(y, dy, history, zero=128, strength=made), strength) if self.gate else 1
             change = _to_pixels(dy, duv, pixels.ndim, offset=128)
             return cv2.addWeighted(pixels, 1, change, share, -128 * share)
         dy, duv = self.engine.residual(y, uv)
         if self.gate:
-            strength *= self.gate.gain(y, dy, history, scale=255)
+            strength = max(1, strength) * share_of(self.gate.gain(y, dy, history, scale=255), strength)
         change = _to_pixels(dy, duv, pixels.ndim, offset=0)
         if pixels.dtype == np.float32:
             return np.clip(pixels + change * np.float32(strength), 0, 1)
@@ -634,7 +635,9 @@ def _run(args):
             f"({stats['engine']})"
         )
         if stats["untouched"]:
-            print(f"{stats['untouched']} of them had nothing to gain and stayed as they were")
+            print(
+                f"{stats['untouched']} of them had nothing to gain and passed as they came; strengths above 1 sharpen all"
+            )
         if "latency_ms" in stats:
             print(
                 f"{stats['dropped']} frames dropped; added latency {stats['latency_ms']:.1f} ms, 95 % within "
