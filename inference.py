@@ -635,9 +635,7 @@ def _run(args):
             f"({stats['engine']})"
         )
         if stats["untouched"]:
-            print(
-                f"{stats['untouched']} of them had nothing to gain and passed as they came; strengths above 1 sharpen all"
-            )
+            print(f"{stats['untouched']} of them had nothing to gain and passed as they came; see --strength")
         if "latency_ms" in stats:
             print(
                 f"{stats['dropped']} frames dropped; added latency {stats['latency_ms']:.1f} ms, 95 % within "
@@ -729,7 +727,7 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     written.add_argument("-o", "--output", metavar="PATH", help=output_help)
     written.add_argument("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
-    strength_help = "how much is sharpened, 0 changes nothing; default: 1, as trained"
+    strength_help = "how much is sharpened: 0 nothing, 1 what is most faithful, up to 2 crisper; default: 1"
     written.add_argument("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
     gate_help = "sharpen good video as much as bad; by default each picture gets only as much as it can use"
     written.add_argument("--no-gate", action="store_true", help=gate_help)
