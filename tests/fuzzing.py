@@ -9,6 +9,7 @@ that is named. Case n of a seed is the same file however many cases run. Linux a
 """
 
 import argparse
+import copy
 import dataclasses
 import io
 import itertools
@@ -148,9 +149,9 @@ def mutate_json(data, rng):
             if kind == "drop":
                 del node[key]
             elif kind == "double" and isinstance(node, list):
-                node.append(node[key])
+                node.append(copy.deepcopy(node[key]))
             else:
-                node[key] = rng.choice(STRANGE)
+                node[key] = copy.deepcopy(rng.choice(STRANGE))  # the next may be put into it
     text = json.dumps(tree)
     return (text if rng.random() < 0.95 else "[" * 100_000 + text).encode()
 
