@@ -386,9 +386,7 @@ class Window:
             self._numbers, self._refreshed = meter.text, now
         size = min(max(round(frame.shape[0] / 45), 11), 48)
         message = self._message if now < self._expires else ""
-        state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
-        if controls.sharpening and self._history and self._history.gain is not None:
-            state += f", of which the picture can use {self._history.gain:.0%}"
+        state = state_line(controls, self._history)
         recording = "recording" if controls.recording else ""
         lines = (state, self._numbers, self._engine, recording, note) if controls.overlay else ()
         lines = tuple(line for line in (*lines, message) if line)
@@ -410,6 +408,16 @@ class Window:
     def _drag(self, event, x, y, flags, _):
         if flags & cv2.EVENT_FLAG_LBUTTON and self._shown is not None:
             self.controls.drag(x / self._shown.shape[1])
+
+
+def state_line(controls, history=None):
+    """What the overlay says of `Controls`, and of how much the gate of a `gate.History` lets through."""
+    if not controls.sharpening:
+        return "sharpening off"
+    state = f"sharpening on, strength {controls.strength:.1f}"
+    if history and history.gain is not None and controls.strength <= 1:  # more overrules the gate
+        state += f", of which the picture can use {history.gain:.0%}"
+    return state
 
 
 @functools.lru_cache(maxsize=8)
