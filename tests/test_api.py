@@ -298,7 +298,7 @@ def test_on_frame_of_a_window(sharpener, tmp_path, monkeypatch):
     class FakeWindow(contextlib.nullcontext):
         shown: typing.ClassVar = []
 
-        def __init__(self, title, controls, engine):
+        def __init__(self, title, controls, engine, history):
             super().__init__(self)
             self.controls = controls
 
