@@ -15,6 +15,7 @@ BANDS = 17  # up to half a cycle a pixel: the two lowest frequencies of a window
 FEATURES = 3 * BANDS
 HISTORY, RESTS = 10, 7  # frames
 NEGLIGIBLE = 0.01  # gain; changes of up to 50 codes then vanish in rounding
+_HANN = np.hanning(WINDOW).astype(np.float32)
 
 
 class Gate:
@@ -178,7 +179,7 @@ def _spectra(windows):
 
     As a product of matrices it would be as fast, but that keeps a thread busy beside OpenVINO's.
     """
-    return np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32))
+    return np.fft.rfft(windows * _HANN)
 
 
 def _bands(power):

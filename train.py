@@ -6,8 +6,8 @@
     python train.py configs/release.yaml --resume          # go on where a run was stopped
     torchrun --nproc_per_node 2 train.py ...               # several devices
 
-A run writes under checkpoints/<name>/: student.pth (the best by validation; what inference.py loads), last.pth (for
---resume), log.csv and TensorBoard events. It never touches the released checkpoint.
+A run writes under checkpoints/<name>/: student.pth (the best by validation, at the end with its gate; what inference.py
+loads), last.pth (for --resume), log.csv and TensorBoard events. It never touches the released checkpoint.
 """
 
 import csv
