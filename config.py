@@ -12,8 +12,9 @@ import yaml
 
 MAX_FILE_BYTES = 1 << 20
 LIMITS = {  # least and most, where memory depends on a value; other whole numbers are below 2**63
-    "channels": (1, 256),  # these two as models.py reads them again
+    "channels": (1, 256),  # these three as models.py reads them again
     "blocks": (0, 32),
+    "trunk_blocks": (1, 23),
     "branch_width": (0, 4096),
     "region": (1, 8192),
     "crop": (1, 8192),
@@ -53,13 +54,15 @@ class Config:
     loader_workers: int = 0
 
     # Teacher
-    teacher: str = "auto"  # auto, bsrgan, realesrgan, none
+    teacher: str = "auto"  # auto, bsrgan, realesrgan, none, or the checkpoint of an adapted one
     teacher_pairs: int = 24  # how many of `pairs` the teacher looks at; its output is computed once
     teacher_share: float = 0.15  # of the crops in a batch that are drawn from pairs with a teacher's output
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
 
-    # Student
-    channels: int = 32
+    # What is trained
+    network: str = "student"  # student; or teacher: an RRDBNet's trunk, pretrained where `teacher` names one
+    trunk_blocks: int = 23  # of the teacher
+    channels: int = 32  # of the student
     blocks: int = 4
     initial: str = ""  # a student's checkpoint to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none

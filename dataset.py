@@ -822,6 +822,7 @@ class PairDataset(Dataset):
             pictures = {name: (_painted(y, pattern, box), uv) for name, (y, uv) in pictures.items()}
         elif self.classic_share and "truth" in pictures and rng.random() < self.classic_share:
             pictures["input"] = halve_with_noise(pictures["truth"], rng)
+            pictures.pop("teacher", None)  # it saw another input
         known = torch.tensor([float(name in pictures) for name in ("truth", "teacher")])
         nothing = torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
         tensors = {name: _turned(*planes, *turns) for name, planes in pictures.items()}

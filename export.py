@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from config import Config
 from dataset import DataError, list_sources, make_pair, periodic_pattern, unpack_planes
-from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
+from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
 from runtime import ARTEFACT_FORMAT, artefact_path, fold_means, fold_planes, pad_planes, weights_digest
 from utils import atomic_path
 
@@ -305,6 +305,8 @@ def export(checkpoint, output=None, frames=256, steps=6000, progress=True):
         CheckpointError, DataError: see their messages.
     """
     original, _ = load_student(checkpoint)
+    if not isinstance(original, Student):
+        raise CheckpointError(f"{checkpoint} holds an adapted teacher: to run as an int8 network, a student is needed")
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     distil(quantised, student, samples, steps, progress)

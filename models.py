@@ -1,7 +1,8 @@
-"""The two networks: the teacher that knows (BSRGAN's RRDBNet) and the student that runs (`Student`).
+"""The networks: the teacher that knows (BSRGAN's RRDBNet), the same fitted to the task, and the student that runs.
 
-A student checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`) and ``meta`` (where it
-comes from). It is loaded without executing anything and rebuilds its own model.
+A student's checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`, or of
+`AdaptedTeacher`) and ``meta`` (where it comes from). It is loaded without executing anything and rebuilds its own
+model.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
 
 # What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
 MAX_CHANNELS, MAX_BLOCKS = 256, 32  # 38 million weights, 151 MB
+TRUNK_BLOCKS = 23  # of the pretrained teachers
 MAX_STUDENT_BYTES, MAX_PICKLE_BYTES, MAX_META_VALUES = 1 << 28, 1 << 20, 100_000
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 MAX_PARAM_BYTES = 1 << 20  # of an ncnn .param file
@@ -74,32 +76,26 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-class Student(nn.Module):
-    """Ultra-light sharpener on the planes of YUV 4:2:0 video; all layers work at a quarter of the frame's size.
+class PlaneNetwork(nn.Module):
+    """Sharpens the planes of YUV 4:2:0 video by a residual that is computed at a quarter of the frame's size.
 
     Luma is folded by 4 and chroma by 2 to one map of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
-    costs a sixteenth. The output is a residual that is added to the input: an untrained student is the identity.
+    costs a sixteenth. What comes out, unfolded, is added to the input.
 
     Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
-    its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the tail's output is divided by it
-    again. Without them Adam's steps in the tail shake the output more than it has to learn, and it stays the identity.
+    its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.
+    Without them Adam's steps in the last layer shake the output more than it has to learn, and it stays the identity.
 
-    Args:
-        channels: width of the residual blocks.
-        blocks: number of residual blocks.
+    Subclasses have `args`, what they were made with, a convolution `tail` to 24 channels as last layer, zero at first,
+    so that an untrained network is the identity, and `change`.
     """
 
-    def __init__(self, channels=32, blocks=4):
-        super().__init__()
-        self.args = {"channels": channels, "blocks": blocks}
-        self.head = nn.Conv2d(24, channels, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
-        self.tail = nn.Conv2d(channels, 24, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+    def change(self, x):
+        """From amplified details to amplified residual, both folded, `(N, 24, h, w)`."""
+        raise NotImplementedError
 
     def residual(self, y, uv):
-        """What the student would add, before scaling: `(dy, duv)` of the shapes of `forward`'s arguments."""
+        """What the network would add, before scaling: `(dy, duv)` of the shapes of `forward`'s arguments."""
         height, width = y.shape[-2:]
         bottom, right = -height % 8, -width % 8
         if bottom or right:
@@ -108,7 +104,7 @@ class Student(nn.Module):
             uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
         folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
         x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
-        x = self.tail(self.body(F.relu(self.head(INPUT_GAIN * x)))) / INPUT_GAIN
+        x = self.change(INPUT_GAIN * x) / INPUT_GAIN
         dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width]
         duv = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2]
         return dy, duv
@@ -126,6 +122,32 @@ class Student(nn.Module):
         """
         dy, duv = self.residual(y, uv)
         return y + strength * dy, uv + strength * duv
+
+
+class Student(PlaneNetwork):
+    """Ultra-light sharpener: what runs.
+
+    Args:
+        channels: width of the residual blocks.
+        blocks: number of residual blocks.
+    """
+
+    def __init__(self, channels=32, blocks=4):
+        super().__init__()
+        self.args = {"channels": channels, "blocks": blocks}
+        self.head = nn.Conv2d(24, channels, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.tail = _silent(nn.Conv2d(channels, 24, 3, padding=1))
+
+    def change(self, x):
+        return self.tail(self.body(F.relu(self.head(x))))
+
+
+def _silent(conv):
+    """A convolution that gives zero until it is trained."""
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 class WideWeight(nn.Module):
@@ -162,7 +184,7 @@ def widen(student, width):
 
 def collapse(student):
     """Sum up the branches of `widen`: returns a plain copy of `student` on the CPU, in evaluation mode."""
-    plain = Student(**student.args)
+    plain = type(student)(**student.args)
     with torch.no_grad():
         for name, module in plain.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -180,7 +202,7 @@ def load_student(path=RELEASED_STUDENT):
     """Read a checkpoint of `save_student` on the CPU, in evaluation mode; no code in the file is executed.
 
     Returns:
-        ``(student, meta)``.
+        ``(student, meta)``; the first may also be an `AdaptedTeacher`, which runs in the same way.
 
     Raises:
         CheckpointError: the file is missing, not a checkpoint, of another model, too large, or holds code or weights
@@ -197,7 +219,8 @@ def load_student(path=RELEASED_STUDENT):
         raise CheckpointError(f"{path} does not fit this version's student: {problem}")
     if not isinstance(checkpoint["meta"], dict) or not _is_plain(checkpoint["meta"]):
         raise CheckpointError(f"{path} is not a student checkpoint: its `meta` must hold plain data")
-    student = Student(**checkpoint["model_args"])
+    arguments = checkpoint["model_args"]
+    student = AdaptedTeacher(**arguments) if "trunk_blocks" in arguments else Student(**arguments)
     weights = student.state_dict()
     if problem := _weights_problem(checkpoint["model"], weights):
         raise CheckpointError(f"{path} does not fit this version's student: {problem}")
@@ -234,8 +257,10 @@ def _check_archive(path):
 def _arguments_problem(arguments):
     """What is wrong with a student's `model_args`, in words; an empty string when nothing is."""
     limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS)}
+    if isinstance(arguments, dict) and "trunk_blocks" in arguments:
+        limits = {"trunk_blocks": (1, TRUNK_BLOCKS)}
     if not isinstance(arguments, dict) or not arguments.keys() <= limits.keys():
-        return "`model_args` must be `channels` and `blocks`"
+        return "`model_args` must be `channels` and `blocks`, or `trunk_blocks`"
     for name, value in arguments.items():
         low, high = limits[name]
         if type(value) is not int or not low <= value <= high:
@@ -351,7 +376,7 @@ class RRDBNet(nn.Module):
         growth: channels that a convolution within a dense block adds.
     """
 
-    def __init__(self, features=64, blocks=23, growth=32):
+    def __init__(self, features=64, blocks=TRUNK_BLOCKS, growth=32):
         super().__init__()
         self.conv_first = nn.Conv2d(3, features, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(ResidualInResidualBlock(features, growth) for _ in range(blocks)))
@@ -368,6 +393,37 @@ class RRDBNet(nn.Module):
         x = F.leaky_relu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 2H, 2W)
         x = F.leaky_relu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 4H, 4W)
         return self.conv_last(F.leaky_relu(self.HRconv(x), 0.2))
+
+
+class AdaptedTeacher(PlaneNetwork):
+    """The trunk of an `RRDBNet` at the output's own size, on the student's planes: a teacher fitted to the task.
+
+    As pretrained, a GAN teacher enlarges, and invents. This one gets what the student gets, folded, begins from the
+    teacher's first blocks (`adapt`), and is trained on the truth, so that what the student learns from it is faithful.
+
+    Args:
+        trunk_blocks: number of residual-in-residual blocks, 93 GMAC each for a 1080p frame.
+    """
+
+    def __init__(self, trunk_blocks=TRUNK_BLOCKS):
+        super().__init__()
+        self.args = {"trunk_blocks": trunk_blocks}
+        self.head = nn.Conv2d(24, 64, 3, padding=1)
+        self.RRDB_trunk = nn.Sequential(*(ResidualInResidualBlock(64, 32) for _ in range(trunk_blocks)))
+        self.trunk_conv = nn.Conv2d(64, 64, 3, padding=1)
+        self.tail = _silent(nn.Conv2d(64, 24, 3, padding=1))
+
+    def change(self, x):
+        x = self.head(x)
+        return self.tail(F.leaky_relu(x + self.trunk_conv(self.RRDB_trunk(x)), 0.2))
+
+
+def adapt(teacher, trunk_blocks):
+    """An `AdaptedTeacher` that begins with the first blocks of a pretrained `RRDBNet`; head and tail are new."""
+    adapted = AdaptedTeacher(trunk_blocks)
+    kept = {name: weights for name, weights in teacher.state_dict().items() if name in adapted.state_dict()}
+    adapted.load_state_dict(kept, strict=False)
+    return adapted
 
 
 def load_teacher(name="auto"):

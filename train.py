@@ -39,8 +39,10 @@ from config import ConfigError, load_config
 from dataset import DataError
 from models import (
     CHECKPOINT_DIR,
+    AdaptedTeacher,
     CheckpointError,
     Student,
+    adapt,
     collapse,
     load_student,
     load_teacher,
@@ -50,13 +52,14 @@ from models import (
     write_weights,
 )
 from report import summarise
-from runtime import DeviceError, TorchEngine, pick_device
+from runtime import DeviceError, TorchEngine, pick_device, weights_digest
 from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
+TEACHERS = ("auto", "bsrgan", "realesrgan", "none")
 GATE_PAIRS = 3000  # that a gate is fitted to, at most
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
@@ -165,30 +168,45 @@ def distillation_loss(output, batch, config, step):
 
 
 def prepare_teacher(config, folder, device, progress=True):
-    """Compute the teacher's outputs for the first `config.teacher_pairs` enlarged pairs of `folder`, once.
+    """Compute the teacher's outputs for the first `config.teacher_pairs` pairs of `folder`, once.
 
-    The teacher sees the pair's input at its own low resolution, as decoded; its x4 output is brought to the pair's size
-    with an area kernel. Outputs that exist are kept.
+    An adapted teacher sees what the student sees. A x4 teacher sees the input of enlarged pairs at its own low
+    resolution, as decoded; its output is brought to the pair's size with an area kernel. Outputs that exist are kept.
 
     Returns:
         ``(teacher folder or None, name of the teacher that was used)``.
     """
-    if config.teacher == "none" or config.teacher_pairs == 0:
+    if config.teacher == "none" or config.teacher_pairs == 0 or config.network == "teacher":
         return None, "none"
-    wanted = [
-        (index, pair)
-        for index, pair in enumerate(dataset.open_pairs(folder))
-        if pair.description["kind"] in ("image", "codec") and pair.description["scale"] >= 1.5
-    ][: config.teacher_pairs]
-    teacher, name = load_teacher(config.teacher)
-    teacher = teacher.to(device, memory_format=torch.channels_last)
-    teacher_folder = folder / f"teacher-{name}"
-    todo = [(index, pair) for index, pair in wanted if not (teacher_folder / f"{index:06d}.npy").exists()]
-    for index, pair in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
-        with autocast(config, device):
-            output = teach(teacher, pair, device)
-        dataset.save_array(teacher_folder / f"{index:06d}.npy", output)
+    pairs = list(enumerate(dataset.open_pairs(folder)))
+    if config.teacher.endswith(".pth"):
+        adapted, meta = load_student(config.teacher)
+        engine, name = TorchEngine(adapted, device), f"adapted {meta.get('teacher')}"
+        teacher_folder = folder / f"teacher-{weights_digest(adapted)[:16]}"
+
+        def answer(pair):
+            planes = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
+            return dataset.pack_planes(*engine(*planes, full_range=True))
+    else:
+        pairs = [(index, pair) for index, pair in pairs if is_enlarged(pair)]
+        teacher, name = load_teacher(config.teacher)
+        teacher = teacher.to(device, memory_format=torch.channels_last)
+        teacher_folder = folder / f"teacher-{name}"
+
+        def answer(pair):
+            with autocast(config, device):
+                return teach(teacher, pair, device)
+
+    files = [(teacher_folder / f"{index:06d}.npy", pair) for index, pair in pairs[: config.teacher_pairs]]
+    todo = [(path, pair) for path, pair in files if not path.exists()]
+    for path, pair in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
+        dataset.save_array(path, answer(pair))
     return teacher_folder, name
+
+
+def is_enlarged(pair):
+    """Whether a pair's input was enlarged so much that a x4 teacher can say something of it."""
+    return pair.description["kind"] in ("image", "codec") and pair.description["scale"] >= 1.5
 
 
 @torch.inference_mode()
@@ -364,9 +382,11 @@ def train(config, resume=False):
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
         OSError: a file cannot be written; what was written before is whole.
     """
-    for key, choices in (("precision", ("fp32", "bf16")), ("teacher", ("auto", "bsrgan", "realesrgan", "none"))):
-        if getattr(config, key) not in choices:
-            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {getattr(config, key)!r}")
+    known = {"precision": ("fp32", "bf16"), "network": ("student", "teacher"), "teacher": TEACHERS}
+    for key, choices in known.items():
+        value = getattr(config, key)
+        if value not in choices and not (key == "teacher" and config.network == "student" and value.endswith(".pth")):
+            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
     if world_size > 1:
@@ -391,9 +411,7 @@ def train(config, resume=False):
     pairs, validation_pairs, teacher_name = prepared
     crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
 
-    student, origin = Student(config.channels, config.blocks), None
-    if config.initial:
-        student, origin = load_initial(config, student)
+    student, teacher_name, origin = make_network(config, teacher_name)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -476,12 +494,25 @@ def to_device(batch, device):
     return {**moved, "known": batch["known"].to(device)}
 
 
-def load_initial(config, student):
-    """The student of `config.initial`, which must be of the same size as `student`, and its `meta`."""
+def make_network(config, teacher_name):
+    """What is trained, new or as it is in `config.initial`.
+
+    Returns:
+        ``(network, name of the teacher in it or behind it, meta of the initial one or None)``.
+    """
+    if config.network == "student":
+        network = Student(config.channels, config.blocks)
+    elif config.teacher == "none" or config.initial:
+        network = AdaptedTeacher(config.trunk_blocks)
+    else:
+        pretrained, teacher_name = load_teacher(config.teacher)
+        network = adapt(pretrained, config.trunk_blocks)
+    if not config.initial:
+        return network, teacher_name, None
     initial, meta = load_student(config.initial)
-    if initial.args != student.args:
-        raise TrainingError(f"{config.initial} holds a student of {initial.args}, not of {student.args}: change either")
-    return initial.train(), meta
+    if initial.args != network.args:
+        raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {network.args}: change either")
+    return initial.train(), teacher_name, meta
 
 
 # ----------------------------------------------------------------------------------------------------------------------

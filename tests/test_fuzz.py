@@ -185,6 +185,8 @@ GOOD = {"model": Student(4, 1).state_dict(), "model_args": {"channels": 4, "bloc
         ({"model_args": {"channels": 4.0}}, "`channels` must be"),
         ({"model_args": {"channels": "4"}}, "`channels` must be"),
         ({"model_args": [4, 1]}, "`model_args` must be"),
+        ({"model_args": {"trunk_blocks": 24}}, "`trunk_blocks` must be a whole number from 1 to 23"),
+        ({"model_args": {"trunk_blocks": 1, "channels": 4}}, "`model_args` must be"),
         ({"model_args": {"channels": 4, "blocks": 2}}, "body.1.conv1.weight are missing"),
         ({"model_args": {"channels": 4, "blocks": 0}}, "no weights 'body.0.conv1.weight'"),
         ({"model_args": {"channels": 8, "blocks": 1}}, r"head.weight has the shape \(4, 24, 3, 3\), expected \(8, "),

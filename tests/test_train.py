@@ -271,7 +271,7 @@ def test_a_run_can_start_from_a_student(cache, tmp_path):
     torch.testing.assert_close(weights(second)["head.weight"], weights(first)["head.weight"])
     assert load_student(second)[1]["config"]["initial"] == str(first)
     assert load_student(second)[1]["initial"] == load_student(first)[1]
-    with pytest.raises(TrainingError, match=r"holds a student of .*'channels': 8"):
+    with pytest.raises(TrainingError, match=r"holds a network of .*'channels': 8"):
         training.train(tiny_config(cache, tmp_path / "third", initial=str(first), channels=16))
 
 
@@ -282,8 +282,12 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
         ("x.yaml", "cannot read"),
         ("precision=fp8", "precision must be one of"),
         ("teacher=nobody", "teacher must be one of"),
+        ("network=pupil", "network must be one of"),
+        ("network=teacher teacher=adapted.pth", "teacher must be one of"),
+        ("teacher=missing.pth", "no checkpoint at missing.pth"),
     ):
-        result = subprocess.run([sys.executable, "train.py", argument], cwd=ROOT, capture_output=True, text=True)
+        command = [sys.executable, "train.py", *argument.split()]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
@@ -328,3 +332,30 @@ def test_the_teacher_looks_once_and_its_detail_is_learned_from(cache, tmp_path, 
     assert files[0].stat().st_mtime_ns == written
     path = training.train(config)
     assert load_student(path)[1]["teacher"] == "realesrgan"
+
+
+def test_a_student_learns_from_an_adapted_teacher(cache, tmp_path):
+    adapting = tiny_config(
+        cache, tmp_path / "teacher", network="teacher", trunk_blocks=1, branch_width=0, epochs=1, steps_per_epoch=2
+    )
+    adapted = training.train(adapting)
+    teacher, _ = load_student(adapted)
+    assert teacher.args == {"trunk_blocks": 1}
+    config = tiny_config(cache, tmp_path / "student", teacher=str(adapted), teacher_pairs=3, epochs=1)
+    path = training.train(config)
+    assert load_student(path)[1]["teacher"] == "adapted none"
+    folder = dataset.prepare_pairs(config)
+    teacher_folder, _ = training.prepare_teacher(config, folder, torch.device("cpu"))
+    taught = [pair for pair in dataset.open_pairs(folder, teacher_folder) if pair.teacher is not None]
+    assert len(taught) == 3
+    planes = [np.ascontiguousarray(plane) for plane in dataset.unpack_planes(taught[0].input)]
+    expected = TorchEngine(teacher, "cpu")(*planes, full_range=True)
+    assert np.array_equal(taught[0].teacher, dataset.pack_planes(*expected))
+
+
+def test_what_was_made_anew_has_no_teacher(rng):
+    picture = rng.integers(0, 256, (3 * 64 // 2, 64), dtype=np.uint8)
+    pairs = [dataset.Pair(picture, picture, picture, {"kind": "image"})]
+    for share in (0.0, 1.0):
+        item = dataset.PairDataset(pairs, 32, classic_share=share)[(0, 0)]
+        assert item["known"].tolist() == [1.0, 1.0 - share]
