@@ -50,19 +50,20 @@ class Gate:
     def _answer(self, found):
         return 1 / (1 + float(np.exp(-np.clip(found @ self.weights[:-1] + self.weights[-1], -50, 50))))
 
-    def moderate(self, before, after, full_range, strength=1.0, history=None):
+    def moderate(self, before, after, full_range, strength=1.0, made=1.0, history=None):
         """Take back what a frame cannot use of a change.
 
         Args:
-            before, after: uint8 planes ``(y, uv)`` as they came, and sharpened at `strength`, at 1 if it is less.
+            before, after: uint8 planes ``(y, uv)`` as they came, and with `made` times the student's change.
             full_range: luma spans 0-255 instead of 16-235.
-            strength: how much of the student's change is wanted.
+            strength: see `share_of`.
+            made: at least 1.
             history: see `gain`.
 
         Returns:
             New planes.
         """
-        (y, _), (sharp, _), made = before, after, max(1, strength)
+        (y, _), (sharp, _) = before, after
         gain = self.gain(y, sharp, history, zero=y, scale=1 if full_range else 255 / 219, strength=made)
         share = share_of(gain, strength)
         mixed = []
@@ -73,7 +74,7 @@ class Gate:
 
 
 def share_of(gain, strength):
-    """What is kept of a change that was made at `strength`, at 1 if it is less.
+    """What is kept of a change that was made for `strength`, for 1 if it is less.
 
     More than 1 asks for a crisper picture than the most faithful one: then the gate gives way, from 2 on wholly.
     """

@@ -69,6 +69,7 @@ from utils import (
     bgr_to_planes,
     halve_chroma,
     tqdm,
+    unsharp,
 )
 from video import (
     VideoError,
@@ -102,7 +103,8 @@ class RealTimeSharpener:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
-        strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for.
+        strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for; more is
+            crisper, in part by an unsharp mask.
         gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`);
             less so at strengths above 1, and from 2 on no more.
 
@@ -204,12 +206,16 @@ class RealTimeSharpener:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
+        scale, amount = _divide(strength)
         if self.gate is None or strength == 0:
-            return self.engine(y, uv, full_range, strength)
-        if history and history.rests(strength):
-            return y.copy(), uv.copy()
-        sharp = self.engine(y, uv, full_range, max(1, strength))
-        return self.gate.moderate((y, uv), sharp, full_range, strength, history)
+            y, uv = self.engine(y, uv, full_range, scale)
+        elif history and history.rests(strength):
+            y, uv = y.copy(), uv.copy()
+        else:
+            made = max(1, scale)
+            sharp = self.engine(y, uv, full_range, made)
+            y, uv = self.gate.moderate((y, uv), sharp, full_range, strength, made, history)
+        return (unsharp(y, amount), uv) if amount else (y, uv)
 
     def sharpen_image(
         self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
@@ -354,20 +360,48 @@ class RealTimeSharpener:
         if strength == 0 or (self.gate and history and history.rests(strength)):
             return pixels.copy()
         (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
+        scale, amount = _divide(strength)
+        made = max(1, scale) if self.gate else scale
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
-            made = max(1, strength) if self.gate else strength
             dy, duv = self.engine.difference(y, uv, made)
             share = share_of(self.gate.gain(y, dy, history, zero=128, strength=made), strength) if self.gate else 1
             change = _to_pixels(dy, duv, pixels.ndim, offset=128)
-            return cv2.addWeighted(pixels, 1, change, share, -128 * share)
-        dy, duv = self.engine.residual(y, uv)
-        if self.gate:
-            strength = max(1, strength) * share_of(self.gate.gain(y, dy, history, scale=255), strength)
-        change = _to_pixels(dy, duv, pixels.ndim, offset=0)
-        if pixels.dtype == np.float32:
-            return np.clip(pixels + change * np.float32(strength), 0, 1)
-        # cv2.add rounds to nearest and saturates.
-        return cv2.add(pixels, change * np.float32(65535 * strength), dtype=cv2.CV_16U)
+            sharp = cv2.addWeighted(pixels, 1, change, share, -128 * share)
+        else:
+            dy, duv = self.engine.residual(y, uv)
+            share = share_of(self.gate.gain(y, dy, history, scale=255), strength) if self.gate else 1
+            sharp = _add(pixels, _to_pixels(dy, duv, pixels.ndim, offset=0) * np.float32(made * share))
+        return _mask_luma(sharp, amount) if amount else sharp
+
+
+def _divide(strength):
+    """A strength as the scale of the student's change and the amount of an unsharp mask after it (see `utils.unsharp`).
+
+    Up to 1 it is the student's alone. Of what goes beyond, the mask has two fifths: more of the student's change
+    would amplify its errors, too (results/gate).
+    """
+    amount = 0.4 * max(0, strength - 1)
+    return strength - amount, amount
+
+
+def _mask_luma(pixels, amount):
+    """`utils.unsharp` of the luma of BGR or grey pixels; their colour stays."""
+    if pixels.ndim == 2:
+        return unsharp(pixels, amount)
+    y = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    return _add(pixels, cv2.merge([unsharp(y, amount) - y] * 3) / np.float32(_full_scale(pixels)))
+
+
+def _add(pixels, change):
+    """Pixels and a float change of them on the scale of [0, 1], rounded where they are integers, and cut off."""
+    if pixels.dtype == np.float32:
+        return np.clip(pixels + change, 0, 1)
+    depth = cv2.CV_8U if pixels.dtype == np.uint8 else cv2.CV_16U
+    return cv2.add(pixels, change * np.float32(_full_scale(pixels)), dtype=depth)
+
+
+def _full_scale(pixels):
+    return 1 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
 
 
 def _load_gate(path, meta):

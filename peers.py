@@ -31,6 +31,7 @@ from utils import (
     planes_to_bgr,
     to_full_range,
     to_limited_range,
+    unsharp,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ from utils import (
 
 def unsharp_mask(y, uv, full_range=True, sigma=0.85, amount=0.4):
     """Luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels; chroma as it came."""
-    return cv2.addWeighted(y, 1 + amount, cv2.GaussianBlur(y, (0, 0), sigma), -amount, 0), uv
+    return unsharp(y, amount, sigma), uv
 
 
 RCAS_LIMIT = 0.25 - 1 / 16  # of the lobe; at 1/4 the filter's weights would sum to nothing

@@ -138,6 +138,16 @@ def halve_chroma(plane):
     return cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
 
 
+def unsharp(pixels, amount, sigma=0.85):
+    """Unsharp masking: pixels plus `amount` times their difference to a Gaussian blur of `sigma` pixels.
+
+    Args:
+        pixels: ``(H, W)`` or ``(H, W, C)``, uint8, uint16 or float32; the result is of the same type, integers rounded
+            and cut off at their limits.
+    """
+    return cv2.addWeighted(pixels, 1 + amount, cv2.GaussianBlur(pixels, (0, 0), sigma), -amount, 0)
+
+
 def to_full_range(y, uv):
     """Map uint8 planes from limited range (BT.601/BT.709 video: luma 16-235, chroma 16-240) to full range."""
     return _LUMA_TO_FULL[y], _CHROMA_TO_FULL[uv]

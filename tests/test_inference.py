@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import inference
 from inference import RealTimeSharpener, split_planes
 from live import divide_frames
-from models import CheckpointError
+from models import CheckpointError, Student, save_student
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.conftest import make_student
 from tests.test_video import CONSTANT, VARIABLE, encode, packets, read_times
-from utils import bgr_to_planes, planes_to_bgr, to_full_range
+from utils import bgr_to_planes, planes_to_bgr, to_full_range, unsharp
 from video import Picture, VideoReader, VideoWriter, read_image, write_image
 
 
@@ -96,6 +96,24 @@ def test_bgr_and_planes_agree(sharpener):
     sharp = sharpener.sharpen(frame).astype(int)
     assert np.abs(sharp - frame).mean() > 2
     assert np.abs(sharp - through_planes).mean() < 0.5 * np.abs(sharp - frame).mean()
+
+
+def test_beyond_strength_1_luma_is_unsharp_masked(tmp_path):
+    save_student(tmp_path / "identity.pth", Student(8, 1), {})
+    identity = RealTimeSharpener(tmp_path / "identity.pth", "cpu", strength=1.5)
+    y, uv = bgr_to_planes(cv2.GaussianBlur(noise(48, 64), (0, 0), 0.8))
+    expected = unsharp(y, 0.2)
+    assert np.abs(expected.astype(int) - y).mean() > 0.3
+    sharp = identity.sharpen_planes(y, uv)
+    assert np.array_equal(sharp[0], expected) and np.array_equal(sharp[1], uv)
+    assert np.array_equal(identity.sharpen(y), expected)
+    assert np.array_equal(identity.sharpen_planes(y, uv, strength=1)[0], y)
+    frame = planes_to_bgr(y, np.full_like(uv, 60))
+    for pixels, codes in ((frame, 1), (frame.astype(np.uint16) * 257, 257)):
+        change = identity.sharpen(pixels) / codes - pixels / codes
+        inside = ((frame > 16) & (frame < 240)).all(axis=2)
+        assert np.abs(change[inside]).mean() > 0.3 and np.ptp(change[inside], axis=1).max() <= 1  # no colour changes
+        assert np.abs(change[..., 1] - (unsharp(y, 0.2).astype(int) - y))[inside].mean() < 0.5
 
 
 def test_sharpen_keeps_full_colour_resolution(exported):
