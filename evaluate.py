@@ -34,7 +34,7 @@ import speed
 from benchmark import record_key
 from dataset import DataError
 from gate import History
-from inference import RealTimeSharpener, parse_amount
+from inference import RealTimeSharpener, divide_strength, parse_amount
 from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
 from page import write_report
@@ -89,8 +89,10 @@ def choose_methods(sharpener, arguments):
         def follow(scale):
             return functools.partial(sharpener.sharpen_planes, strength=strength, history=History())
 
+        scale, amount = divide_strength(strength)
+        masked = f" ({scale:g}, and an unsharp mask of {amount:g})" if amount else ""
         gated = "with its gate" if sharpener.gate else "without a gate"
-        description = f"strength {strength:g}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
+        description = f"strength {strength:g}{masked}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
         return Peer(name, description, follow)
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
@@ -381,7 +383,7 @@ def parse_arguments(argv):
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
-    parser.add_argument("--strength", type=parse_amount, default=1.0, help="scale of the residual (default: 1)")
+    parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--no-gate", action="store_true", help="sharpen good input as much as bad: see gate.py")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")

@@ -206,7 +206,7 @@ class RealTimeSharpener:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
-        scale, amount = _divide(strength)
+        scale, amount = divide_strength(strength)
         if self.gate is None or strength == 0:
             y, uv = self.engine(y, uv, full_range, scale)
         elif history and history.rests(strength):
@@ -360,7 +360,7 @@ class RealTimeSharpener:
         if strength == 0 or (self.gate and history and history.rests(strength)):
             return pixels.copy()
         (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
-        scale, amount = _divide(strength)
+        scale, amount = divide_strength(strength)
         made = max(1, scale) if self.gate else scale
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
             dy, duv = self.engine.difference(y, uv, made)
@@ -374,7 +374,7 @@ class RealTimeSharpener:
         return _mask_luma(sharp, amount) if amount else sharp
 
 
-def _divide(strength):
+def divide_strength(strength):
     """A strength as the scale of the student's change and the amount of an unsharp mask after it (see `utils.unsharp`).
 
     Up to 1 it is the student's alone. Of what goes beyond, the mask has two fifths: more of the student's change
