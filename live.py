@@ -331,7 +331,7 @@ class Window:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.setMouseCallback(title, self._drag)
         self._shown, self._full, self._note = None, False, ""
-        self._numbers, self._refreshed = "", -np.inf
+        self._numbers, self._gain, self._refreshed = "", None, -np.inf
         self._message, self._expires = "", -np.inf
 
     def show(self, frame, milliseconds=1, note="", meter=None):
@@ -382,11 +382,11 @@ class Window:
     def _panels(self, frame, note, meter):
         """Pairs of a panel and its corner ``(left, top)``."""
         now, controls = time.perf_counter(), self.controls
-        if meter is not None and now - self._refreshed >= 0.5:  # faster, nobody could read them
-            self._numbers, self._refreshed = meter.text, now
+        if meter is not None and now - self._refreshed >= 0.5:  # faster, nobody could read them, and drawing takes time
+            self._numbers, self._gain, self._refreshed = meter.text, self._history and self._history.gain, now
         size = min(max(round(frame.shape[0] / 45), 11), 48)
         message = self._message if now < self._expires else ""
-        state = state_line(controls, self._history)
+        state = state_line(controls, self._gain)
         recording = "recording" if controls.recording else ""
         lines = (state, self._numbers, self._engine, recording, note) if controls.overlay else ()
         lines = tuple(line for line in (*lines, message) if line)
@@ -410,13 +410,13 @@ class Window:
             self.controls.drag(x / self._shown.shape[1])
 
 
-def state_line(controls, history=None):
-    """What the overlay says of `Controls`, and of how much the gate of a `gate.History` lets through."""
+def state_line(controls, gain=None):
+    """What the overlay says of `Controls`, and of how much a gate lets through, if there is one."""
     if not controls.sharpening:
         return "sharpening off"
     state = f"sharpening on, strength {controls.strength:.1f}"
-    if history and history.gain is not None and controls.strength <= 1:  # more overrules the gate
-        state += f", of which the picture can use {history.gain:.0%}"
+    if gain is not None and controls.strength <= 1:  # more overrules the gate
+        state += f", of which the picture can use {gain:.0%}"
     return state
 
 
@@ -497,7 +497,7 @@ class LoadController:
     level 2 shows all frames as they came, and has one sharpened now and then only to see what it costs.
 
     It steps down where the median of the last costs is beyond the level's budget, and up where for 3 s the median was
-    within 75 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
+    within 90 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
     minute, so that it does not swing.
 
     Args:
@@ -555,7 +555,7 @@ class LoadController:
             self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
             self._step(self.level + 1)
         elif self.level:
-            ample = 0.75 * self._budget * self.level
+            ample = 0.9 * self._budget * self.level
             # A probe delays the picture: while they are in vain, they become rare.
             self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
             self._probe = self._now + self._pause

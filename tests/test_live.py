@@ -21,7 +21,6 @@ from PIL import ImageGrab
 
 import inference
 import live
-from gate import FEATURES, History
 from inference import RealTimeSharpener
 from live import Camera, Controls, Keeper, LoadController, Meter, Recorder, Schedule, play
 from tests.test_cli import ROOT, run_script
@@ -546,14 +545,13 @@ def test_a_panel_can_be_read_on_any_picture_and_is_removed_again(value):
 
 
 def test_the_overlay_says_what_the_gate_lets_through():
-    controls, history = live.Controls(1.0, False), History()
-    assert live.state_line(controls) == live.state_line(controls, history) == "sharpening on, strength 1.0"
-    history.follow(np.zeros(FEATURES), lambda found: 0.354)
-    assert live.state_line(controls, history) == "sharpening on, strength 1.0, of which the picture can use 35%"
+    controls = live.Controls(1.0, False)
+    assert live.state_line(controls) == "sharpening on, strength 1.0"
+    assert live.state_line(controls, 0.354) == "sharpening on, strength 1.0, of which the picture can use 35%"
     controls.press("+")
-    assert live.state_line(controls, history) == "sharpening on, strength 1.1"
+    assert live.state_line(controls, 0.354) == "sharpening on, strength 1.1"
     controls.press(" ")
-    assert live.state_line(controls, history) == "sharpening off"
+    assert live.state_line(controls, 0.354) == "sharpening off"
 
 
 @pytest.mark.parametrize(("divider", "left"), [(0, 0), (0.25, 10), (1, 40)])
