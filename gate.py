@@ -50,28 +50,6 @@ class Gate:
     def _answer(self, found):
         return 1 / (1 + float(np.exp(-np.clip(found @ self.weights[:-1] + self.weights[-1], -50, 50))))
 
-    def moderate(self, before, after, full_range, strength=1.0, made=1.0, history=None):
-        """Take back what a frame cannot use of a change.
-
-        Args:
-            before, after: uint8 planes ``(y, uv)`` as they came, and with `made` times the student's change.
-            full_range: luma spans 0-255 instead of 16-235.
-            strength: see `share_of`.
-            made: at least 1.
-            history: see `gain`.
-
-        Returns:
-            New planes.
-        """
-        (y, _), (sharp, _) = before, after
-        gain = self.gain(y, sharp, history, zero=y, scale=1 if full_range else 255 / 219, strength=made)
-        share = share_of(gain, strength)
-        mixed = []
-        for old, new in zip(before, after, strict=True):
-            flat = [plane.reshape(-1, plane.shape[-1]) for plane in (old, new)]
-            mixed.append(cv2.addWeighted(flat[0], 1 - share, flat[1], share, 0).reshape(new.shape))
-        return tuple(mixed)
-
 
 def share_of(gain, strength):
     """What is kept of a change that was made for `strength`, for 1 if it is less.
@@ -81,6 +59,15 @@ def share_of(gain, strength):
     if strength <= 1:
         return gain * strength
     return gain + (1 - gain) * min(strength - 1, 1)
+
+
+def mix(before, after, share):
+    """Planes ``(y, uv)`` between two: the first and `share` of the difference to the second; new ones."""
+    mixed = []
+    for old, new in zip(before, after, strict=True):
+        flat = [plane.reshape(-1, plane.shape[-1]) for plane in (old, new)]
+        mixed.append(cv2.addWeighted(flat[0], 1 - share, flat[1], share, 0).reshape(new.shape))
+    return tuple(mixed)
 
 
 class History:

@@ -45,7 +45,7 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
-from gate import Gate, History, share_of
+from gate import Gate, History, mix, share_of
 from live import (
     KEYS,
     Camera,
@@ -212,9 +212,11 @@ class RealTimeSharpener:
         elif history and history.rests(strength):
             y, uv = y.copy(), uv.copy()
         else:
-            made = max(1, scale)
+            made, unit = max(1, scale), 1 if full_range else 255 / 219
             sharp = self.engine(y, uv, full_range, made)
-            y, uv = self.gate.moderate((y, uv), sharp, full_range, strength, made, history)
+            gain = self.gate.gain(y, sharp[0], history, zero=y, scale=unit, strength=made)
+            y, uv = mix((y, uv), sharp, share_of(gain, strength))
+            amount *= gain
         return (unsharp(y, amount), uv) if amount else (y, uv)
 
     def sharpen_image(
@@ -364,21 +366,23 @@ class RealTimeSharpener:
         made = max(1, scale) if self.gate else scale
         if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
             dy, duv = self.engine.difference(y, uv, made)
-            share = share_of(self.gate.gain(y, dy, history, zero=128, strength=made), strength) if self.gate else 1
+            gain = self.gate.gain(y, dy, history, zero=128, strength=made) if self.gate else 1
+            share = share_of(gain, strength) if self.gate else 1
             change = _to_pixels(dy, duv, pixels.ndim, offset=128)
             sharp = cv2.addWeighted(pixels, 1, change, share, -128 * share)
         else:
             dy, duv = self.engine.residual(y, uv)
-            share = share_of(self.gate.gain(y, dy, history, scale=255), strength) if self.gate else 1
+            gain = self.gate.gain(y, dy, history, scale=255) if self.gate else 1
+            share = share_of(gain, strength) if self.gate else 1
             sharp = _add(pixels, _to_pixels(dy, duv, pixels.ndim, offset=0) * np.float32(made * share))
-        return _mask_luma(sharp, amount) if amount else sharp
+        return _mask_luma(sharp, amount * gain) if amount * gain else sharp
 
 
 def divide_strength(strength):
     """A strength as the scale of the student's change and the amount of an unsharp mask after it (see `utils.unsharp`).
 
-    Up to 1 it is the student's alone. Of what goes beyond, the mask has two fifths: more of the student's change
-    would amplify its errors, too (results/gate).
+    Up to 1 it is the student's alone. Of what goes beyond, the mask has two fifths, less what a gate takes off: more
+    of the student's change would amplify its errors, too (results/gate).
     """
     amount = 0.4 * max(0, strength - 1)
     return strength - amount, amount

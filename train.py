@@ -274,8 +274,8 @@ def learning_rate(config, step):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def validate(student, pairs, device, moderate=None):
-    """Validate with the benchmark's own `evaluate`; what `moderate`, of a `gate.Gate`, makes of the student's output.
+def validate(student, pairs, device, fitted=None):
+    """Validate with the benchmark's own `evaluate`, the student with a `gate.Gate` if one is given.
 
     Returns:
         ``(score, rows)``: mean PSNR of the student in dB, what is above `INVISIBLE` counted as that, and the rows of
@@ -285,7 +285,7 @@ def validate(student, pairs, device, moderate=None):
 
     def sharpen(y, uv, full_range):
         sharp = engine(y, uv, full_range)
-        return moderate((y, uv), sharp, full_range) if moderate else sharp
+        return gate.mix((y, uv), sharp, fitted.gain(y, sharp[0], zero=y)) if fitted else sharp
 
     methods = {"input": as_it_came, "student": sharpen}
     records = evaluate(validation_samples(pairs), methods)
@@ -366,7 +366,7 @@ def add_gate(path, pairs, validation_pairs, device):
     """Fit a gate to the student in a checkpoint, and write it into its `meta`, validated."""
     student, meta = load_student(path)
     weights = fit_gate(student, pairs, device)
-    score, rows = validate(student, validation_pairs, device, gate.Gate(weights).moderate)
+    score, rows = validate(student, validation_pairs, device, gate.Gate(weights))
     tqdm.write(f"with its gate: validation {score:.3f} dB")
     metrics = meta["metrics"] | {"gated_score": score, "gated_validation": rows}
     save_student(path, student, meta | {"gate": weights, "metrics": metrics})
