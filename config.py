@@ -60,11 +60,11 @@ class Config:
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
 
     # What is trained
-    network: str = "student"  # student; or teacher: an RRDBNet's trunk, pretrained where `teacher` names one
+    network: str = "student"  # student; or teacher: see models.AdaptedTeacher, pretrained where `teacher` names one
     trunk_blocks: int = 23  # of the teacher
     channels: int = 32  # of the student
     blocks: int = 4
-    initial: str = ""  # a student's checkpoint to start from
+    initial: str = ""  # the checkpoint of such a network, to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none
 
     # Optimisation

@@ -796,7 +796,8 @@ class PairDataset(Dataset):
         pairs: list of `Pair`.
         crop: side S in pixels.
         pattern_share: of the crops, in which a rectangle of input and truth shows the same `periodic_pattern`.
-        classic_share: of the crops, whose input is made anew from the truth by `halve_with_noise`.
+        classic_share: of the crops, whose input is made anew from the truth by `halve_with_noise`; the teacher's
+            output, which is of another input, counts as unknown there.
     """
 
     def __init__(self, pairs, crop, pattern_share=0.0, classic_share=0.0):

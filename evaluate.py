@@ -90,7 +90,8 @@ def choose_methods(sharpener, arguments):
             return functools.partial(sharpener.sharpen_planes, strength=strength, history=History())
 
         scale, amount = divide_strength(strength)
-        masked = f" ({scale:g}, and an unsharp mask of {amount:g})" if amount else ""
+        most = "up to " if sharpener.gate else ""
+        masked = f" ({scale:g}, and an unsharp mask of {most}{amount:g})" if amount else ""
         gated = "with its gate" if sharpener.gate else "without a gate"
         description = f"strength {strength:g}{masked}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
         return Peer(name, description, follow)

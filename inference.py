@@ -65,6 +65,7 @@ from models import RELEASED_STUDENT, CheckpointError, load_student
 from runtime import STRENGTH_LIMIT, DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
+    UNSHARP_SIGMA,
     VIDEO_SUFFIXES,
     bgr_to_planes,
     halve_chroma,
@@ -86,6 +87,7 @@ from video import (
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
 _NEUTRAL_CHROMA = np.float32(128 / 255)
+LEAST_MASK = 1 / 255  # amount of an unsharp mask; less changes hardly a code
 
 Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
 
@@ -105,8 +107,8 @@ class RealTimeSharpener:
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
         strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for; more is
             crisper, in part by an unsharp mask.
-        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`);
-            less so at strengths above 1, and from 2 on no more.
+        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`).
+            Strengths above 1 overrule that for the student's change, from 2 on wholly, but not for the mask.
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
@@ -217,7 +219,7 @@ class RealTimeSharpener:
             gain = self.gate.gain(y, sharp[0], history, zero=y, scale=unit, strength=made)
             y, uv = mix((y, uv), sharp, share_of(gain, strength))
             amount *= gain
-        return (unsharp(y, amount), uv) if amount else (y, uv)
+        return (unsharp(y, amount), uv) if amount >= LEAST_MASK else (y, uv)
 
     def sharpen_image(
         self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
@@ -375,7 +377,7 @@ class RealTimeSharpener:
             gain = self.gate.gain(y, dy, history, scale=255) if self.gate else 1
             share = share_of(gain, strength) if self.gate else 1
             sharp = _add(pixels, _to_pixels(dy, duv, pixels.ndim, offset=0) * np.float32(made * share))
-        return _mask_luma(sharp, amount * gain) if amount * gain else sharp
+        return _mask_luma(sharp, amount * gain)
 
 
 def divide_strength(strength):
@@ -390,22 +392,28 @@ def divide_strength(strength):
 
 def _mask_luma(pixels, amount):
     """`utils.unsharp` of the luma of BGR or grey pixels; their colour stays."""
+    if amount < LEAST_MASK:
+        return pixels
     if pixels.ndim == 2:
         return unsharp(pixels, amount)
-    y = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    return _add(pixels, cv2.merge([unsharp(y, amount) - y] * 3) / np.float32(_full_scale(pixels)))
+    y = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    if pixels.dtype == np.uint8:  # in codes around 128
+        change = cv2.addWeighted(y, amount, cv2.GaussianBlur(y, (0, 0), UNSHARP_SIGMA), -amount, 128)
+        return cv2.addWeighted(pixels, 1, cv2.merge([change] * 3), 1, -128)
+    y = y / np.float32(_white(pixels))
+    return _add(pixels, cv2.merge([unsharp(y, amount) - y] * 3))
 
 
 def _add(pixels, change):
-    """Pixels and a float change of them on the scale of [0, 1], rounded where they are integers, and cut off."""
+    """Pixels of uint16 or float32 and a float change of them on the scale of [0, 1], cut off at their limits."""
     if pixels.dtype == np.float32:
         return np.clip(pixels + change, 0, 1)
-    depth = cv2.CV_8U if pixels.dtype == np.uint8 else cv2.CV_16U
-    return cv2.add(pixels, change * np.float32(_full_scale(pixels)), dtype=depth)
+    # cv2.add rounds to nearest and saturates.
+    return cv2.add(pixels, change * np.float32(_white(pixels)), dtype=cv2.CV_16U)
 
 
-def _full_scale(pixels):
-    return 1 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
+def _white(pixels):
+    return 1 if pixels.dtype == np.float32 else 65535
 
 
 def _load_gate(path, meta):

@@ -396,10 +396,10 @@ class RRDBNet(nn.Module):
 
 
 class AdaptedTeacher(PlaneNetwork):
-    """The trunk of an `RRDBNet` at the output's own size, on the student's planes: a teacher fitted to the task.
+    """The trunk of an `RRDBNet`, which enlarges nothing, on the student's folded planes: a teacher fitted to the task.
 
-    As pretrained, a GAN teacher enlarges, and invents. This one gets what the student gets, folded, begins from the
-    teacher's first blocks (`adapt`), and is trained on the truth, so that what the student learns from it is faithful.
+    As pretrained, a GAN teacher enlarges, and invents. This one gets what the student gets, begins from the teacher's
+    first blocks (`adapt`), and is trained on the truth, so that what the student learns from it is faithful.
 
     Args:
         trunk_blocks: number of residual-in-residual blocks, 93 GMAC each for a 1080p frame.

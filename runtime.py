@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import torch
 
+from models import Student
 from utils import first_line
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class TorchEngine:
     sums, and from then on all that are as large.
 
     Args:
-        student: a `models.Student`; it is copied, later changes to it are not seen.
+        student: a `models.PlaneNetwork`; it is copied, later changes to it are not seen.
         device: ``"auto"``, or a name that PyTorch knows.
         dtype: of the convolutions; None leaves it to `pick_precision`.
 
@@ -561,7 +562,7 @@ def make_engine(student, checkpoint, device="auto"):
     """Choose the engine for a student.
 
     Args:
-        student: the `models.Student` in `checkpoint`.
+        student: the `models.PlaneNetwork` in `checkpoint`; other than a `Student` it runs in PyTorch.
         checkpoint: path of its file; the int8 network is looked for beside it, see `artefact_path`.
         device: ``"auto"``: CUDA before MPS before the int8 network on the CPU before PyTorch on the CPU. A name that
             PyTorch knows (``"cpu"``, ``"cuda:1"``, ``"mps"``): PyTorch. ``"openvino"``, ``"openvino:GPU"``,
@@ -571,6 +572,10 @@ def make_engine(student, checkpoint, device="auto"):
         DeviceError: the device is unknown or missing, or OpenVINO was asked for and cannot run this student.
     """
     library, _, name = device.partition(":")
+    if not isinstance(student, Student):
+        if library == "openvino":
+            raise DeviceError(f"device {device!r} cannot be used: an adapted teacher has no int8 network")
+        return TorchEngine(student, device)
     if library == "openvino":
         try:
             return OpenVINOEngine(student, artefact_path(checkpoint), name.upper() or "CPU")

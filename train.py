@@ -35,7 +35,7 @@ from tqdm import tqdm
 import dataset
 import gate
 from benchmark import Sample, as_it_came, evaluate
-from config import ConfigError, load_config
+from config import Config, ConfigError, load_config
 from dataset import DataError
 from models import (
     CHECKPOINT_DIR,
@@ -59,7 +59,6 @@ VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
-TEACHERS = ("auto", "bsrgan", "realesrgan", "none")
 GATE_PAIRS = 3000  # that a gate is fitted to, at most
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
@@ -170,8 +169,9 @@ def distillation_loss(output, batch, config, step):
 def prepare_teacher(config, folder, device, progress=True):
     """Compute the teacher's outputs for the first `config.teacher_pairs` pairs of `folder`, once.
 
-    An adapted teacher sees what the student sees. A x4 teacher sees the input of enlarged pairs at its own low
-    resolution, as decoded; its output is brought to the pair's size with an area kernel. Outputs that exist are kept.
+    Who trains a teacher needs none. An adapted teacher sees what the student sees, and has no gate here. A x4 teacher
+    sees the input of enlarged pairs at its own low resolution, as decoded; its output is brought to the pair's size
+    with an area kernel. Outputs that exist are kept.
 
     Returns:
         ``(teacher folder or None, name of the teacher that was used)``.
@@ -382,11 +382,7 @@ def train(config, resume=False):
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
         OSError: a file cannot be written; what was written before is whole.
     """
-    known = {"precision": ("fp32", "bf16"), "network": ("student", "teacher"), "teacher": TEACHERS}
-    for key, choices in known.items():
-        value = getattr(config, key)
-        if value not in choices and not (key == "teacher" and config.network == "student" and value.endswith(".pth")):
-            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    check_choices(config)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(config.device)
     if world_size > 1:
@@ -401,17 +397,17 @@ def train(config, resume=False):
     if not resume and (folder / "last.pth").exists():
         raise TrainingError(f"{folder} holds a run already: go on with --resume, or choose another name=...")
 
-    # Data: the first process prepares, the others wait and then find everything in the cache
+    # The first process prepares and fetches, the others wait and then find everything in the caches
     if main_process:
-        prepared = prepare_data(config, device)
+        prepared = prepare_data(config, device), make_network(config, state)
     if world_size > 1:
         dist.barrier()
     if not main_process:
-        prepared = prepare_data(config, device, progress=False)
-    pairs, validation_pairs, teacher_name = prepared
+        prepared = prepare_data(config, device, progress=False), make_network(config, state)
+    (pairs, validation_pairs, teacher_name), (student, trunk, origin) = prepared
+    teacher_name = " + ".join(name for name in (trunk, teacher_name) if name != "none") or "none"
     crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
 
-    student, teacher_name, origin = make_network(config, teacher_name)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -464,7 +460,8 @@ def train(config, resume=False):
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
                 save_student(folder / "student.pth", candidate, meta | {"initial": origin})
-            save_state(folder / "last.pth", config, student, average, optimizer, epoch + 1, best_score, seconds)
+            progress = {"epoch": epoch + 1, "best_score": best_score, "seconds": seconds, "trunk": trunk}
+            save_state(folder / "last.pth", config, student, average, optimizer, progress)
     if main_process:
         log.close()
         add_gate(folder / "student.pth", pairs, validation_pairs, device)
@@ -494,25 +491,41 @@ def to_device(batch, device):
     return {**moved, "known": batch["known"].to(device)}
 
 
-def make_network(config, teacher_name):
-    """What is trained, new or as it is in `config.initial`.
+def check_choices(config):
+    """Refuse, before anything is prepared, choices that there are not and a teacher that is none; see `train`."""
+    teachers = ("auto", "bsrgan", "realesrgan", "none")
+    for key, choices in {"precision": ("fp32", "bf16"), "network": ("student", "teacher"), "teacher": teachers}.items():
+        value = getattr(config, key)
+        if key == "teacher" and config.network == "student":
+            if value.endswith(".pth"):
+                if not isinstance(load_student(value)[0], AdaptedTeacher):
+                    raise TrainingError(f"{value} holds a student: to learn from, train a teacher with network=teacher")
+                continue
+            choices = (*choices, "the checkpoint (.pth) of an adapted teacher")
+        if value not in choices:
+            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def make_network(config, state):
+    """What is trained: new, as in `config.initial`, or, where there is the `state` of a run, to be filled from that.
 
     Returns:
-        ``(network, name of the teacher in it or behind it, meta of the initial one or None)``.
+        ``(network, name of the pretrained teacher that an adapted one began from or "none", meta of the initial one)``.
     """
-    if config.network == "student":
-        network = Student(config.channels, config.blocks)
-    elif config.teacher == "none" or config.initial:
-        network = AdaptedTeacher(config.trunk_blocks)
-    else:
-        pretrained, teacher_name = load_teacher(config.teacher)
+    is_teacher = config.network == "teacher"
+    network = AdaptedTeacher(config.trunk_blocks) if is_teacher else Student(config.channels, config.blocks)
+    trunk, meta = state["trunk"] if state else "none", None
+    if config.initial:
+        initial, meta = load_student(config.initial)
+        if initial.args != network.args:
+            raise TrainingError(
+                f"{config.initial} holds a network of {initial.args}, not {network.args}: change either"
+            )
+        return initial.train(), meta.get("teacher", "none") if is_teacher else "none", meta
+    if is_teacher and config.teacher != "none" and not state:
+        pretrained, trunk = load_teacher(config.teacher)
         network = adapt(pretrained, config.trunk_blocks)
-    if not config.initial:
-        return network, teacher_name, None
-    initial, meta = load_student(config.initial)
-    if initial.args != network.args:
-        raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {network.args}: change either")
-    return initial.train(), teacher_name, meta
+    return network, trunk, meta
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -524,16 +537,18 @@ def result_config(config):
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in MACHINE_KEYS}
 
 
-def save_state(path, config, student, average, optimizer, epoch, best_score, seconds):
-    """Write all that `--resume` needs; nothing else has a state, since batches follow from seed and epoch."""
+def save_state(path, config, student, average, optimizer, progress):
+    """Write all that `--resume` needs; nothing else has a state, since batches follow from seed and epoch.
+
+    Args:
+        progress: dict of ``epoch``, how many are done, ``best_score``, ``seconds``, and ``trunk`` of `make_network`.
+    """
     state = {
         "config": result_config(config),
         "student": student.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "epoch": epoch,
-        "best_score": best_score,
-        "seconds": seconds,
+        **progress,
     }
     write_weights(path, state)
 
@@ -543,8 +558,8 @@ def load_state(path, config):
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
     state = read_weights(path)
-    saved, wanted = state["config"], result_config(config)
-    different = [f"{key}: {saved.get(key)!r} -> {wanted[key]!r}" for key in wanted if saved.get(key) != wanted[key]]
+    saved, wanted = dataclasses.asdict(Config()) | state["config"], result_config(config)  # it may lack newer keys
+    different = [f"{key}: {saved[key]!r} -> {wanted[key]!r}" for key in wanted if saved[key] != wanted[key]]
     if different:
         raise TrainingError(f"cannot resume {path} with another configuration ({'; '.join(different)})")
     return state

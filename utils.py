@@ -31,6 +31,7 @@ with warnings.catch_warnings():
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
+UNSHARP_SIGMA = 0.85  # pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Metrics
@@ -138,7 +139,7 @@ def halve_chroma(plane):
     return cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
 
 
-def unsharp(pixels, amount, sigma=0.85):
+def unsharp(pixels, amount, sigma=UNSHARP_SIGMA):
     """Unsharp masking: pixels plus `amount` times their difference to a Gaussian blur of `sigma` pixels.
 
     Args:

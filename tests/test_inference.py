@@ -114,6 +114,21 @@ def test_beyond_strength_1_luma_is_unsharp_masked(tmp_path):
         inside = ((frame > 16) & (frame < 240)).all(axis=2)
         assert np.abs(change[inside]).mean() > 0.3 and np.ptp(change[inside], axis=1).max() <= 1  # no colour changes
         assert np.abs(change[..., 1] - (unsharp(y, 0.2).astype(int) - y))[inside].mean() < 0.5
+    tensor = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1) / 255
+    sharp = 255 * identity.sharpen(tensor).permute(1, 2, 0).numpy()[..., ::-1]
+    assert np.abs(sharp - identity.sharpen(frame)).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [1.5, 200, 1e9])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7), (5, 1, 3), (2, 2)])
+def test_any_size_and_type_beyond_strength_1(exported, strength, shape):
+    sharpener = RealTimeSharpener(exported, "cpu", strength)
+    for dtype in (np.uint8, np.uint16):
+        frame = noise(*shape[:2], dtype=dtype)[..., : 3 if len(shape) == 3 else 1].reshape(shape)
+        assert sharpener.sharpen(frame).shape == shape
+    y, uv = bgr_to_planes(noise(*shape[:2]))
+    sharp = sharpener.sharpen_planes(y, uv)
+    assert sharp[0].shape == y.shape and sharp[1].shape == uv.shape
 
 
 def test_sharpen_keeps_full_colour_resolution(exported):

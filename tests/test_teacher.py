@@ -21,6 +21,7 @@ from skimage import data
 import models
 from export import export
 from models import CheckpointError, RRDBNet, adapt, load_student, load_teacher, read_ncnn, save_student
+from runtime import DeviceError, TorchEngine, make_engine
 
 KEYS = Path(__file__).parent / "fixtures" / "bsrgan_keys.txt"
 PARAM, BIN = "realesrgan-x4plus.param", "realesrgan-x4plus.bin"
@@ -73,6 +74,9 @@ def test_an_adapted_teacher_begins_with_the_pretrained_trunk(tmp_path):
     torch.testing.assert_close(loaded(y, uv), adapted(y, uv))
     with pytest.raises(CheckpointError, match="a student is needed"):
         export(tmp_path / "teacher.pth")
+    assert isinstance(make_engine(loaded, tmp_path / "teacher.pth", "cpu"), TorchEngine)
+    with pytest.raises(DeviceError, match="an adapted teacher has no int8 network"):
+        make_engine(loaded, tmp_path / "teacher.pth", "openvino")
 
 
 def test_agrees_with_ncnn(realesrgan, empty_home, no_index):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import dataset
 import train as training
 from config import Config
-from models import Student, load_student
+from models import RRDBNet, Student, load_student, save_student
 from runtime import TorchEngine
 from train import TrainingError
 
@@ -339,8 +339,10 @@ def test_a_student_learns_from_an_adapted_teacher(cache, tmp_path):
         cache, tmp_path / "teacher", network="teacher", trunk_blocks=1, branch_width=0, epochs=1, steps_per_epoch=2
     )
     adapted = training.train(adapting)
-    teacher, _ = load_student(adapted)
-    assert teacher.args == {"trunk_blocks": 1}
+    teacher, meta = load_student(adapted)
+    assert teacher.args == {"trunk_blocks": 1} and meta["teacher"] == "none"
+    again = training.train(dataclasses.replace(adapting, name=str(tmp_path / "again"), initial=str(adapted)))
+    assert load_student(again)[0].args == teacher.args
     config = tiny_config(cache, tmp_path / "student", teacher=str(adapted), teacher_pairs=3, epochs=1)
     path = training.train(config)
     assert load_student(path)[1]["teacher"] == "adapted none"
@@ -351,6 +353,28 @@ def test_a_student_learns_from_an_adapted_teacher(cache, tmp_path):
     planes = [np.ascontiguousarray(plane) for plane in dataset.unpack_planes(taught[0].input)]
     expected = TorchEngine(teacher, "cpu")(*planes, full_range=True)
     assert np.array_equal(taught[0].teacher, dataset.pack_planes(*expected))
+
+
+def test_a_teacher_knows_what_it_began_from(cache, tmp_path, monkeypatch):
+    config = tiny_config(
+        cache, tmp_path / "run", network="teacher", teacher="auto", trunk_blocks=1, branch_width=0, steps_per_epoch=1
+    )
+    monkeypatch.setattr(training, "load_teacher", lambda name: (RRDBNet(blocks=1), "bsrgan"))
+    assert load_student(training.train(dataclasses.replace(config, epochs=1)))[1]["teacher"] == "bsrgan"
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    state["config"]["epochs"] = 2
+    del state["config"]["classic_share"]  # as of a version that did not know it
+    torch.save(state, tmp_path / "run" / "last.pth")
+    monkeypatch.delattr(training, "load_teacher")  # to go on, nothing is fetched
+    assert load_student(training.train(config, resume=True))[1]["teacher"] == "bsrgan"
+    initial = dataclasses.replace(config, name=str(tmp_path / "next"), initial=str(tmp_path / "run" / "student.pth"))
+    assert load_student(training.train(initial))[1]["teacher"] == "bsrgan"
+
+
+def test_a_student_is_no_teacher(cache, tmp_path):
+    save_student(tmp_path / "student.pth", Student(8, 1), {})
+    with pytest.raises(TrainingError, match="holds a student"):
+        training.train(tiny_config(cache, tmp_path / "run", teacher=str(tmp_path / "student.pth")))
 
 
 def test_what_was_made_anew_has_no_teacher(rng):
