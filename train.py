@@ -59,11 +59,11 @@ VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
-GATE_PAIRS = 3000  # that a gate is fitted to, at most
+GATE_PAIRS = 9000  # that a gate is fitted to, at most
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
 GATE_SSIM = 20  # dB that an SSIM of 1 counts as
-HARM = 3  # times that a loss counts for a gate
+HARM = 5  # times that a loss counts for a gate
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
