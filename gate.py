@@ -52,7 +52,7 @@ class Gate:
 
 
 def share_of(gain, strength):
-    """What is kept of the student's change, which is made once or more, where `strength` is wanted.
+    """The share to keep of the student's change, itself scaled by 1 or more, where `strength` is wanted.
 
     More than 1 asks for a crisper picture than the most faithful one: then the gate gives way, from 2 on wholly.
     """

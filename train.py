@@ -514,7 +514,7 @@ def make_network(config, state):
     """
     is_teacher = config.network == "teacher"
     network = AdaptedTeacher(config.trunk_blocks) if is_teacher else Student(config.channels, config.blocks)
-    trunk, meta = state["trunk"] if state else "none", None
+    trunk, meta = state.get("trunk", "none") if state else "none", None
     if config.initial:
         initial, meta = load_student(config.initial)
         if initial.args != network.args:
