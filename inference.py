@@ -366,17 +366,17 @@ class RealTimeSharpener:
         (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
         scale, amount = divide_strength(strength)
         made = max(1, scale) if self.gate else scale
-        if pixels.dtype == np.uint8:  # in codes around 128; cv2.addWeighted saturates
-            dy, duv = self.engine.difference(y, uv, made)
-            gain = self.gate.gain(y, dy, history, zero=128, strength=made) if self.gate else 1
-            share = share_of(gain, strength) if self.gate else 1
-            change = _to_pixels(dy, duv, pixels.ndim, offset=128)
-            sharp = cv2.addWeighted(pixels, 1, change, share, -128 * share)
+        if pixels.dtype == np.uint8:  # in codes around 128
+            (dy, duv), unit, offset = self.engine.difference(y, uv, made), {"zero": 128, "strength": made}, 128
         else:
-            dy, duv = self.engine.residual(y, uv)
-            gain = self.gate.gain(y, dy, history, scale=255) if self.gate else 1
-            share = share_of(gain, strength) if self.gate else 1
-            sharp = _add(pixels, _to_pixels(dy, duv, pixels.ndim, offset=0) * np.float32(made * share))
+            (dy, duv), unit, offset = self.engine.residual(y, uv), {"scale": 255}, 0
+        gain = self.gate.gain(y, dy, history, **unit) if self.gate else 1
+        share = share_of(gain, strength) if self.gate else 1
+        change = _to_pixels(dy, duv, pixels.ndim, offset)
+        if pixels.dtype == np.uint8:  # cv2.addWeighted saturates
+            sharp = cv2.addWeighted(pixels, 1, change, share, -offset * share)
+        else:
+            sharp = _add(pixels, change * np.float32(made * share))
         return _mask_luma(sharp, amount * gain)
 
 

@@ -123,12 +123,13 @@ def test_enormous_strength_of_no_change_is_no_change(dtype):
 
 
 @pytest.mark.parametrize("full_range", [True, False])
-@pytest.mark.parametrize(("name", "limit"), [("float16", 1), ("bfloat16", 10)])
+@pytest.mark.parametrize(("name", "limit"), [("float16", 1), ("bfloat16", 3)])
 def test_reduced_precision_agrees_with_float32(engines, name, limit, full_range):
-    """Black and white chequers have features far larger than a picture's, and bfloat16 has 8 bits for them."""
+    """On one chequer of black and white the released student's features are so large that bfloat16 is further off."""
     for picture, planes in {**extreme_pictures(), "natural": natural_picture(61, 93)}.items():
         error = errors(engines[name](*planes, full_range), engines["float32"](*planes, full_range))
-        assert error.max() <= (1 if picture == "natural" else limit), picture
+        coarse = 10 if (picture, name) == ("chequer 2", "bfloat16") else limit
+        assert error.max() <= (1 if picture == "natural" else coarse), picture
 
 
 def check_natural(engines, height, width):
