@@ -384,9 +384,27 @@ def phase_error(y, truth, period=4):
     return error.reshape(height // period, period, width // period, period).mean(axis=(0, 2))
 
 
-def phase_spread(records):
-    """How much the errors of records differ over the phases of the folding grid: (largest - smallest) / mean."""
-    phases = np.mean([record["phase_error"] for record in records], axis=0)
+def shifted_phase_error(method, planes, truth, full_range, period=4, border=16):
+    """`phase_error` of what a method makes of a frame, whatever the frame itself has at the grid's positions.
+
+    The method sees it at all shifts of 0 to `period` - 1 pixels, so that every pixel comes to every position once. Not
+    so chroma, which is shifted by half as much. What is left out at the edges, `border` pixels, is not the grid's.
+    """
+    (y, uv), inner, total = planes, slice(border, -border), 0
+    height, width = ((side - period) // 8 * 8 for side in y.shape)
+    for down in range(period):
+        for right in range(period):
+            part = np.ascontiguousarray(y[down : down + height, right : right + width])
+            rows, columns = slice(down // 2, (down + height) // 2), slice(right // 2, (right + width) // 2)
+            sharp, _ = method(part, np.ascontiguousarray(uv[:, rows, columns]), full_range)
+            expected = truth[down : down + height, right : right + width]
+            total += phase_error(sharp[inner, inner], expected[inner, inner], period)
+    return total / period**2
+
+
+def phase_spread(errors):
+    """How much errors of `phase_error`, in the mean, differ over the grid: (largest - smallest) / mean."""
+    phases = np.mean(errors, axis=0)
     return float(np.ptp(phases) / phases.mean()) if phases.mean() > 0 else 0.0
 
 

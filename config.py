@@ -12,8 +12,9 @@ import yaml
 
 MAX_FILE_BYTES = 1 << 20
 LIMITS = {  # least and most, where memory depends on a value; other whole numbers are below 2**63
-    "channels": (1, 256),  # these three as models.py reads them again
+    "channels": (1, 256),  # these four as models.py reads them again
     "blocks": (0, 32),
+    "wide": (0, 384),
     "trunk_blocks": (1, 23),
     "branch_width": (0, 4096),
     "region": (1, 8192),
@@ -45,6 +46,7 @@ class Config:
     cache_dir: str = "data/cache"
     pairs: int = 320
     validation_pairs: int = 48
+    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: the hard ones, see dataset.make_pair
     region: int = 320  # side of a stored pair in pixels
     crop: int = 128  # side of a training crop in pixels
     image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared
@@ -64,6 +66,7 @@ class Config:
     trunk_blocks: int = 23  # of the teacher
     channels: int = 32  # of the student
     blocks: int = 4
+    wide: int = 0  # channels within a block; 0: half as many again as outside
     initial: str = ""  # the checkpoint of such a network, to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none
 

@@ -86,6 +86,8 @@ FONTS = (  # that Matplotlib brings
 
 CACHE_VERSION = 3  # raise when the same configuration would give other pairs
 PART_SIZE = 32  # pairs in one file of the cache
+FRAME_RATE = 25  # told to encoders
+LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
 
 
@@ -213,7 +215,7 @@ CODECS = {
 }
 
 
-def encode_clip(clip, codec, qp=None, kbps=None, rate=25):
+def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
     """Encode a clip with a real low-delay codec, in memory; one thread, so it repeats exactly.
 
     Args:
@@ -258,7 +260,7 @@ def decode_clip(packets, codec):
     return [unpack_planes(frame.to_ndarray()) for frame in frames]
 
 
-def codec_roundtrip(clip, codec, qp, rate=25):
+def codec_roundtrip(clip, codec, qp, rate=FRAME_RATE):
     """Encode a clip at a constant quantiser and decode it again: see `encode_clip`."""
     return decode_clip(encode_clip(clip, codec, qp, rate=rate), codec)
 
@@ -461,12 +463,14 @@ def _div2k_folder(config):
 # Pairs
 
 
-def make_pair(sources, seed, index, region):
+def make_pair(sources, seed, index, region, late=False):
     """Make one training pair, decided by `seed` and `index` alone.
 
     Args:
         sources: result of `list_sources`.
         region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
+        late: as things stand after a second of a call: what goes through a codec are clips of `LATE_FRAMES`, half of
+            them under rate control. And half of all pairs are of a source that is soft by itself, see `_soften`.
 
     Returns:
         ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
@@ -478,7 +482,9 @@ def make_pair(sources, seed, index, region):
     name = names[rng.integers(len(names))]
     kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.07, 0.11, 0.30, 0.52])
     count = int(rng.integers(3, 13)) if kind in ("codec", "mild") else 1
-    clip = _clean_clip(name, count, region, rng)
+    clip = _clean_clip(name, LATE_FRAMES if late and count > 1 else count, region, rng)
+    if late and rng.random() < 0.5:
+        clip = _soften(clip, rng)
     truth = clip[-1]
     if kind == "clean":
         damaged, description = truth, {"scale": 1.0}
@@ -487,7 +493,7 @@ def make_pair(sources, seed, index, region):
     elif kind == "image":
         damaged, description = _image_degradation(truth, rng)
     else:
-        damaged, description = _codec_degradation(clip, rng)
+        damaged, description = _codec_degradation(clip, rng, late)
     return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": str(kind), **description}
 
 
@@ -517,6 +523,22 @@ def _clean_clip(name, count, region, rng):
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+
+
+def _soften(clip, rng):
+    """A clip as many cameras and videos give it, before any call: enlarged from fewer pixels, compressed, or both."""
+    size, which = clip[0][0].shape[::-1], rng.choice(["enlarged", "compressed", "both"])
+    if which != "compressed":
+        small, down = low_resolution(size, rng.uniform(1.2, 2.5)), str(rng.choice(["bicubic", "area", "bilinear"]))
+        clip = [resize_planes(*planes, small, down) for planes in clip]
+    if which != "enlarged":
+        codec = str(rng.choice(list(CODECS)))
+        lightest, heaviest = CODECS[codec].quantisers
+        clip = _compress(clip, codec, int(rng.uniform(lightest, lightest + 0.7 * (heaviest - lightest))))
+    if which != "compressed":
+        up = _random_upscaler(rng)
+        clip = [resize_planes(*planes, size, up) for planes in clip]
+    return clip
 
 
 def _pad(frame, side):
@@ -567,8 +589,11 @@ def _image_degradation(truth, rng):
     return damaged, {"scale": float(scale), "down": down, "noise": float(sigma_noise), "jpeg": quality}
 
 
-def _codec_degradation(clip, rng):
-    """Shrink, sometimes camera noise, a real codec, enlarge; the last frame is a P frame."""
+def _codec_degradation(clip, rng, controlled=False):
+    """Shrink, sometimes camera noise, a real codec, enlarge; the last frame is a P frame.
+
+    Where `controlled`, half of the codecs have a bit rate instead of a constant quantiser.
+    """
     region = clip[0][0].shape[0]
     scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.12, 0.16, 0.44, 0.16, 0.12]))
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
@@ -576,18 +601,24 @@ def _codec_degradation(clip, rng):
     lightest, heaviest = CODECS[codec].quantisers
     qp = int(rng.integers(lightest, heaviest + 1))
     noise = rng.uniform(0.5, 4) if rng.random() < 0.15 else 0.0
+    size = low_resolution((region, region), scale)
+    rate = {"qp": qp}
+    if controlled and rng.random() < 0.5:
+        bits = 10 ** rng.uniform(-2, -0.5)  # for a pixel of a frame
+        rate = {"kbps": max(10, round(bits * size[0] * size[1] * FRAME_RATE / 1000))}
 
-    small = [resize_planes(*planes, low_resolution((region, region), scale), down) for planes in clip]
+    small = [resize_planes(*planes, size, down) for planes in clip]
     if noise:
         small = [tuple(each_plane(planes, add_noise, noise, rng)) for planes in small]
-    decoded = _compress(small, codec, qp)[-1]
+    decoded = _compress(small, codec, **rate)[-1]
     damaged = resize_planes(*decoded, (region, region), _random_upscaler(rng)) if scale > 1 else decoded
-    return damaged, {"scale": scale, "down": down, "codec": codec, "qp": qp, "noise": float(noise)}
+    return damaged, {"scale": scale, "down": down, "codec": codec, **rate, "noise": float(noise)}
 
 
-def _compress(clip, codec, qp):
-    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
-    return [to_full_range(*planes) for planes in codec_roundtrip([to_limited_range(*p) for p in clip], codec, qp)]
+def _compress(clip, codec, qp=None, kbps=None):
+    """Encode and decode full-range planes in limited range, which is what calls send; see `encode_clip`."""
+    packets = encode_clip([to_limited_range(*planes) for planes in clip], codec, qp, kbps)
+    return [to_full_range(*planes) for planes in decode_clip(packets, codec)]
 
 
 def each_plane(planes, function, *arguments):
@@ -622,8 +653,10 @@ def crop_planes(y, uv, left, top, side):
 # The cache
 
 
-def prepare_pairs(config, validation=False, progress=True):
+def prepare_pairs(config, purpose="training", progress=True):
     """Make all pairs that `config` asks for, once, and return the folder that holds them.
+
+    The purpose is ``"training"``, ``"validation"``, or ``"gate"``: pairs for it alone, `late` ones of `make_pair`.
 
     Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
     ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
@@ -638,12 +671,12 @@ def prepare_pairs(config, validation=False, progress=True):
             f"region={config.region} and crop={config.crop} must be multiples of 8, region at least {MIN_REGION}, "
             "crop at least 32 and not larger than region"
         )
-    total = config.validation_pairs if validation else config.pairs
-    sources = list_sources(config, validation)
-    seed = config.data_seed + (1_000_003 if validation else 0)
+    total = {"training": config.pairs, "validation": config.validation_pairs, "gate": config.gate_pairs}[purpose]
+    sources, late = list_sources(config, purpose == "validation"), purpose == "gate"
+    seed = config.data_seed + {"training": 0, "validation": 1_000_003, "gate": 2_000_003}[purpose]
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(config.cache_dir) / f"{'validation' if validation else 'training'}-{digest}"
+    folder = Path(config.cache_dir) / f"{purpose}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
 
     starts = range(0, total, PART_SIZE)
@@ -651,15 +684,17 @@ def prepare_pairs(config, validation=False, progress=True):
         (str(folder / f"pairs-{start // PART_SIZE:05d}"), sources, seed, start, min(start + PART_SIZE, total))
         for start in starts
     ]
-    jobs = [(*job, config.region) for job in jobs if not Path(job[0] + ".json").exists()]
+    jobs = [(*job, config.region, late) for job in jobs if not Path(job[0] + ".json").exists()]
     if not jobs:
         return folder
-    label = "validation pairs" if validation else "training pairs"
     context = multiprocessing.get_context("spawn")
     try:
         with (
             tqdm(
-                total=total, initial=total - sum(job[4] - job[3] for job in jobs), desc=label, disable=not progress
+                total=total,
+                initial=total - sum(job[4] - job[3] for job in jobs),
+                desc=f"{purpose} pairs",
+                disable=not progress,
             ) as bar,
             ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_start_worker) as pool,
         ):
@@ -685,8 +720,8 @@ def _start_worker():
 
 
 def _prepare_part(job):
-    stem, sources, seed, first, last, region = job
-    pairs = [make_pair(sources, seed, index, region) for index in range(first, last)]
+    stem, sources, seed, first, last, region, late = job
+    pairs = [make_pair(sources, seed, index, region, late) for index in range(first, last)]
     save_array(stem + ".npy", np.stack([np.stack(pair[:2]) for pair in pairs]))
     with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")

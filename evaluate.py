@@ -6,6 +6,7 @@
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
+    python evaluate.py grid                       # whether the grid of the student's folding shows in its errors
     python evaluate.py speed                      # milliseconds by size and engine, file to file, against the machine
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
@@ -42,7 +43,7 @@ from peers import FILTERS, NETWORKS, Peer, peers, time_1080p
 from report import DEFAULT_CONDITION, FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
 from runtime import DeviceError
 from subjective import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
-from utils import atomic_path, planes_to_bgr, to_full_range
+from utils import atomic_path, planes_to_bgr, to_full_range, tqdm
 from video import VideoError
 
 STUDENT = "student"
@@ -263,9 +264,44 @@ def format_grid(records):
     """How evenly the error lies over the student's 4x4 folding grid, a line each for input and student."""
     spreads = []
     for name in ("input", STUDENT):
-        members = [record for record in records if record["method"] == name]
-        spreads.append(f"{name} {100 * benchmark.phase_spread(members):.1f} %")
+        errors = [record["phase_error"] for record in records if record["method"] == name]
+        spreads.append(f"{name} {100 * benchmark.phase_spread(errors):.1f} %")
     return f"Spread of the error over the phases of the folding grid: {', '.join(spreads)}"
+
+
+def run_grid(argv):
+    """``evaluate.py grid``: whether the student's folding shows, as a Markdown table."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py grid",
+        description="How evenly the error lies over the 4x4 grid of the student's folding: largest less smallest mean "
+        "squared error of luma, of their mean. The input has blocks and a grid by itself. With each frame sharpened "
+        "16 times, shifted so that every pixel comes to every position, only what is the student's remains.",
+    )
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
+    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
+    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
+    parser.add_argument("--codec", default="x264", choices=benchmark.CODECS, help="default: x264, at half size")
+    arguments = parser.parse_args(argv)
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
+    sources = benchmark.list_sources(arguments.data, arguments.match)
+    units = benchmark.call_units(sources, scales=(2,), codecs=(arguments.codec,))
+    print("| quantiser | input | student | student, shifted |\n| --- | --- | --- | --- |")
+    for qp in benchmark.QUANTISERS[arguments.codec]:
+        errors = {"input": [], "plain": [], "shifted": []}
+        for unit in tqdm([unit for unit in units if unit.qp == qp], leave=False):
+            sample = benchmark.make_sample(unit, CACHE)
+            for index in (0, 3, 7):  # of the clip's last frames
+                planes, (truth, _) = sample.input[index], sample.truth[index]
+                sharp, _ = sharpener.sharpen_planes(*planes, sample.full_range)
+                errors["input"].append(benchmark.phase_error(planes[0], truth))
+                errors["plain"].append(benchmark.phase_error(sharp, truth))
+                errors["shifted"].append(
+                    benchmark.shifted_phase_error(sharpener.sharpen_planes, planes, truth, sample.full_range)
+                )
+        spreads = (f"{100 * benchmark.phase_spread(found):.1f} %" for found in errors.values())
+        print(f"| {qp} | {' | '.join(spreads)} |", flush=True)
+    return 0
 
 
 def run_comparison(argv):
@@ -380,7 +416,7 @@ def parse_arguments(argv):
     """The arguments of a measurement."""
     parser = argparse.ArgumentParser(
         description="Measure what a student gains over its input, against its peers, and how fast it is.",
-        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, subjective and speed.",
+        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, subjective, grid and speed.",
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
@@ -424,6 +460,8 @@ def main(argv=None):
             return run_study(argv[1:])
         if argv[:1] == ["speed"]:
             return run_speed(argv[1:])
+        if argv[:1] == ["grid"]:
+            return run_grid(argv[1:])
         return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
     except (
         CheckpointError,

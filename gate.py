@@ -2,9 +2,11 @@
 
 A student sees some fifty pixels around each. Whether a soft patch there was enlarged or lies out of focus, and whether
 grain is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the student
-adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` is a logistic regression
-on these spectra, which `train.py` fits to pairs; the student's change is multiplied by its answer.
+adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` is a small network on
+these spectra, which `train.py` fits to pairs; the student's change is multiplied by its answer.
 """
+
+import itertools
 
 import cv2
 import numpy as np
@@ -22,20 +24,24 @@ class Gate:
     """Says how much of a student's change brings a frame nearest to the truth.
 
     Args:
-        weights: ``(FEATURES + 1,)``, of a logistic regression on `features`, the constant last.
+        layers: of a network on `features`: weights ``(outputs, inputs + 1)`` each, constants last. Between them are
+            ReLUs, and behind the last, which has one output, a sigmoid; one layer alone is a logistic regression.
 
     Raises:
-        ValueError: these are no such weights.
+        ValueError: these are no such layers.
     """
 
-    def __init__(self, weights):
+    def __init__(self, layers):
         try:
-            self.weights = np.asarray(weights, np.float64)
-            known = self.weights.shape == (FEATURES + 1,) and np.isfinite(self.weights).all()
-        except (TypeError, ValueError):
+            self.layers = [np.asarray(weights, np.float64) for weights in layers]
+            sizes = [FEATURES, *(len(weights) for weights in self.layers)]
+            shapes = [(outputs, inputs + 1) for inputs, outputs in itertools.pairwise(sizes)]
+            known = shapes == [weights.shape for weights in self.layers] and sizes[1:][-1] == 1
+            known = known and all(np.isfinite(weights).all() for weights in self.layers)
+        except (TypeError, ValueError, IndexError):
             known = False
         if not known:
-            raise ValueError(f"a gate has {FEATURES + 1} finite weights")
+            raise ValueError(f"a gate has layers of finite weights, from {FEATURES} inputs to one output")
 
     def gain(self, luma, change, history=None, **arguments):
         """What to multiply a change by, from 0 to 1.
@@ -48,7 +54,11 @@ class Gate:
         return history.follow(found, self._answer) if history else self._answer(found)
 
     def _answer(self, found):
-        return 1 / (1 + float(np.exp(-np.clip(found @ self.weights[:-1] + self.weights[-1], -50, 50))))
+        *hidden, last = self.layers
+        for weights in hidden:
+            found = np.maximum(weights[:, :-1] @ found + weights[:, -1], 0)
+        (answer,) = last[:, :-1] @ found + last[:, -1]
+        return 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
 
 
 def share_of(gain, strength):

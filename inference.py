@@ -27,7 +27,6 @@ From Python::
 import argparse
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -61,7 +60,7 @@ from live import (
     is_camera,
     play,
 )
-from models import RELEASED_STUDENT, CheckpointError, load_student
+from models import LIGHT_STUDENT, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import STRENGTH_LIMIT, DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
@@ -137,7 +136,7 @@ class RealTimeSharpener:
         self.checkpoint = path
         self.student, self.meta = load_student(path)
         self.gate = _load_gate(path, self.meta) if gated else None
-        self.engine = make_engine(self.student, path, device)
+        self.engine, self._asked_device = make_engine(self.student, path, device), device
         self.device, self.description = self.engine.device, self.engine.description
 
     def __repr__(self) -> str:
@@ -294,15 +293,23 @@ class RealTimeSharpener:
         with contextlib.ExitStack() as stack:
             if is_camera(input_source):
                 source = stack.enter_context(Camera(input_source, camera_size, camera_rate))
-                rate = source.rate
+                rate, sharpen = source.rate, RealTimeSharpener._sharpen_pixels
             else:
                 reader = stack.enter_context(VideoReader(input_source))
-                frames = stack.enter_context(read_ahead(reader.bgr_frames()))
+                timed = ((frame, float(frame.pts * reader.format.time_base)) for frame in reader)
+                frames = stack.enter_context(read_ahead(timed))
                 source, rate = Schedule(frames, live=reader.frame_count is None), reader.format.rate
+
+                def sharpen(sharpener, frame, strength, history):
+                    planes = sharpener.sharpen_planes(frame.y, frame.uv, reader.format.full_range, strength, history)
+                    return reader.to_bgr(*planes)
+
             if output_path is not None:
                 return self._record_camera(source, output_path, compare, progress, on_frame, codec, quality)
-            load = LoadController(frame_budget, rate)
-            return self._show(source, rate, load, compare, progress, on_frame, virtual_camera)
+            lighter = self._lighter() if frame_budget != 0 else None
+            load = LoadController(frame_budget, rate, lighter is not None)
+            students = [(student, History()) for student in (self, lighter) if student]
+            return self._show(source, rate, sharpen, students, load, compare, progress, on_frame, virtual_camera)
 
     def _process_file(self, source, output_path, compare, progress, on_frame, codec, quality):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
@@ -322,7 +329,7 @@ class RealTimeSharpener:
                 if on_frame and on_frame(counter.number, reader.to_bgr(y, uv)) is False:
                     break
             size = (reader.format.width, reader.format.height)
-        return counter.stats(size, self.engine, output_path, history)
+        return counter.stats(size, self.engine, output_path, history.untouched)
 
     def _record_camera(self, camera, output_path, compare, progress, on_frame, codec, quality):
         meter, size, history = Meter(), camera.size, History()
@@ -340,24 +347,39 @@ class RealTimeSharpener:
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
         meter.dropped = camera.dropped
-        return counter.stats(size, self.engine, output_path, history) | meter.stats | {"frames": recorder.frames}
+        stats = counter.stats(size, self.engine, output_path, history.untouched)
+        return stats | meter.stats | {"frames": recorder.frames}
 
-    def _show(self, source, rate, load, compare, progress, on_frame, virtual):
-        meter, size, controls, history = Meter(), (0, 0), Controls(self.strength, compare), History()
-        sharpen = functools.partial(self._sharpen_pixels, history=history)
+    def _show(self, source, rate, sharpen, students, load, compare, progress, on_frame, virtual):
+        meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
+        _, history = students[0]
+
+        def sharpen_with(frame, strength, lighter):
+            nonlocal history
+            student, history = students[lighter]
+            return sharpen(student, frame, strength, history)
+
         with contextlib.ExitStack() as stack:
             if virtual:
                 screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # the usual end
             else:
-                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, history))
+                window = Window("Real-time sharpener", controls, self.description, lambda: history.gain)
+                screen = stack.enter_context(window)
                 keeper = stack.enter_context(Keeper(screen.say, rate))
             counter = _FrameCounter(progress, None)
-            for shown in counter.count(play(source, sharpen, screen, load, meter, keeper)):
+            for shown in counter.count(play(source, sharpen_with, screen, load, meter, keeper)):
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
-        return counter.stats(size, self.engine, None, history) | meter.stats | {"levels": load.frames}
+        untouched = sum(history.untouched for _, history in students)
+        return counter.stats(size, self.engine, None, untouched) | meter.stats | {"levels": load.frames}
+
+    def _lighter(self):
+        """A sharpener with the light student, where this one has the released student and the same engine runs both."""
+        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve() or not LIGHT_STUDENT.exists():
+            return None
+        return RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
 
     def _sharpen_pixels(self, pixels, strength, history=None):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
@@ -566,7 +588,7 @@ class _FrameCounter:
             self._frames += 1
             yield frame
 
-    def stats(self, size, engine, output, history):
+    def stats(self, size, engine, output, untouched):
         seconds = time.perf_counter() - self._begin
         return {
             "frames": self._frames,
@@ -575,7 +597,7 @@ class _FrameCounter:
             "size": size,
             "engine": engine.description,
             "output": output,
-            "untouched": history.untouched,
+            "untouched": untouched,
         }
 
 

@@ -1,8 +1,9 @@
 """Live pictures: cameras, the window and its keys, recordings, and how much is sharpened when the machine is busy.
 
 `play` takes frames from a source (`Camera` or `Schedule`), and shows them on a screen (`Window` or `VirtualCamera`). A
-source gives ``(frame, taken, due)``: the uint8 BGR picture ``(H, W, 3)``, when it came, and when it is to be shown
-(None: at once), in seconds of `time.perf_counter`; or three times None where none came, so that a window can answer.
+source gives ``(frame, taken, due)``: a camera's uint8 BGR picture ``(H, W, 3)`` or a file's `video.Frame`, when it was
+taken, and when it is to be shown (None: at once), in seconds of `time.perf_counter`; or three times None where none
+came, so that a window can answer.
 
 Everything that goes wrong with a camera or a window is a `video.VideoError` whose message says what to do.
 """
@@ -220,7 +221,7 @@ class Camera:
 
 
 class Schedule:
-    """A file or stream of which every frame has its time: the source that `VideoReader.bgr_frames` makes.
+    """A file or stream of which every frame has its time, as a source.
 
     Frames of a live stream are due when they come: what is early shows that those before it were late. Those that are
     more than `_PATIENCE` late are left out, so that it does not lag behind; one a second is given whatever happens. A
@@ -318,16 +319,16 @@ class Window:
         title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: where it is computed, for the overlay.
-        history: `gate.History` of the video, whose gain the overlay shows; None for none.
+        gain: function that says how much of the student's change the last frame got, or None, for the overlay.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine="", history=None):
+    def __init__(self, title, controls, engine="", gain=lambda: None):
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
         check_display()
-        self.title, self.controls, self._engine, self._history = title, controls, engine, history
+        self.title, self.controls, self._engine, self._gain_now = title, controls, engine, gain
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.setMouseCallback(title, self._drag)
         self._shown, self._full, self._note = None, False, ""
@@ -383,7 +384,7 @@ class Window:
         """Pairs of a panel and its corner ``(left, top)``."""
         now, controls = time.perf_counter(), self.controls
         if meter is not None and now - self._refreshed >= 0.5:  # faster, nobody could read them, and drawing takes time
-            self._numbers, self._gain, self._refreshed = meter.text, self._history and self._history.gain, now
+            self._numbers, self._gain, self._refreshed = meter.text, self._gain_now(), now
         size = min(max(round(frame.shape[0] / 45), 11), 48)
         message = self._message if now < self._expires else ""
         state = state_line(controls, self._gain)
@@ -492,9 +493,10 @@ def check_display():
 class LoadController:
     """Decides how much of a live window is sharpened, so that it fits a budget. It has no clock: it is told the costs.
 
-    Level 1 leaves every other frame out: half the rate is a small loss in a call, while sharp and soft frames in turn
-    would flicker, and the last frame's residual on a picture that moved leaves ghosts. Where that is too much as well,
-    level 2 shows all frames as they came, and has one sharpened now and then only to see what it costs.
+    Level 1 has a lighter student, where there is one. Level 2 leaves every other frame out: half the rate is a small
+    loss in a call, while sharp and soft frames in turn would flicker, and the last frame's residual on a picture that
+    moved leaves ghosts. Where that is too much as well, level 3 shows all frames as they came. At levels 1 and 3 a
+    frame is sharpened now and then as at the level above, to see what that costs.
 
     It steps down where the median of the last costs is beyond the level's budget, and up where for 3 s the median was
     within 90 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
@@ -503,6 +505,7 @@ class LoadController:
     Args:
         budget: milliseconds that a frame of the source may take; None for the source's interval, 0 for no limit.
         rate: frames per second of the source; taken for 30 where it is absurd. Seconds are counted in its frames.
+        lighter: whether there is a lighter student.
 
     Attributes:
         level: index into `LEVELS`.
@@ -512,26 +515,33 @@ class LoadController:
         ValueError: the budget is not a number from 0.
     """
 
-    LEVELS = ("every frame", "every other frame", "not sharpened")
+    LEVELS = ("every frame", "lighter student", "every other frame", "not sharpened")
+    _LIGHTER, _HALF, _BYPASS = 1, 2, 3
 
-    def __init__(self, budget, rate):
+    def __init__(self, budget, rate, lighter=False):
         if budget is not None and not budget >= 0:
             raise ValueError(f"the budget must be a number of milliseconds from 0, got {budget}")
         self._second = float(rate) if 1 <= rate <= 240 else 30.0
         self._budget = 1000 / self._second if budget is None else budget or np.inf
+        self._levels = [0, self._LIGHTER, self._HALF, self._BYPASS] if lighter else [0, self._HALF, self._BYPASS]
         self._now, self._raised, self._patience = 0, -np.inf, 3 * self._second  # times in frames that came
-        self.frames = dict.fromkeys(self.LEVELS, 0)
+        self.frames = {self.LEVELS[level]: 0 for level in self._levels}
         self._enter(0)
 
     @property
     def bypassed(self):
         """Whether frames are shown as they came, even those that are sharpened."""
-        return self.level == 2
+        return self.level == self._BYPASS
 
     @property
     def sharpens(self):
         """Whether the frame taken last is to be sharpened, and its cost to be told to `add`."""
-        return not self.bypassed or self._now >= self._probe
+        return not self.bypassed or self._probing
+
+    @property
+    def lighter(self):
+        """Whether the lighter student is to sharpen the frame taken last."""
+        return self.level > 0 and self._LIGHTER in self._levels and not (self.level == self._LIGHTER and self._probing)
 
     @property
     def note(self):
@@ -541,21 +551,22 @@ class LoadController:
     def takes_next(self):
         """Whether the source's next frame is to be shown; to be asked once for each that comes."""
         self._now += 1
-        taken = self.level != 1 or self._now % 2 == 0
+        self._probing = self.level in (self._LIGHTER, self._BYPASS) and self._now >= self._probe
+        taken = self.level != self._HALF or self._now % 2 == 0
         self.frames[self.LEVELS[self.level]] += taken
         return taken
 
     def add(self, milliseconds):
         """Take in what sharpening and showing a frame took, and change the level where that calls for it."""
-        self._costs.append(milliseconds)
-        cost, full = np.median(self._costs), len(self._costs) == self._costs.maxlen
-        # Sharpening one frame costs the same at any level, and at level 1 there is time for two.
-        if not self.bypassed and full and cost > self._budget * (self.level + 1):
+        costs = self._probes if self._probing else self._costs
+        costs.append(milliseconds)
+        cost, place = np.median(costs), self._levels.index(self.level)
+        if not self._probing and len(costs) == costs.maxlen and cost > self._limit(self.level):
             held = self._now - self._raised >= 60 * self._second
             self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
-            self._step(self.level + 1)
-        elif self.level:
-            ample = 0.9 * self._budget * self.level
+            self._step(self._levels[place + 1])
+        elif self._probing or self.level == self._HALF:  # which sharpens a frame as the level above does
+            ample = 0.9 * self._limit(self._levels[place - 1])
             # A probe delays the picture: while they are in vain, they become rare.
             self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
             self._probe = self._now + self._pause
@@ -563,7 +574,11 @@ class LoadController:
                 self._calm = self._now
             elif self._now - self._calm >= self._patience:
                 self._raised = self._now
-                self._step(self.level - 1)
+                self._step(self._levels[place - 1])
+
+    def _limit(self, level):
+        """Milliseconds that a frame that is shown may take: where every other is left out, there is time for two."""
+        return self._budget * (2 if level == self._HALF else 1)
 
     def _step(self, level):
         log.info("from %s to %s", self.LEVELS[self.level], self.LEVELS[level])
@@ -571,9 +586,9 @@ class LoadController:
 
     def _enter(self, level):
         self.level, self._calm, self._pause = level, self._now, self._second
-        self._probe = self._now + self._pause
+        self._probe, self._probing = self._now + self._pause, False
         # Medians, as a busy machine has spikes; of few probes, which come one by one.
-        self._costs = deque(maxlen=3 if self.bypassed else 15)
+        self._costs, self._probes = deque(maxlen=15), deque(maxlen=3)
 
 
 class Meter:
@@ -613,7 +628,8 @@ def play(source, sharpen, screen, load, meter, keeper=None):
 
     Args:
         source: `Camera` or `Schedule`.
-        sharpen: function of a frame and a strength.
+        sharpen: function of a frame, a strength and whether the lighter student is to do it; gives a uint8 BGR picture.
+            At strength 0 that shows the frame as it came.
         screen: `Window` or `VirtualCamera`.
         load: `LoadController`.
         meter: `Meter`.
@@ -627,10 +643,11 @@ def play(source, sharpen, screen, load, meter, keeper=None):
             left_out += 1
         else:
             begin, timed = time.perf_counter(), controls.sharpening and load.sharpens
-            sharp = sharpen(frame, controls.strength) if timed else frame
-            if load.bypassed:
-                sharp = frame
-            shown = divide_frames(frame, sharp, controls.divider) if controls.comparing else sharp
+            plain = not timed or load.bypassed
+            sharp = sharpen(frame, controls.strength, load.lighter) if timed else None
+            came = sharpen(frame, 0, False) if plain or controls.comparing else None
+            sharp = came if plain else sharp
+            shown = divide_frames(came, sharp, controls.divider) if controls.comparing else sharp
             meter.dropped = source.dropped + left_out
             ready = time.perf_counter()
             wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
@@ -641,8 +658,8 @@ def play(source, sharpen, screen, load, meter, keeper=None):
             if timed:
                 load.add(1000 * (ready - begin + drawing))
             if keeper is not None:
-                if controls.picture and sharp is frame:
-                    sharp = sharpen(frame, controls.strength)
+                if controls.picture and plain:
+                    sharp = sharpen(frame, controls.strength, load.lighter)
                 keeper.keep(controls, sharp, shown)
             yield shown
         if controls.closed:

@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
+LIGHT_STUDENT = CHECKPOINT_DIR / "light_student_model.pth"  # in half the time
 
 # What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
-MAX_CHANNELS, MAX_BLOCKS = 256, 32  # 38 million weights, 151 MB
+MAX_CHANNELS, MAX_BLOCKS, MAX_WIDE = 256, 32, 384  # 32 million weights, 126 MB
 TRUNK_BLOCKS = 23  # of the pretrained teachers
 MAX_STUDENT_BYTES, MAX_PICKLE_BYTES, MAX_META_VALUES = 1 << 28, 1 << 20, 100_000
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
@@ -61,14 +62,13 @@ def local_mean(folded):
 
 
 class ResidualBlock(nn.Module):
-    """3x3 convolution to half as many channels again, ReLU, 1x1 convolution back, and a skip; no normalisation.
+    """3x3 convolution to more channels, ReLU, 1x1 convolution back, and a skip; no normalisation.
 
     After EDSR (Lim et al., CVPRW 2017), and WDSR (Yu et al., 2018) for the wide activation.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels, wide):
         super().__init__()
-        wide = channels * 3 // 2
         self.conv1 = nn.Conv2d(channels, wide, 3, padding=1)
         self.conv2 = nn.Conv2d(wide, channels, 1)
 
@@ -130,13 +130,15 @@ class Student(PlaneNetwork):
     Args:
         channels: width of the residual blocks.
         blocks: number of residual blocks.
+        wide: channels within each of them; 0 for half as many again as outside.
     """
 
-    def __init__(self, channels=32, blocks=4):
+    def __init__(self, channels=32, blocks=4, wide=0):
         super().__init__()
-        self.args = {"channels": channels, "blocks": blocks}
+        wide = wide or channels * 3 // 2
+        self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
+        self.body = nn.Sequential(*(ResidualBlock(channels, wide) for _ in range(blocks)))
         self.tail = _silent(nn.Conv2d(channels, 24, 3, padding=1))
 
     def change(self, x):
@@ -256,11 +258,11 @@ def _check_archive(path):
 
 def _arguments_problem(arguments):
     """What is wrong with a student's `model_args`, in words; an empty string when nothing is."""
-    limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS)}
+    limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS), "wide": (0, MAX_WIDE)}
     if isinstance(arguments, dict) and "trunk_blocks" in arguments:
         limits = {"trunk_blocks": (1, TRUNK_BLOCKS)}
     if not isinstance(arguments, dict) or not arguments.keys() <= limits.keys():
-        return "`model_args` must be `channels` and `blocks`, or `trunk_blocks`"
+        return "`model_args` must be `channels`, `blocks` and `wide`, or `trunk_blocks`"
     for name, value in arguments.items():
         low, high = limits[name]
         if type(value) is not int or not low <= value <= high:

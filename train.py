@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -59,7 +60,9 @@ VERSION = "0.1.0"
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
-GATE_PAIRS = 9000  # that a gate is fitted to, at most
+GATE_PAIRS = 9000  # of the training's own that a gate is fitted to, at most
+GATE_NETWORKS, GATE_HIDDEN = 4, 16
+GATE_BATCH, GATE_SEED = 1024, 0
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
 GATE_SSIM = 20  # dB that an SSIM of 1 counts as
@@ -316,7 +319,7 @@ def calibrate(student, pairs, device):
     return factor
 
 
-def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
+def fit_gate(student, pairs, device, steps=3000):
     """Fit a `gate.Gate` to a student: the share of its change that gains most PSNR and SSIM, of luma, over pairs.
 
     Where a picture comes out worse than it came, that counts `HARM` times.
@@ -324,52 +327,68 @@ def fit_gate(student, pairs, device, count=GATE_PAIRS, steps=2000):
     Args:
         student: the finished student.
         pairs: list of `dataset.Pair`; those without truth are left out.
-        count: how many of them to measure, at most.
 
     Returns:
-        The gate's weights, a list of numbers.
+        The gate's layers, nested lists of numbers.
     """
     engine, rows, curves = TorchEngine(student, device), [], []
-    known = [pair for pair in pairs if pair.truth is not None]
-    for pair in tqdm(known[:: -(-len(known) // count)], desc="gate", leave=False):
+    for pair in tqdm([pair for pair in pairs if pair.truth is not None], desc="gate", leave=False):
         y, uv = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
         truth, sharp = dataset.unpack_planes(pair.truth)[0], engine(y, uv, full_range=True)[0]
         rows.append(gate.features(y, sharp, zero=y))
         curves.append([luma_metrics(cv2.addWeighted(y, 1 - k, sharp, k, 0), truth) for k in GATE_SHARES])
     psnr, ssims = torch.tensor(np.array(curves)).unbind(dim=2)  # (pairs, shares)
     psnr = -10 * torch.log10(10 ** (-psnr / 10) + 10 ** (-GATE_INVISIBLE / 10))
-    gains = [curve - curve[:, :1] for curve in (psnr, GATE_SSIM * ssims)]
+    gains = torch.stack([psnr - psnr[:, :1], GATE_SSIM * (ssims - ssims[:, :1])]).float()  # (2, pairs, shares)
 
-    features = torch.tensor(np.array(rows), dtype=torch.float64)
+    return fit_layers(torch.tensor(np.array(rows), dtype=torch.float64), gains, steps)
+
+
+def fit_layers(features, gains, steps):
+    """Fit a gate's layers: to `GATE_NETWORKS` networks whose answers, before the sigmoid, are averaged.
+
+    One alone depends on the luck of its beginning where features are rare.
+
+    Args:
+        features: ``(pairs, FEATURES)``, of `gate.features`.
+        gains: ``(2, pairs, shares)``, what a pair gains in two measures at `GATE_SHARES` of the change.
+
+    Returns:
+        Nested lists of numbers.
+    """
     middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-    features = (features - middle) / spread
-    weights = torch.zeros(gate.FEATURES + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.AdamW([weights], weight_decay=1e-3)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (1 - step / steps)
-        place = torch.sigmoid(features @ weights[:-1] + weights[-1]) * (len(GATE_SHARES) - 1)
-        below = place.detach().long().clamp(max=len(GATE_SHARES) - 2)[:, None]
-        loss = 0.0
-        for curve in gains:  # between the shares, linear
-            start, end = (curve.gather(1, below + side)[:, 0] for side in (0, 1))
-            gained = start + (place - below[:, 0]) * (end - start)
-            loss = loss + (HARM * F.relu(-gained) - F.relu(gained)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    slopes = weights.detach()[:-1] / spread
-    return [*slopes.tolist(), (weights.detach()[-1] - slopes @ middle).item()]
+    normal, width = ((features - middle) / spread).float(), GATE_NETWORKS * GATE_HIDDEN
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(GATE_SEED)
+        first, second = nn.Linear(gate.FEATURES, width), nn.Linear(GATE_HIDDEN, GATE_NETWORKS)
+        optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=5e-3)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+        for _ in range(steps):
+            chosen = torch.randint(len(normal), (GATE_BATCH,))
+            hidden = F.relu(first(normal[chosen])).unflatten(1, (GATE_NETWORKS, GATE_HIDDEN))
+            place = torch.sigmoid((hidden * second.weight).sum(dim=2) + second.bias) * (len(GATE_SHARES) - 1)
+            below = place.detach().long().clamp(max=len(GATE_SHARES) - 2)  # (batch, networks)
+            start, end = (gains[:, chosen].gather(2, (below + side).expand(2, -1, -1)) for side in (0, 1))
+            gained = start + (place - below) * (end - start)  # between the shares, linear
+            loss = (HARM * F.relu(-gained) - F.relu(gained)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    slopes = first.weight.detach().double() / spread
+    constants = first.bias.detach().double() - slopes @ middle
+    averaging = torch.cat([second.weight.detach().flatten() / GATE_NETWORKS, second.bias.detach().mean()[None]])
+    return [torch.cat([slopes, constants[:, None]], dim=1).tolist(), averaging[None].tolist()]
 
 
 def add_gate(path, pairs, validation_pairs, device):
     """Fit a gate to the student in a checkpoint, and write it into its `meta`, validated."""
     student, meta = load_student(path)
-    weights = fit_gate(student, pairs, device)
-    score, rows = validate(student, validation_pairs, device, gate.Gate(weights))
+    layers = fit_gate(student, pairs, device)
+    score, rows = validate(student, validation_pairs, device, gate.Gate(layers))
     tqdm.write(f"with its gate: validation {score:.3f} dB")
     metrics = meta["metrics"] | {"gated_score": score, "gated_validation": rows}
-    save_student(path, student, meta | {"gate": weights, "metrics": metrics})
+    save_student(path, student, meta | {"gate": layers, "metrics": metrics})
 
 
 def train(config, resume=False):
@@ -404,7 +423,7 @@ def train(config, resume=False):
         dist.barrier()
     if not main_process:
         prepared = prepare_data(config, device, progress=False), make_network(config, state)
-    (pairs, validation_pairs, teacher_name), (student, trunk, origin) = prepared
+    (pairs, validation_pairs, gate_pairs, teacher_name), (student, trunk, origin) = prepared
     teacher_name = " + ".join(name for name in (trunk, teacher_name) if name != "none") or "none"
     crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
 
@@ -464,22 +483,28 @@ def train(config, resume=False):
             save_state(folder / "last.pth", config, student, average, optimizer, progress)
     if main_process:
         log.close()
-        add_gate(folder / "student.pth", pairs, validation_pairs, device)
+        add_gate(folder / "student.pth", gate_pairs, validation_pairs, device)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"
 
 
 def prepare_data(config, device, progress=True):
-    """Prepare or find pairs and teacher outputs; returns (training pairs, validation pairs, teacher's name)."""
+    """Prepare or find pairs and teacher outputs.
+
+    Returns:
+        ``(pairs to train on, to validate with, to fit the gate to, teacher's name)``.
+    """
     folder = dataset.prepare_pairs(config, progress=progress)
-    validation_folder = dataset.prepare_pairs(config, validation=True, progress=progress)
+    validation_folder = dataset.prepare_pairs(config, "validation", progress)
+    late_folder = dataset.prepare_pairs(config, "gate", progress)
     teacher_folder, teacher_name = prepare_teacher(config, folder, device, progress)
     pairs = dataset.open_pairs(folder, teacher_folder)
+    gate_pairs = pairs[:: -(-len(pairs) // GATE_PAIRS)] + dataset.open_pairs(late_folder)
     if config.bsrgan_pairs:
         pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, config.region)
         teacher_name = f"bsrgan (stored outputs) + {teacher_name}"
-    return pairs, dataset.open_pairs(validation_folder), teacher_name
+    return pairs, dataset.open_pairs(validation_folder), gate_pairs, teacher_name
 
 
 def to_device(batch, device):
@@ -513,7 +538,10 @@ def make_network(config, state):
         ``(network, name of the pretrained teacher that an adapted one began from or "none", meta of the initial one)``.
     """
     is_teacher = config.network == "teacher"
-    network = AdaptedTeacher(config.trunk_blocks) if is_teacher else Student(config.channels, config.blocks)
+    if is_teacher:
+        network = AdaptedTeacher(config.trunk_blocks)
+    else:
+        network = Student(config.channels, config.blocks, config.wide)
     trunk, meta = state.get("trunk", "none") if state else "none", None
     if config.initial:
         initial, meta = load_student(config.initial)

@@ -392,15 +392,8 @@ class VideoReader:
             y, uv = self._planes(decoded)
             yield Frame(y, uv, decoded.pts, decoded.duration or None, self._audio_met)
 
-    def bgr_frames(self):
-        """Iterate over ``(frame, seconds)`` instead: upright ``(H, W, 3)`` uint8 BGR and the time to show it at."""
-        turns = self._quarter_turns()
-        for decoded in self._frames():
-            bgr = decoded.to_ndarray(format="bgr24")
-            yield np.ascontiguousarray(np.rot90(bgr, turns)), float(decoded.pts * self.format.time_base)
-
     def to_bgr(self, y, uv):
-        """Planes of this video's size, range and matrix as `bgr_frames` gives them: upright ``(H, W, 3)`` uint8 BGR."""
+        """Planes of this video's size, range and matrix as a picture: upright ``(H, W, 3)`` uint8 BGR."""
         picture = av.VideoFrame(self.format.width, self.format.height, "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             _plane(plane)[...] = source

@@ -107,11 +107,31 @@ def test_phases_show_a_grid(rng):
     dotted[1::4, 2::4] += 8
     phases = bm.phase_error(dotted, truth)
     assert phases[1, 2] == 64 and phases.sum() == 64
-    assert bm.phase_spread([{"phase_error": phases.tolist()}]) == 16
+    assert bm.phase_spread([phases.tolist()]) == 16
     grey = np.full((400, 400), 128, np.uint8)
     noisy = bm.phase_error(dataset.add_noise(grey, 4, rng), grey)
-    assert 0 < bm.phase_spread([{"phase_error": noisy.tolist()}]) < 0.1
-    assert bm.phase_spread([{"phase_error": np.zeros((4, 4)).tolist()}]) == 0
+    assert 0 < bm.phase_spread([noisy.tolist()]) < 0.1
+    assert bm.phase_spread([np.zeros((4, 4)).tolist()]) == 0
+
+
+@pytest.mark.parametrize("own", [0, 6])
+def test_shifts_tell_the_students_grid_from_the_pictures(rng, own):
+    truth = rng.integers(40, 200, (96, 104), dtype=np.uint8)
+    damaged = dataset.add_noise(truth, 6, rng)
+    damaged[::4, ::4] = truth[::4, ::4]  # a grid of the picture's
+    uv = np.full((2, 48, 52), 128, np.uint8)
+
+    def sharpen(y, uv, full_range):
+        assert uv.shape == (2, y.shape[0] // 2, y.shape[1] // 2) and full_range
+        y = y.copy()
+        y[2::4, 1::4] += own
+        return y, uv
+
+    sharp, _ = sharpen(damaged, uv, True)
+    assert bm.phase_spread([bm.phase_error(sharp, truth)]) > 0.9
+    shifted = bm.shifted_phase_error(sharpen, (damaged, uv), truth, True)
+    assert bm.phase_spread([shifted]) == pytest.approx(own**2 / shifted.mean(), abs=0.2)
+    assert (bm.phase_spread([shifted]) < 0.15) == (own == 0)
 
 
 def test_a_run_goes_on_where_it_stopped(picture, tmp_path):

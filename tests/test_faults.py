@@ -42,8 +42,8 @@ def cache(tmp_path_factory):
         patch.setattr(dataset, "ProcessPoolExecutor", lambda *arguments, **options: ThreadPoolExecutor(1))
         patch.setattr(dataset, "PART_SIZE", faults.PART)
         config = load_config([*faults.TRAINING, f"cache_dir={folder}"])
-        for validation in (False, True):
-            dataset.prepare_pairs(config, validation, progress=False)
+        for purpose in ("training", "validation"):
+            dataset.prepare_pairs(config, purpose, progress=False)
     return folder
 
 

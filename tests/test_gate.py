@@ -1,5 +1,6 @@
 """How much of a change a frame can use: good pictures stay, bad ones are sharpened, and a video's gain is steady."""
 
+import itertools
 from fractions import Fraction
 
 import cv2
@@ -12,7 +13,7 @@ import gate
 import train
 from inference import RealTimeSharpener, divide_strength
 from metrics import psnr, ssim
-from models import CheckpointError, Student, load_student, save_student
+from models import LIGHT_STUDENT, RELEASED_STUDENT, CheckpointError, Student, load_student, save_student
 from utils import bgr_to_planes, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
@@ -69,13 +70,31 @@ def test_every_size_has_features(size):
         assert found.shape == (gate.FEATURES,) and np.isfinite(found).all()
 
 
-@pytest.mark.parametrize(
-    "weights", [[], [0.0] * gate.FEATURES, [np.nan] * (gate.FEATURES + 1), "gate", [[1], [2, 3]], {}, None]
-)
-def test_damaged_gates_are_refused(weights, tmp_path):
+def layer(outputs, inputs, value=0.0):
+    return np.full((outputs, inputs + 1), value).tolist()
+
+
+DAMAGED = {
+    "none": [],
+    "nothing": None,
+    "a word": "gate",
+    "a mapping": {},
+    "a logistic regression's weights": layer(1, gate.FEATURES)[0],
+    "too few inputs": [layer(1, gate.FEATURES - 1)],
+    "two outputs": [layer(2, gate.FEATURES)],
+    "no outputs": [layer(3, gate.FEATURES), []],
+    "layers that do not fit": [layer(4, gate.FEATURES), layer(1, 3)],
+    "not a number": [layer(4, gate.FEATURES), layer(1, 4, np.nan)],
+    "ragged": [layer(4, gate.FEATURES), [[1], [2, 3]]],
+    "text": [layer(4, gate.FEATURES), [["1", "2", "3", "4", "x"]]],
+}
+
+
+@pytest.mark.parametrize("layers", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_gates_are_refused(layers, tmp_path):
     with pytest.raises(ValueError, match="gate"):
-        gate.Gate(weights)
-    save_student(tmp_path / "s.pth", Student(), {"gate": weights if isinstance(weights, (str, dict)) else []})
+        gate.Gate(layers)
+    save_student(tmp_path / "s.pth", Student(), {"gate": layers})
     with pytest.raises(CheckpointError, match="holds a damaged gate"):
         RealTimeSharpener(tmp_path / "s.pth", device="cpu")
 
@@ -193,8 +212,9 @@ def test_a_fitted_gate_knows_where_a_student_does_harm(rng):
         truth = texture(rng)
         damaged = dataset.each_plane(truth, dataset.add_noise, 12, rng) if number % 2 else truth
         pairs.append(dataset.Pair(dataset.pack_planes(*damaged), dataset.pack_planes(*truth), None, {}))
-    weights = train.fit_gate(student, pairs, torch.device("cpu"), steps=500)
-    fitted, engine = gate.Gate(weights), train.TorchEngine(student, "cpu", torch.float32)
+    layers = train.fit_gate(student, pairs, torch.device("cpu"), steps=500)
+    assert layers == train.fit_gate(student, pairs, torch.device("cpu"), steps=500)  # the same again
+    fitted, engine = gate.Gate(layers), train.TorchEngine(student, "cpu", torch.float32)
     gains = []
     for _ in range(2):
         for sigma in (0, 12):
@@ -226,5 +246,21 @@ def smoothing_student():
     return student
 
 
-def test_the_released_student_has_a_gate():
-    assert gate.Gate(load_student()[1]["gate"]).weights.shape == (gate.FEATURES + 1,)
+@pytest.mark.parametrize("hidden", [0, 1, 2])
+def test_a_gate_answers_as_pytorch_does(rng, hidden):
+    sizes = [gate.FEATURES, *[7, 5][:hidden], 1]
+    network = torch.nn.Sequential()
+    for inputs, outputs in itertools.pairwise(sizes):
+        network.extend([torch.nn.Linear(inputs, outputs, dtype=torch.float64), torch.nn.ReLU()])
+    network[-1] = torch.nn.Sigmoid()
+    linear = [module for module in network if isinstance(module, torch.nn.Linear)]
+    answers = gate.Gate([torch.cat([m.weight, m.bias[:, None]], dim=1).tolist() for m in linear])
+    luma, change = (rng.integers(0, 256, (90, 120), dtype=np.uint8) for _ in range(2))
+    found = torch.from_numpy(gate.features(luma, change, zero=128)).double()
+    assert answers.gain(luma, change, zero=128) == pytest.approx(network(found).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("path", [RELEASED_STUDENT, LIGHT_STUDENT])
+def test_the_released_students_have_gates(path):
+    hidden, last = gate.Gate(load_student(path)[1]["gate"]).layers
+    assert hidden.shape == (64, gate.FEATURES + 1) and last.shape == (1, 65)

@@ -27,7 +27,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     config = tiny_config(folder, "shared")
     dataset.prepare_pairs(config, progress=False)
-    dataset.prepare_pairs(config, validation=True, progress=False)
+    dataset.prepare_pairs(config, "validation", progress=False)
     return folder
 
 
