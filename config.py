@@ -56,7 +56,7 @@ class Config:
     loader_workers: int = 0
 
     # Teacher
-    teacher: str = "auto"  # auto, bsrgan, realesrgan, none, or the checkpoint of an adapted one
+    teacher: str = "auto"  # auto, bsrgan, realesrgan, none, or a checkpoint: of an adapted one, or of a student
     teacher_pairs: int = 24  # how many of `pairs` the teacher looks at; its output is computed once
     teacher_share: float = 0.15  # of the crops in a batch that are drawn from pairs with a teacher's output
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
@@ -84,6 +84,7 @@ class Config:
     ssim: float = 0.08
     teacher_l1: float = 0.2
     teacher_kl: float = 0.004
+    teacher_features: float = 0.0  # of a checkpoint: see train.attention_transfer
     temperature: float = 2.0
 
 

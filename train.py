@@ -109,29 +109,54 @@ def channel_distillation(student, teacher, temperature):
     """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
     Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
-    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over batch and
-    channels. Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
+    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
+    Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
     by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
 
     Args:
         student, teacher: maps `(N, C, H, W)`, high-pass filtered.
 
     Returns:
-        Scalar tensor, zero where the maps agree up to a constant.
+        Tensor `(N,)`, zero where the maps agree up to a constant.
     """
     scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
     log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
     log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
-    return temperature**2 * divergence.mean()
+    return temperature**2 * divergence.mean(dim=1)
 
 
-def distillation_loss(output, batch, config, step):
-    """The student's loss: fidelity to the truth, high frequencies of the teacher.
+def attention_transfer(student, teacher):
+    """How differently two networks attend to a picture (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928).
+
+    Args:
+        student, teacher: features `(N, C, H, W)`, each of any number of channels.
+
+    Returns:
+        Tensor `(N,)`, from 0 to 2: the squared distance of their energy at each position, as vectors of length 1.
+    """
+    maps = [F.normalize(features.float().square().mean(dim=1).flatten(1), dim=1) for features in (student, teacher)]
+    return (maps[0] - maps[1]).square().sum(dim=1)
+
+
+def trust(batch):
+    """How much a teacher's output counts, `(N,)`: less than 1 where it is farther from the truth than the input is.
+
+    So generative teachers count little on text and on good video, where they do harm.
+    """
+    y_truth, _ = batch["truth"]
+    before, after = ((batch[name][0] - y_truth).abs().mean(dim=(1, 2, 3)) for name in ("input", "teacher"))
+    truth_known = batch["known"][:, 0]
+    return torch.where(truth_known > 0, (before / after.clamp_min(1e-6)).clamp(max=1), 1.0)
+
+
+def distillation_loss(output, batch, config, step, features=None):
+    """The student's loss: fidelity to the truth, high frequencies of the teacher, and its features.
 
     L1 (as `charbonnier`) and 1 - SSIM to the ground truth, of luma and, for L1, of chroma at half weight; L1 and
-    channel-wise KL between the high-pass luma of student and teacher. Terms are averaged over the batch; a pair whose
-    truth or teacher output is unknown counts as zero in them.
+    channel-wise KL between the high-pass luma of student and teacher, as far as that deserves `trust`; and
+    `attention_transfer`. Terms are averaged over the batch; a pair whose truth or teacher output is unknown counts as
+    zero in them.
 
     An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
     good video drown in the large ones that it takes from bad video.
@@ -140,6 +165,7 @@ def distillation_loss(output, batch, config, step):
         output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
         batch: collated items of `PairDataset`.
         step: of the training, for `charbonnier_epsilon`.
+        features: of student and teacher, `(N, C, H, W)` each; None where the teacher's are not known.
 
     Returns:
         Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
@@ -155,12 +181,12 @@ def distillation_loss(output, batch, config, step):
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, y_truth))).mean()}
     taught = teacher_known > 0
     if taught.any():
-        share = teacher_known.mean()
-        student_detail, teacher_detail = high_pass(y[taught]), high_pass(y_teacher[taught])
-        terms["teacher_l1"] = share * (student_detail - teacher_detail).abs().mean()
-        terms["teacher_kl"] = share * channel_distillation(student_detail, teacher_detail, config.temperature)
+        details, weight = (high_pass(y[taught]), high_pass(y_teacher[taught])), trust(batch)[taught] / len(y)
+        terms["teacher_l1"] = (weight * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).sum()
+        terms["teacher_kl"] = (weight * channel_distillation(*details, config.temperature)).sum()
     else:
         terms["teacher_l1"] = terms["teacher_kl"] = y.new_zeros(())
+    terms["teacher_features"] = attention_transfer(*features).mean() if features else y.new_zeros(())
     terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
     return terms
 
@@ -172,20 +198,22 @@ def distillation_loss(output, batch, config, step):
 def prepare_teacher(config, folder, device, progress=True):
     """Compute the teacher's outputs for the first `config.teacher_pairs` pairs of `folder`, once.
 
-    Who trains a teacher needs none. An adapted teacher sees what the student sees, and has no gate here. A x4 teacher
-    sees the input of enlarged pairs at its own low resolution, as decoded; its output is brought to the pair's size
-    with an area kernel. Outputs that exist are kept.
+    Who trains a teacher needs none. A checkpoint's network sees what the student sees, and has no gate here. A x4
+    teacher sees the input of enlarged pairs at its own low resolution, as decoded; its output is brought to the pair's
+    size with an area kernel. Outputs that exist are kept.
 
     Returns:
         ``(teacher folder or None, name of the teacher that was used)``.
     """
-    if config.teacher == "none" or config.teacher_pairs == 0 or config.network == "teacher":
+    looks = config.teacher_pairs or config.teacher_features
+    if config.teacher == "none" or config.network == "teacher" or not looks:
         return None, "none"
     pairs = list(enumerate(dataset.open_pairs(folder)))
     if config.teacher.endswith(".pth"):
-        adapted, meta = load_student(config.teacher)
-        engine, name = TorchEngine(adapted, device), f"adapted {meta.get('teacher')}"
-        teacher_folder = folder / f"teacher-{weights_digest(adapted)[:16]}"
+        network, meta = load_student(config.teacher)
+        engine, digest = TorchEngine(network, device), weights_digest(network)[:16]
+        kind = f"adapted {meta.get('teacher')}" if isinstance(network, AdaptedTeacher) else "student"
+        name, teacher_folder = f"{kind} {digest}", folder / f"teacher-{digest}"
 
         def answer(pair):
             planes = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
@@ -425,6 +453,8 @@ def train(config, resume=False):
         prepared = prepare_data(config, device, progress=False), make_network(config, state)
     (pairs, validation_pairs, gate_pairs, teacher_name), (student, trunk, origin) = prepared
     teacher_name = " + ".join(name for name in (trunk, teacher_name) if name != "none") or "none"
+    if state and state.get("teacher", teacher_name) != teacher_name:
+        raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
     crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
 
     if config.branch_width:
@@ -439,6 +469,8 @@ def train(config, resume=False):
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, best_score, seconds = state["epoch"], state["best_score"], state["seconds"]
     parallel = DistributedDataParallel(student) if world_size > 1 else student
+    guide = make_guide(config, device)
+    features = [last_features(network) for network in (student, guide)] if guide else None
 
     log = RunLog(folder, first_epoch) if main_process else None
     for epoch in range(first_epoch, config.epochs):
@@ -453,7 +485,11 @@ def train(config, resume=False):
                 group["lr"] = learning_rate(config, step)
             with autocast(config, device):
                 output = parallel(*batch["input"])
-            terms = distillation_loss(tuple(plane.float() for plane in output), batch, config, step)
+                if guide:
+                    with torch.no_grad():
+                        guide(*batch["input"])
+            output, seen = tuple(plane.float() for plane in output), features and [found[0] for found in features]
+            terms = distillation_loss(output, batch, config, step, seen)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
@@ -479,7 +515,8 @@ def train(config, resume=False):
                 best_score = score
                 meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, calibration, score, rows)
                 save_student(folder / "student.pth", candidate, meta | {"initial": origin})
-            progress = {"epoch": epoch + 1, "best_score": best_score, "seconds": seconds, "trunk": trunk}
+            progress = {"epoch": epoch + 1, "best_score": best_score, "seconds": seconds}
+            progress |= {"trunk": trunk, "teacher": teacher_name}
             save_state(folder / "last.pth", config, student, average, optimizer, progress)
     if main_process:
         log.close()
@@ -523,12 +560,13 @@ def check_choices(config):
         value = getattr(config, key)
         if key == "teacher" and config.network == "student":
             if value.endswith(".pth"):
-                if not isinstance(load_student(value)[0], AdaptedTeacher):
-                    raise TrainingError(f"{value} holds a student: to learn from, train a teacher with network=teacher")
+                load_student(value)
                 continue
-            choices = (*choices, "the checkpoint (.pth) of an adapted teacher")
+            choices = (*choices, "a checkpoint (.pth) of an adapted teacher or a student")
         if value not in choices:
             raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    if config.teacher_features and not config.teacher.endswith(".pth"):
+        raise TrainingError("teacher_features needs a teacher that sees what the student sees: teacher=CHECKPOINT.pth")
 
 
 def make_network(config, state):
@@ -556,6 +594,21 @@ def make_network(config, state):
     return network, trunk, meta
 
 
+def make_guide(config, device):
+    """The teacher whose features are learned from while training, frozen; None where they are not."""
+    if not config.teacher_features or config.network == "teacher":
+        return None
+    guide, _ = load_student(config.teacher)
+    return guide.requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def last_features(network):
+    """A list that holds, after each call of a `models.PlaneNetwork`, the features that its tail saw."""
+    seen = [None]
+    network.tail.register_forward_pre_hook(lambda _, arguments: seen.__setitem__(0, arguments[0]))
+    return seen
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # State and log
 
@@ -569,7 +622,8 @@ def save_state(path, config, student, average, optimizer, progress):
     """Write all that `--resume` needs; nothing else has a state, since batches follow from seed and epoch.
 
     Args:
-        progress: dict of ``epoch``, how many are done, ``best_score``, ``seconds``, and ``trunk`` of `make_network`.
+        progress: dict of ``epoch``, how many are done, ``best_score``, ``seconds``, ``trunk`` of `make_network`,
+            and the name of the ``teacher``.
     """
     state = {
         "config": result_config(config),
