@@ -15,6 +15,7 @@ WINDOW = 64  # pixels whose spectrum is taken, along rows and along columns
 MAX_WINDOWS = 512  # of either direction, about, spread over the frame
 BANDS = 17  # up to half a cycle a pixel: the two lowest frequencies of a window, and the others in twos
 FEATURES = 3 * BANDS
+_CONTRAST = slice(6)  # bands whose mean power stands for a picture's contrast
 HISTORY, RESTS = 10, 7  # frames
 NEGLIGIBLE = 0.01  # gain; changes of up to 50 codes then vanish in rounding
 _HANN = np.hanning(WINDOW).astype(np.float32)
@@ -129,8 +130,9 @@ def features(luma, change, zero=0, scale=1.0, strength=1.0):
         strength: with which the change was made.
 
     Returns:
-        ``(FEATURES,)``, for each band: the logarithms of the power of picture and of change, and how far they are in
-        phase, from -1 to 1; means of both directions.
+        ``(FEATURES,)``, for each band: the logarithms of the picture's power, against that of its lowest bands, and of
+        the change's, against the picture's, and how far they are in phase, from -1 to 1; means of both directions. So a
+        picture of less contrast has the same.
     """
     found = []
     for windows in (_rows, _columns):
@@ -143,7 +145,8 @@ def features(luma, change, zero=0, scale=1.0, strength=1.0):
             for a, b in ((picture, picture), (added, added), (picture, added))
         )
         phase = common / np.sqrt(of_picture * of_change + 1e-3)
-        found.append(np.concatenate([np.log(of_picture + 1), np.log(of_change + 0.1), phase]))
+        power, added_power = np.log(of_picture + 1), np.log(of_change + 0.1)
+        found.append(np.concatenate([power - power[_CONTRAST].mean(), added_power - power, phase]))
     return np.mean(found, axis=0)
 
 

@@ -66,7 +66,7 @@ GATE_BATCH, GATE_SEED = 1024, 0
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
 GATE_SSIM = 20  # dB that an SSIM of 1 counts as
-HARM = 5  # times that a loss counts for a gate
+HARM = 4  # times that a loss counts for a gate
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 

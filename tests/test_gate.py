@@ -208,7 +208,7 @@ def test_a_fitted_gate_knows_where_a_student_does_harm(rng):
     """A student that smooths is of use to noisy pictures alone."""
     student = smoothing_student()
     pairs = []
-    for number in range(60):
+    for number in range(240):
         truth = texture(rng)
         damaged = dataset.each_plane(truth, dataset.add_noise, 12, rng) if number % 2 else truth
         pairs.append(dataset.Pair(dataset.pack_planes(*damaged), dataset.pack_planes(*truth), None, {}))
@@ -221,7 +221,7 @@ def test_a_fitted_gate_knows_where_a_student_does_harm(rng):
             truth = texture(rng)
             damaged = dataset.each_plane(truth, dataset.add_noise, sigma, rng) if sigma else truth
             gains.append(fitted.gain(damaged[0], engine(*damaged, True)[0], zero=damaged[0]))
-    assert max(gains[::2]) < 0.1 and min(gains[1::2]) > 0.5
+    assert max(gains[::2]) < 0.01 and min(gains[1::2]) > 0.2
 
 
 def texture(rng):
