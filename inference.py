@@ -142,6 +142,15 @@ class RealTimeSharpener:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
 
+    def lighter(self) -> "RealTimeSharpener | None":
+        """A sharpener with the light student on the same device, which takes over in a window on a busy machine.
+
+        None where this one's student is not the released one: one that you trained has no lighter companion.
+        """
+        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve() or not LIGHT_STUDENT.exists():
+            return None
+        return RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
+
     def sharpen(
         self,
         frame: Pictures,
@@ -306,7 +315,7 @@ class RealTimeSharpener:
 
             if output_path is not None:
                 return self._record_camera(source, output_path, compare, progress, on_frame, codec, quality)
-            lighter = self._lighter() if frame_budget != 0 else None
+            lighter = self.lighter() if frame_budget != 0 else None
             load = LoadController(frame_budget, rate, lighter is not None)
             students = [(student, History()) for student in (self, lighter) if student]
             return self._show(source, rate, sharpen, students, load, compare, progress, on_frame, virtual_camera)
@@ -374,12 +383,6 @@ class RealTimeSharpener:
                     break
         untouched = sum(history.untouched for _, history in students)
         return counter.stats(size, self.engine, None, untouched) | meter.stats | {"levels": load.frames}
-
-    def _lighter(self):
-        """A sharpener with the light student, where this one has the released student and the same engine runs both."""
-        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve() or not LIGHT_STUDENT.exists():
-            return None
-        return RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
 
     def _sharpen_pixels(self, pixels, strength, history=None):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""

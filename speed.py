@@ -43,6 +43,7 @@ SIZES = {  # name: (width, height)
     "1440p": (2560, 1440),
     "2160p": (3840, 2160),
 }
+LIGHT = ", light student"  # at the end of a description
 BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
 RATE = 25  # frames per second of the clip
@@ -123,8 +124,8 @@ def pan(size, count):
 # The student alone, and its peers
 
 
-def list_engines(sharpener, device):
-    """The engines to measure: the sharpener's, without and with its gate, and others.
+def list_engines(sharpener, device, lighter=None):
+    """The engines to measure: the sharpener's, without and with its gate, that of a `lighter` one, and others.
 
     With device ``"auto"`` those are the int8 network and PyTorch on the CPU; on a CPU, PyTorch at float32 joins
     PyTorch at the precision of its choice.
@@ -135,6 +136,8 @@ def list_engines(sharpener, device):
     engines, left_out = {sharpener.description: sharpener.engine}, []
     if sharpener.gate:
         engines[f"{sharpener.description}, gated"] = sharpener.sharpen_planes
+    if lighter:
+        engines[f"{lighter.description}{LIGHT}"] = lighter.engine
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
             engine = make_engine(sharpener.student, sharpener.checkpoint, name)
@@ -202,7 +205,7 @@ def time_peers(names, device, seconds):
 
 def peak_of(description):
     """Which of `measure_peaks` bounds an engine of this description: ``"cpu int8"``, ``"cuda float16"``."""
-    _, device, precision = description.lower().removesuffix(", gated").split()
+    _, device, precision = description.lower().partition(",")[0].split()
     return f"{device} {precision}"
 
 
@@ -364,13 +367,15 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         Dict of plain data: ``gmac_1080p``, ``engines``, ``peers``, ``files``, ``peaks`` and ``left_out``. A row of
         ``engines`` has ``gmac`` (a frame's), ``gmac_per_second``, and ``share_of_peak`` where its peak was measured.
     """
-    engines, left_out = list_engines(sharpener, device)
+    lighter = sharpener.lighter()
+    engines, left_out = list_engines(sharpener, device, lighter)
     rows = []
     for size in tqdm(sizes, desc="engines", unit="size"):
         rows += time_engines(engines, size, seconds)
     peaks = measure_peaks(engines, seconds)
     for row in rows:
-        row["gmac"] = count_macs(sharpener.student, row["size"]) / 1e9
+        measured = lighter if row["engine"].endswith(LIGHT) else sharpener
+        row["gmac"] = count_macs(measured.student, row["size"]) / 1e9
         row["gmac_per_second"] = row["gmac"] * row["fps"]
         peak = peaks.get(peak_of(row["engine"]))
         row["share_of_peak"] = row["gmac_per_second"] / peak["value"] if peak else None

@@ -162,4 +162,5 @@ def test_peak_memory_of_a_process():
 def test_the_help_names_the_command(capsys):
     with pytest.raises(SystemExit) as stopped:
         ev.main(["--help"])
-    assert stopped.value.code == 0 and "compare, subjective and speed" in " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "compare, subjective, grid and speed" in " ".join(capsys.readouterr().out.split())
