@@ -46,7 +46,7 @@ class Config:
     cache_dir: str = "data/cache"
     pairs: int = 320
     validation_pairs: int = 48
-    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: the hard ones, see dataset.make_pair
+    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: late ones, see dataset.make_pair
     region: int = 320  # side of a stored pair in pixels
     crop: int = 128  # side of a training crop in pixels
     image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared

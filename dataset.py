@@ -85,8 +85,10 @@ FONTS = (  # that Matplotlib brings
 )
 
 CACHE_VERSION = 3  # raise when the same configuration would give other pairs
+LATE_VERSION = 1  # likewise, of late ones
 PART_SIZE = 32  # pairs in one file of the cache
 FRAME_RATE = 25  # told to encoders
+LEAST_FRAMES = 12  # that a video to learn from must have
 LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
 
@@ -377,10 +379,10 @@ def load_photo(source):
 
 
 def read_clip(path, count, rng):
-    """Decode `count` consecutive frames from a random place of a video to full-range planes.
+    """Decode `count` consecutive frames from a random place of a video to full-range planes; of a short one all it has.
 
     Raises:
-        DataError: the video cannot be decoded or is shorter than `count` frames.
+        DataError: the video cannot be decoded or is shorter than `LEAST_FRAMES`, or than `count` if that is less.
     """
     try:
         with open_video(path) as container:
@@ -397,8 +399,8 @@ def read_clip(path, count, rng):
                 clip = _decode_planes(container, count)
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"cannot read the video {path}: remove it or replace it") from error
-    if len(clip) < count:
-        raise DataError(f"the video {path} is shorter than {count} frames: remove it")
+    if len(clip) < min(count, LEAST_FRAMES):
+        raise DataError(f"the video {path} is shorter than {min(count, LEAST_FRAMES)} frames: remove it")
     return clip
 
 
@@ -481,7 +483,7 @@ def make_pair(sources, seed, index, region, late=False):
     names = sources[rng.choice(len(sources), p=weights / weights.sum())][1]
     name = names[rng.integers(len(names))]
     kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.07, 0.11, 0.30, 0.52])
-    count = int(rng.integers(3, 13)) if kind in ("codec", "mild") else 1
+    count = int(rng.integers(3, LEAST_FRAMES + 1)) if kind in ("codec", "mild") else 1
     clip = _clean_clip(name, LATE_FRAMES if late and count > 1 else count, region, rng)
     if late and rng.random() < 0.5:
         clip = _soften(clip, rng)
@@ -675,6 +677,7 @@ def prepare_pairs(config, purpose="training", progress=True):
     sources, late = list_sources(config, purpose == "validation"), purpose == "gate"
     seed = config.data_seed + {"training": 0, "validation": 1_000_003, "gate": 2_000_003}[purpose]
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
+    identity |= {"late": LATE_VERSION} if late else {}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -746,8 +749,8 @@ class Pair:
     description: dict
 
 
-def open_pairs(folder, teacher_folder=None):
-    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs where there are any.
+def open_pairs(folder, teacher_outputs=None):
+    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs, a dict of index -> file.
 
     Raises:
         DataError: a file is damaged.
@@ -757,8 +760,8 @@ def open_pairs(folder, teacher_folder=None):
         try:
             pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
             for (damaged, truth), description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
-                path = Path(teacher_folder) / f"{len(pairs):06d}.npy" if teacher_folder else None
-                teacher = np.load(path, mmap_mode="r") if path and path.exists() else None
+                path = (teacher_outputs or {}).get(len(pairs))
+                teacher = np.load(path, mmap_mode="r") if path else None
                 pairs.append(Pair(damaged, truth, teacher, description))
         except (ValueError, EOFError) as error:
             raise DataError(f"the cache {folder} is damaged: remove it, and it is made anew") from error

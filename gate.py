@@ -2,8 +2,8 @@
 
 A student sees some fifty pixels around each. Whether a soft patch there was enlarged or lies out of focus, and whether
 grain is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the student
-adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` is a small network on
-these spectra, which `train.py` fits to pairs; the student's change is multiplied by its answer.
+adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` has judges of these
+spectra, which `train.py` fits to pairs; the student's change is multiplied by what the most careful of them says.
 """
 
 import itertools
@@ -15,7 +15,6 @@ WINDOW = 64  # pixels whose spectrum is taken, along rows and along columns
 MAX_WINDOWS = 512  # of either direction, about, spread over the frame
 BANDS = 17  # up to half a cycle a pixel: the two lowest frequencies of a window, and the others in twos
 FEATURES = 3 * BANDS
-_CONTRAST = slice(6)  # bands whose mean power stands for a picture's contrast
 HISTORY, RESTS = 10, 7  # frames
 NEGLIGIBLE = 0.01  # gain; changes of up to 50 codes then vanish in rounding
 _HANN = np.hanning(WINDOW).astype(np.float32)
@@ -25,24 +24,22 @@ class Gate:
     """Says how much of a student's change brings a frame nearest to the truth.
 
     Args:
-        layers: of a network on `features`: weights ``(outputs, inputs + 1)`` each, constants last. Between them are
-            ReLUs, and behind the last, which has one output, a sigmoid; one layer alone is a logistic regression.
+        judges: networks on `features`, of which the most careful decides. Each is a list of layers, weights ``(outputs,
+            inputs + 1)`` with constants last. Between them are ReLUs, and behind the last, which has one output, a
+            sigmoid; one layer alone is a logistic regression.
 
     Raises:
-        ValueError: these are no such layers.
+        ValueError: these are no such judges.
     """
 
-    def __init__(self, layers):
+    def __init__(self, judges):
         try:
-            self.layers = [np.asarray(weights, np.float64) for weights in layers]
-            sizes = [FEATURES, *(len(weights) for weights in self.layers)]
-            shapes = [(outputs, inputs + 1) for inputs, outputs in itertools.pairwise(sizes)]
-            known = shapes == [weights.shape for weights in self.layers] and sizes[1:][-1] == 1
-            known = known and all(np.isfinite(weights).all() for weights in self.layers)
-        except (TypeError, ValueError, IndexError):
+            self.judges = [[np.asarray(weights, np.float64) for weights in layers] for layers in judges]
+            known = bool(self.judges) and all(map(_fit_together, self.judges))
+        except (TypeError, ValueError):
             known = False
         if not known:
-            raise ValueError(f"a gate has layers of finite weights, from {FEATURES} inputs to one output")
+            raise ValueError(f"a gate has judges, layers of finite weights from {FEATURES} inputs to one output")
 
     def gain(self, luma, change, history=None, **arguments):
         """What to multiply a change by, from 0 to 1.
@@ -55,11 +52,22 @@ class Gate:
         return history.follow(found, self._answer) if history else self._answer(found)
 
     def _answer(self, found):
-        *hidden, last = self.layers
-        for weights in hidden:
-            found = np.maximum(weights[:, :-1] @ found + weights[:, -1], 0)
-        (answer,) = last[:, :-1] @ found + last[:, -1]
-        return 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
+        return min(_judge(layers, found) for layers in self.judges)
+
+
+def _fit_together(layers):
+    sizes = [FEATURES, *(len(weights) for weights in layers)]
+    shapes = [(outputs, inputs + 1) for inputs, outputs in itertools.pairwise(sizes)]
+    fitting = bool(layers) and sizes[-1] == 1 and shapes == [weights.shape for weights in layers]
+    return fitting and all(np.isfinite(weights).all() for weights in layers)
+
+
+def _judge(layers, found):
+    *hidden, last = layers
+    for weights in hidden:
+        found = np.maximum(weights[:, :-1] @ found + weights[:, -1], 0)
+    (answer,) = last[:, :-1] @ found + last[:, -1]
+    return 1 / (1 + float(np.exp(-np.clip(answer, -50, 50))))
 
 
 def share_of(gain, strength):
@@ -130,9 +138,8 @@ def features(luma, change, zero=0, scale=1.0, strength=1.0):
         strength: with which the change was made.
 
     Returns:
-        ``(FEATURES,)``, for each band: the logarithms of the picture's power, against that of its lowest bands, and of
-        the change's, against the picture's, and how far they are in phase, from -1 to 1; means of both directions. So a
-        picture of less contrast has the same.
+        ``(FEATURES,)``, for each band: the logarithms of the power of picture and of change, and how far they are in
+        phase, from -1 to 1; means of both directions.
     """
     found = []
     for windows in (_rows, _columns):
@@ -145,8 +152,7 @@ def features(luma, change, zero=0, scale=1.0, strength=1.0):
             for a, b in ((picture, picture), (added, added), (picture, added))
         )
         phase = common / np.sqrt(of_picture * of_change + 1e-3)
-        power, added_power = np.log(of_picture + 1), np.log(of_change + 0.1)
-        found.append(np.concatenate([power - power[_CONTRAST].mean(), added_power - power, phase]))
+        found.append(np.concatenate([np.log(of_picture + 1), np.log(of_change + 0.1), phase]))
     return np.mean(found, axis=0)
 
 

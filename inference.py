@@ -44,7 +44,7 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
-from gate import Gate, History, mix, share_of
+from gate import HISTORY, Gate, History, mix, share_of
 from live import (
     KEYS,
     Camera,
@@ -145,11 +145,17 @@ class RealTimeSharpener:
     def lighter(self) -> "RealTimeSharpener | None":
         """A sharpener with the light student on the same device, which takes over in a window on a busy machine.
 
-        None where this one's student is not the released one: one that you trained has no lighter companion.
+        None where this one's student is not the released one (one that you trained has no lighter companion), or where
+        the light one does not run on the same engine.
         """
-        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve() or not LIGHT_STUDENT.exists():
+        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve():
             return None
-        return RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
+        try:
+            lighter = RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
+        except (CheckpointError, DeviceError) as error:
+            log.warning("there is no lighter student: %s", error)
+            return None
+        return lighter if lighter.description == self.description else None  # in PyTorch it would not be faster
 
     def sharpen(
         self,
@@ -317,7 +323,7 @@ class RealTimeSharpener:
                 return self._record_camera(source, output_path, compare, progress, on_frame, codec, quality)
             lighter = self.lighter() if frame_budget != 0 else None
             load = LoadController(frame_budget, rate, lighter is not None)
-            students = [(student, History()) for student in (self, lighter) if student]
+            students = [self, lighter] if lighter else [self]
             return self._show(source, rate, sharpen, students, load, compare, progress, on_frame, virtual_camera)
 
     def _process_file(self, source, output_path, compare, progress, on_frame, codec, quality):
@@ -361,19 +367,26 @@ class RealTimeSharpener:
 
     def _show(self, source, rate, sharpen, students, load, compare, progress, on_frame, virtual):
         meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
-        _, history = students[0]
+        histories, used, now = [[History()] for _ in students], [0] * len(students), 0
+        gain = None
 
         def sharpen_with(frame, strength, lighter):
-            nonlocal history
-            student, history = students[lighter]
-            return sharpen(student, frame, strength, history)
+            nonlocal gain, now
+            if strength == 0:
+                return sharpen(self, frame, 0, None)
+            now += 1
+            if now - used[lighter] > HISTORY:  # what it knows is of another scene
+                histories[lighter].append(History())
+            used[lighter], history = now, histories[lighter][-1]
+            picture, gain = sharpen(students[lighter], frame, strength, history), history.gain
+            return picture
 
         with contextlib.ExitStack() as stack:
             if virtual:
                 screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # the usual end
             else:
-                window = Window("Real-time sharpener", controls, self.description, lambda: history.gain)
+                window = Window("Real-time sharpener", controls, self.description, lambda: gain)
                 screen = stack.enter_context(window)
                 keeper = stack.enter_context(Keeper(screen.say, rate))
             counter = _FrameCounter(progress, None)
@@ -381,7 +394,7 @@ class RealTimeSharpener:
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
-        untouched = sum(history.untouched for _, history in students)
+        untouched = sum(history.untouched for found in histories for history in found)
         return counter.stats(size, self.engine, None, untouched) | meter.stats | {"levels": load.frames}
 
     def _sharpen_pixels(self, pixels, strength, history=None):
@@ -448,7 +461,7 @@ def _load_gate(path, meta):
     try:
         return Gate(meta["gate"])
     except ValueError as error:
-        raise CheckpointError(f"{path} holds a damaged gate: {error}") from error
+        raise CheckpointError(f"{path} holds a damaged gate, or one of another version: {error}") from error
 
 
 def _checked(strength):
@@ -814,7 +827,7 @@ def make_parser():
 
     live = parser.add_argument_group("live picture")
     budget_help = (
-        "milliseconds that a window's frame may take before fewer are sharpened, 0 for no limit; default: the time "
+        "milliseconds that a window's frame may take before it is sharpened less, 0 for no limit; default: the time "
         "between the source's frames"
     )
     live.add_argument("--budget", type=parse_amount, metavar="MS", help=budget_help)

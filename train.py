@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
@@ -61,12 +62,13 @@ TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 GATE_PAIRS = 9000  # of the training's own that a gate is fitted to, at most
-GATE_NETWORKS, GATE_HIDDEN = 4, 16
+GATE_NETWORKS, GATE_HIDDEN = 4, 16  # of the judge that knows soft sources, whose answers are averaged
 GATE_BATCH, GATE_SEED = 1024, 0
 GATE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of a change, at which it is measured
 GATE_INVISIBLE = 53  # dB; errors far below it count little for a gate
 GATE_SSIM = 20  # dB that an SSIM of 1 counts as
-HARM = 4  # times that a loss counts for a gate
+HARM, HARM_SOFT = 5, 8  # times that a loss counts for a gate's judges
+REDUCED = 1.8  # scale from which on a call's pixels are clearly fewer than the frame's
 MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
@@ -147,7 +149,7 @@ def trust(batch):
     y_truth, _ = batch["truth"]
     before, after = ((batch[name][0] - y_truth).abs().mean(dim=(1, 2, 3)) for name in ("input", "teacher"))
     truth_known = batch["known"][:, 0]
-    return torch.where(truth_known > 0, (before / after.clamp_min(1e-6)).clamp(max=1), 1.0)
+    return torch.where(truth_known > 0, ((before + 1e-6) / (after + 1e-6)).clamp(max=1), 1.0)
 
 
 def distillation_loss(output, batch, config, step, features=None):
@@ -156,7 +158,7 @@ def distillation_loss(output, batch, config, step, features=None):
     L1 (as `charbonnier`) and 1 - SSIM to the ground truth, of luma and, for L1, of chroma at half weight; L1 and
     channel-wise KL between the high-pass luma of student and teacher, as far as that deserves `trust`; and
     `attention_transfer`. Terms are averaged over the batch; a pair whose truth or teacher output is unknown counts as
-    zero in them.
+    zero in all but the last.
 
     An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
     good video drown in the large ones that it takes from bad video.
@@ -203,11 +205,11 @@ def prepare_teacher(config, folder, device, progress=True):
     size with an area kernel. Outputs that exist are kept.
 
     Returns:
-        ``(teacher folder or None, name of the teacher that was used)``.
+        ``(dict of a pair's index -> file with the output, name of the teacher that is used)``.
     """
-    looks = config.teacher_pairs or config.teacher_features
-    if config.teacher == "none" or config.network == "teacher" or not looks:
-        return None, "none"
+    used = config.teacher_pairs or config.teacher_features
+    if config.teacher == "none" or config.network == "teacher" or not used:
+        return {}, "none"
     pairs = list(enumerate(dataset.open_pairs(folder)))
     if config.teacher.endswith(".pth"):
         network, meta = load_student(config.teacher)
@@ -228,11 +230,12 @@ def prepare_teacher(config, folder, device, progress=True):
             with autocast(config, device):
                 return teach(teacher, pair, device)
 
-    files = [(teacher_folder / f"{index:06d}.npy", pair) for index, pair in pairs[: config.teacher_pairs]]
-    todo = [(path, pair) for path, pair in files if not path.exists()]
+    chosen = pairs[: config.teacher_pairs]
+    files = {index: teacher_folder / f"{index:06d}.npy" for index, _ in chosen}
+    todo = [(files[index], pair) for index, pair in chosen if not files[index].exists()]
     for path, pair in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
         dataset.save_array(path, answer(pair))
-    return teacher_folder, name
+    return files, name
 
 
 def is_enlarged(pair):
@@ -347,17 +350,61 @@ def calibrate(student, pairs, device):
     return factor
 
 
-def fit_gate(student, pairs, device, steps=3000):
+def fit_gate(student, pairs, late_pairs, device, steps=3000):
     """Fit a `gate.Gate` to a student: the share of its change that gains most PSNR and SSIM, of luma, over pairs.
 
-    Where a picture comes out worse than it came, that counts `HARM` times.
+    Its first judge, a logistic regression, knows `pairs`. The second, networks, knows `late_pairs` too, whose sources
+    may be soft by themselves, where they were scaled down by `REDUCED` or more: a source that was enlarged and then not
+    scaled down again looks like a call that was, and there the first decides. The networks' figures are made free of
+    contrast, with which the two kinds would otherwise be told apart.
 
     Args:
         student: the finished student.
-        pairs: list of `dataset.Pair`; those without truth are left out.
+        pairs, late_pairs: lists of `dataset.Pair`; those without truth are left out.
 
     Returns:
-        The gate's layers, nested lists of numbers.
+        The gate's judges, nested lists of numbers.
+    """
+    found, gains = measure_gains(student, pairs, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(GATE_SEED)
+        judges = [fit_judge(nn.Sequential(nn.Linear(gate.FEATURES, 1)), found, gains, HARM, steps)]
+        if reduced := [pair for pair in late_pairs if pair.description["scale"] >= REDUCED]:
+            late_found, late_gains = measure_gains(student, reduced, device)
+            found, gains = torch.cat([found, late_found]), torch.cat([gains, late_gains], dim=1)
+            hidden, last = nn.Linear(gate.FEATURES, GATE_NETWORKS * GATE_HIDDEN), Grouped(GATE_NETWORKS, GATE_HIDDEN)
+            judges.append(fit_judge(nn.Sequential(hidden, last), found, gains, HARM_SOFT, steps, contrast_free()))
+    return judges
+
+
+class Grouped(nn.Module):
+    """ReLUs, and for each of several networks the weighted sum of its own hidden units, `(N, networks)`.
+
+    One network alone would depend on the luck of its beginning where features are rare.
+    """
+
+    def __init__(self, networks, hidden):
+        super().__init__()
+        drawn = nn.Linear(hidden, networks)
+        self.weight, self.bias = drawn.weight, drawn.bias
+
+    def forward(self, x):
+        return (F.relu(x).unflatten(1, self.weight.shape) * self.weight).sum(dim=2) + self.bias
+
+
+def contrast_free():
+    """The matrix `(FEATURES, FEATURES)` that takes the power of the lowest bands from a picture's features."""
+    matrix, bands = torch.eye(gate.FEATURES, dtype=torch.float64), torch.arange(gate.BANDS)
+    matrix[: gate.BANDS, :6] -= 1 / 6  # the picture's power against that of its lowest bands,
+    matrix[gate.BANDS + bands, bands] = -1  # and the change's against the picture's
+    return matrix
+
+
+def measure_gains(student, pairs, device):
+    """What shares of a student's change bring to pairs, and `gate.features`.
+
+    Returns:
+        ``(features (pairs, FEATURES) float64, gains (2, pairs, shares))``, of PSNR in dB and of SSIM times `GATE_SSIM`.
     """
     engine, rows, curves = TorchEngine(student, device), [], []
     for pair in tqdm([pair for pair in pairs if pair.truth is not None], desc="gate", leave=False):
@@ -367,56 +414,56 @@ def fit_gate(student, pairs, device, steps=3000):
         curves.append([luma_metrics(cv2.addWeighted(y, 1 - k, sharp, k, 0), truth) for k in GATE_SHARES])
     psnr, ssims = torch.tensor(np.array(curves)).unbind(dim=2)  # (pairs, shares)
     psnr = -10 * torch.log10(10 ** (-psnr / 10) + 10 ** (-GATE_INVISIBLE / 10))
-    gains = torch.stack([psnr - psnr[:, :1], GATE_SSIM * (ssims - ssims[:, :1])]).float()  # (2, pairs, shares)
+    gains = torch.stack([psnr - psnr[:, :1], GATE_SSIM * (ssims - ssims[:, :1])]).float()
+    return torch.tensor(np.array(rows), dtype=torch.float64), gains
 
-    return fit_layers(torch.tensor(np.array(rows), dtype=torch.float64), gains, steps)
 
-
-def fit_layers(features, gains, steps):
-    """Fit a gate's layers: to `GATE_NETWORKS` networks whose answers, before the sigmoid, are averaged.
-
-    One alone depends on the luck of its beginning where features are rare.
+def fit_judge(network, features, gains, harm, steps, transform=None):
+    """Fit a judge of a gate to `measure_gains`.
 
     Args:
-        features: ``(pairs, FEATURES)``, of `gate.features`.
-        gains: ``(2, pairs, shares)``, what a pair gains in two measures at `GATE_SHARES` of the change.
+        network: a linear layer, alone or with a `Grouped` behind it.
+        harm: times that a loss counts.
+        transform: matrix that features are multiplied by first.
 
     Returns:
-        Nested lists of numbers.
+        The judge's layers, nested lists of numbers, for features as they are.
     """
-    middle, spread = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-    normal, width = ((features - middle) / spread).float(), GATE_NETWORKS * GATE_HIDDEN
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(GATE_SEED)
-        first, second = nn.Linear(gate.FEATURES, width), nn.Linear(GATE_HIDDEN, GATE_NETWORKS)
-        optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()], lr=5e-3)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
-        for _ in range(steps):
-            chosen = torch.randint(len(normal), (GATE_BATCH,))
-            hidden = F.relu(first(normal[chosen])).unflatten(1, (GATE_NETWORKS, GATE_HIDDEN))
-            place = torch.sigmoid((hidden * second.weight).sum(dim=2) + second.bias) * (len(GATE_SHARES) - 1)
-            below = place.detach().long().clamp(max=len(GATE_SHARES) - 2)  # (batch, networks)
-            start, end = (gains[:, chosen].gather(2, (below + side).expand(2, -1, -1)) for side in (0, 1))
-            gained = start + (place - below) * (end - start)  # between the shares, linear
-            loss = (HARM * F.relu(-gained) - F.relu(gained)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    slopes = first.weight.detach().double() / spread
-    constants = first.bias.detach().double() - slopes @ middle
-    averaging = torch.cat([second.weight.detach().flatten() / GATE_NETWORKS, second.bias.detach().mean()[None]])
-    return [torch.cat([slopes, constants[:, None]], dim=1).tolist(), averaging[None].tolist()]
+    transform = torch.eye(gate.FEATURES, dtype=torch.float64) if transform is None else transform
+    changed = features @ transform.T
+    middle, spread = changed.mean(dim=0), changed.std(dim=0).clamp_min(1e-6)
+    normal = ((changed - middle) / spread).float()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(normal), (GATE_BATCH,))
+        place = torch.sigmoid(network(normal[chosen])) * (len(GATE_SHARES) - 1)  # (batch, networks)
+        below = place.detach().long().clamp(max=len(GATE_SHARES) - 2)
+        start, end = (gains[:, chosen].gather(2, (below + side).expand(2, -1, -1)) for side in (0, 1))
+        gained = start + (place - below) * (end - start)  # between the shares, linear
+        loss = (harm * F.relu(-gained) - F.relu(gained)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    slopes = network[0].weight.detach().double() / spread
+    layers = [torch.cat([slopes @ transform, network[0].bias.detach().double()[:, None] - slopes @ middle[:, None]], 1)]
+    if len(network) == 2:
+        last = network[1]
+        layers.append(
+            torch.cat([last.weight.detach().flatten() / len(last.bias), last.bias.detach().mean()[None]])[None]
+        )
+    return [layer.tolist() for layer in layers]
 
 
-def add_gate(path, pairs, validation_pairs, device):
+def add_gate(path, pairs, late_pairs, validation_pairs, device):
     """Fit a gate to the student in a checkpoint, and write it into its `meta`, validated."""
     student, meta = load_student(path)
-    layers = fit_gate(student, pairs, device)
-    score, rows = validate(student, validation_pairs, device, gate.Gate(layers))
+    judges = fit_gate(student, pairs[:: -(-len(pairs) // GATE_PAIRS)], late_pairs, device)
+    score, rows = validate(student, validation_pairs, device, gate.Gate(judges))
     tqdm.write(f"with its gate: validation {score:.3f} dB")
     metrics = meta["metrics"] | {"gated_score": score, "gated_validation": rows}
-    save_student(path, student, meta | {"gate": layers, "metrics": metrics})
+    save_student(path, student, meta | {"gate": judges, "metrics": metrics})
 
 
 def train(config, resume=False):
@@ -436,7 +483,8 @@ def train(config, resume=False):
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The first process may prepare pairs for an hour, while the others wait.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     seed_everything(config.seed)
     main_process = rank == 0
     folder = CHECKPOINT_DIR / config.name
@@ -451,7 +499,7 @@ def train(config, resume=False):
         dist.barrier()
     if not main_process:
         prepared = prepare_data(config, device, progress=False), make_network(config, state)
-    (pairs, validation_pairs, gate_pairs, teacher_name), (student, trunk, origin) = prepared
+    (pairs, validation_pairs, late_pairs, teacher_name), (student, trunk, origin) = prepared
     teacher_name = " + ".join(name for name in (trunk, teacher_name) if name != "none") or "none"
     if state and state.get("teacher", teacher_name) != teacher_name:
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
@@ -520,7 +568,7 @@ def train(config, resume=False):
             save_state(folder / "last.pth", config, student, average, optimizer, progress)
     if main_process:
         log.close()
-        add_gate(folder / "student.pth", gate_pairs, validation_pairs, device)
+        add_gate(folder / "student.pth", pairs, late_pairs, validation_pairs, device)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"
@@ -530,18 +578,17 @@ def prepare_data(config, device, progress=True):
     """Prepare or find pairs and teacher outputs.
 
     Returns:
-        ``(pairs to train on, to validate with, to fit the gate to, teacher's name)``.
+        ``(pairs to train on, to validate with, to fit the gate to besides, teacher's name)``.
     """
     folder = dataset.prepare_pairs(config, progress=progress)
     validation_folder = dataset.prepare_pairs(config, "validation", progress)
     late_folder = dataset.prepare_pairs(config, "gate", progress)
-    teacher_folder, teacher_name = prepare_teacher(config, folder, device, progress)
-    pairs = dataset.open_pairs(folder, teacher_folder)
-    gate_pairs = pairs[:: -(-len(pairs) // GATE_PAIRS)] + dataset.open_pairs(late_folder)
+    outputs, teacher_name = prepare_teacher(config, folder, device, progress)
+    pairs = dataset.open_pairs(folder, outputs)
     if config.bsrgan_pairs:
         pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, config.region)
         teacher_name = f"bsrgan (stored outputs) + {teacher_name}"
-    return pairs, dataset.open_pairs(validation_folder), gate_pairs, teacher_name
+    return pairs, dataset.open_pairs(validation_folder), dataset.open_pairs(late_folder), teacher_name
 
 
 def to_device(batch, device):
@@ -565,7 +612,7 @@ def check_choices(config):
             choices = (*choices, "a checkpoint (.pth) of an adapted teacher or a student")
         if value not in choices:
             raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-    if config.teacher_features and not config.teacher.endswith(".pth"):
+    if config.network == "student" and config.teacher_features and not config.teacher.endswith(".pth"):
         raise TrainingError("teacher_features needs a teacher that sees what the student sees: teacher=CHECKPOINT.pth")
 
 

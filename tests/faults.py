@@ -578,7 +578,7 @@ def soak(folder, frames, size, checkpoint=RELEASED_STUDENT, device="auto"):
     source, output = Path(folder) / "long.mp4", Path(folder) / "sharp.mp4"
     make_video(source, frames, size)
     sharpener = RealTimeSharpener(checkpoint, device)
-    sharpener.gate = Gate([[[0.0] * FEATURES + [3.0]]])  # no frame may rest
+    sharpener.gate = Gate([[[[0.0] * FEATURES + [3.0]]]])  # no frame may rest
     sharpener.sharpen_planes = watched = Watched(sharpener.sharpen_planes, frames)
     stats = sharpener.process_video_stream(source, output)
     whole = stats["frames"] == frames == count_frames(source) == count_frames(output)

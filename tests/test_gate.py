@@ -75,26 +75,29 @@ def layer(outputs, inputs, value=0.0):
 
 
 DAMAGED = {
-    "none": [],
+    "no judges": [],
     "nothing": None,
     "a word": "gate",
     "a mapping": {},
-    "a logistic regression's weights": layer(1, gate.FEATURES)[0],
-    "too few inputs": [layer(1, gate.FEATURES - 1)],
-    "two outputs": [layer(2, gate.FEATURES)],
-    "no outputs": [layer(3, gate.FEATURES), []],
-    "layers that do not fit": [layer(4, gate.FEATURES), layer(1, 3)],
-    "not a number": [layer(4, gate.FEATURES), layer(1, 4, np.nan)],
-    "ragged": [layer(4, gate.FEATURES), [[1], [2, 3]]],
-    "text": [layer(4, gate.FEATURES), [["1", "2", "3", "4", "x"]]],
+    "weights of a regression": layer(1, gate.FEATURES)[0],
+    "layers of one judge": [layer(4, gate.FEATURES), layer(1, 4)],
+    "no layers": [[]],
+    "too few inputs": [[layer(1, gate.FEATURES - 1)]],
+    "two outputs": [[layer(2, gate.FEATURES)]],
+    "no outputs": [[layer(3, gate.FEATURES), []]],
+    "layers that do not fit": [[layer(4, gate.FEATURES), layer(1, 3)]],
+    "not a number": [[layer(4, gate.FEATURES), layer(1, 4, np.nan)]],
+    "ragged": [[layer(4, gate.FEATURES), [[1], [2, 3]]]],
+    "text": [[layer(4, gate.FEATURES), [["1", "2", "3", "4", "x"]]]],
+    "one good, one bad": [[layer(1, gate.FEATURES)], [layer(1, 3)]],
 }
 
 
-@pytest.mark.parametrize("layers", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_gates_are_refused(layers, tmp_path):
+@pytest.mark.parametrize("judges", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_gates_are_refused(judges, tmp_path):
     with pytest.raises(ValueError, match="gate"):
-        gate.Gate(layers)
-    save_student(tmp_path / "s.pth", Student(), {"gate": layers})
+        gate.Gate(judges)
+    save_student(tmp_path / "s.pth", Student(), {"gate": judges})
     with pytest.raises(CheckpointError, match="holds a damaged gate"):
         RealTimeSharpener(tmp_path / "s.pth", device="cpu")
 
@@ -204,30 +207,36 @@ def test_files_are_gated(sharpener, photo, tmp_path, scale):
     assert stats["untouched"] == (30 - gate.HISTORY - 2 if scale == 1 else 0)
 
 
-def test_a_fitted_gate_knows_where_a_student_does_harm(rng):
-    """A student that smooths is of use to noisy pictures alone."""
+@pytest.mark.parametrize("late", [False, True])
+def test_a_fitted_gate_knows_where_a_student_does_harm(rng, late):
+    """A student that smooths is of use to noisy pictures alone, and of those not to late ones that are busy."""
     student = smoothing_student()
-    pairs = []
-    for number in range(240):
-        truth = texture(rng)
-        damaged = dataset.each_plane(truth, dataset.add_noise, 12, rng) if number % 2 else truth
-        pairs.append(dataset.Pair(dataset.pack_planes(*damaged), dataset.pack_planes(*truth), None, {}))
-    layers = train.fit_gate(student, pairs, torch.device("cpu"), steps=500)
-    assert layers == train.fit_gate(student, pairs, torch.device("cpu"), steps=500)  # the same again
-    fitted, engine = gate.Gate(layers), train.TorchEngine(student, "cpu", torch.float32)
+
+    def make_pair(noisy, busy, scale):
+        truth = texture(rng, busy)
+        damaged = dataset.each_plane(truth, dataset.add_noise, 12, rng) if noisy else truth
+        truth = damaged if busy else truth  # this noise belongs to the picture
+        return dataset.Pair(dataset.pack_planes(*damaged), dataset.pack_planes(*truth), None, {"scale": scale})
+
+    pairs = [make_pair(number % 2, False, 1) for number in range(240)]
+    late_pairs = [make_pair(True, True, 2) for _ in range(60)] + [make_pair(True, False, 1)] if late else []
+    judges = train.fit_gate(student, pairs, late_pairs, torch.device("cpu"), steps=500)
+    assert judges == train.fit_gate(student, pairs, late_pairs, torch.device("cpu"), steps=500)  # the same again
+    assert len(judges) == 1 + late
+    fitted, engine = gate.Gate(judges), train.TorchEngine(student, "cpu", torch.float32)
     gains = []
     for _ in range(2):
-        for sigma in (0, 12):
-            truth = texture(rng)
-            damaged = dataset.each_plane(truth, dataset.add_noise, sigma, rng) if sigma else truth
-            gains.append(fitted.gain(damaged[0], engine(*damaged, True)[0], zero=damaged[0]))
-    assert max(gains[::2]) < 0.01 and min(gains[1::2]) > 0.2
+        for noisy, busy in ((False, False), (True, False), (True, True)):
+            planes = [np.ascontiguousarray(p) for p in dataset.unpack_planes(make_pair(noisy, busy, 2).input)]
+            gains.append(fitted.gain(planes[0], engine(*planes, True)[0], zero=planes[0]))
+    assert max(gains[::3]) < 0.01 and min(gains[1::3]) > 0.2
+    assert max(gains[2::3]) < 0.1 if late else min(gains[2::3]) > 0.2
 
 
-def texture(rng):
-    """Planes of 128x128 with strokes, clean."""
+def texture(rng, busy=False):
+    """Planes of 128x128 with strokes, many of them where it is `busy`, clean."""
     y = np.full((128, 128), 90, np.uint8)
-    for x0, y0, x1, y1, shade in rng.integers(0, 128, (30, 5)).tolist():
+    for x0, y0, x1, y1, shade in rng.integers(0, 128, (300 if busy else 30, 5)).tolist():
         cv2.line(y, (x0, y0), (x1, y1), 60 + shade, 1)
     return y, np.full((2, 64, 64), 128, np.uint8)
 
@@ -254,13 +263,16 @@ def test_a_gate_answers_as_pytorch_does(rng, hidden):
         network.extend([torch.nn.Linear(inputs, outputs, dtype=torch.float64), torch.nn.ReLU()])
     network[-1] = torch.nn.Sigmoid()
     linear = [module for module in network if isinstance(module, torch.nn.Linear)]
-    answers = gate.Gate([torch.cat([m.weight, m.bias[:, None]], dim=1).tolist() for m in linear])
+    layers = [torch.cat([m.weight, m.bias[:, None]], dim=1).tolist() for m in linear]
+    answers = gate.Gate([[layer(1, gate.FEATURES)], layers])  # the first says a half to everything
     luma, change = (rng.integers(0, 256, (90, 120), dtype=np.uint8) for _ in range(2))
     found = torch.from_numpy(gate.features(luma, change, zero=128)).double()
-    assert answers.gain(luma, change, zero=128) == pytest.approx(network(found).item(), rel=1e-9)
+    assert answers.gain(luma, change, zero=128) == pytest.approx(min(network(found).item(), 0.5), rel=1e-9)
+    assert gate.Gate([layers]).gain(luma, change, zero=128) == pytest.approx(network(found).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("path", [RELEASED_STUDENT, LIGHT_STUDENT])
 def test_the_released_students_have_gates(path):
-    hidden, last = gate.Gate(load_student(path)[1]["gate"]).layers
-    assert hidden.shape == (64, gate.FEATURES + 1) and last.shape == (1, 65)
+    judges = gate.Gate(load_student(path)[1]["gate"]).judges
+    shapes = [[weights.shape for weights in layers] for layers in judges]
+    assert shapes == [[(1, gate.FEATURES + 1)], [(64, gate.FEATURES + 1), (1, 65)]]

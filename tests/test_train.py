@@ -322,10 +322,10 @@ def test_images_and_taught_pairs_get_their_shares_of_an_epoch():
 def test_the_teacher_looks_once_and_its_detail_is_learned_from(cache, tmp_path, caplog):
     config = tiny_config(cache, tmp_path / "run", teacher="realesrgan", teacher_pairs=1, epochs=1)
     folder = dataset.prepare_pairs(config)
-    teacher_folder, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
-    files = list(teacher_folder.iterdir())
+    outputs, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
+    files = list(outputs.values())
     assert name == "realesrgan" and len(files) == 1
-    (pair,) = [pair for pair in dataset.open_pairs(folder, teacher_folder) if pair.teacher is not None]
+    (pair,) = [pair for pair in dataset.open_pairs(folder, outputs) if pair.teacher is not None]
     difference = pair.teacher[:256].astype(float) - pair.input[:256]
     assert 0.3 < np.abs(difference).mean() < 25  # the same picture, and not the same pixels
     written = files[0].stat().st_mtime_ns
@@ -348,9 +348,11 @@ def test_a_student_learns_from_an_adapted_teacher(cache, tmp_path):
     path = training.train(config)
     assert re.fullmatch("adapted none [0-9a-f]{16}", load_student(path)[1]["teacher"])
     folder = dataset.prepare_pairs(config)
-    teacher_folder, _ = training.prepare_teacher(config, folder, torch.device("cpu"))
-    taught = [pair for pair in dataset.open_pairs(folder, teacher_folder) if pair.teacher is not None]
+    outputs, _ = training.prepare_teacher(config, folder, torch.device("cpu"))
+    taught = [pair for pair in dataset.open_pairs(folder, outputs) if pair.teacher is not None]
     assert len(taught) == 3
+    fewer, _ = training.prepare_teacher(dataclasses.replace(config, teacher_pairs=1), folder, torch.device("cpu"))
+    assert list(fewer.items()) == list(outputs.items())[:1]  # whatever lies in the cache
     planes = [np.ascontiguousarray(plane) for plane in dataset.unpack_planes(taught[0].input)]
     expected = TorchEngine(teacher, "cpu")(*planes, full_range=True)
     assert np.array_equal(taught[0].teacher, dataset.pack_planes(*expected))
@@ -407,7 +409,7 @@ def test_a_teacher_that_does_harm_is_trusted_less():
     batch["teacher"] = (y + torch.tensor([0.01, 0.08, 0.08])[:, None, None, None], None)
     torch.testing.assert_close(training.trust(batch), torch.tensor([1.0, 0.25, 1.0]), atol=1e-4, rtol=0)
     batch["input"] = batch["truth"]
-    assert training.trust(batch).tolist() == [0, 0, 1]
+    assert training.trust(batch)[:2].max() < 1e-3 and training.trust(batch)[2] == 1
 
 
 def test_what_was_made_anew_has_no_teacher(rng):
