@@ -417,6 +417,58 @@ def test_the_full_student_is_not_tried_again_and_again():
     assert np.diff(switches)[0] < 8 * 30 and (np.diff(switches)[5:] > 59 * 30).all()
 
 
+@pytest.mark.parametrize("comparing", [False, True])
+def test_the_lighter_student_sharpens_where_the_load_says_so(comparing):
+    frames, load, calls = [(noise(16, 16), index / 30) for index in range(90)], LoadController(1e-4, 30, True), []
+    screen = FakeScreen()
+    screen.show = lambda frame, *_: screen.notes.append(load.note)
+    screen.controls.comparing = comparing
+
+    def sharpen(frame, strength, lighter):
+        if strength:
+            calls.append((lighter, load.level))
+        return frame + bool(strength)
+
+    shown = list(play(Schedule(frames, True), sharpen, screen, load, Meter()))
+    assert {level for _, level in calls} >= {0, 1, 2} and all(lighter == (level > 0) for lighter, level in calls)
+    assert load.frames["every frame"] == load.frames["lighter student"] == 15 and load.bypassed
+    sharp, beside = frames[0][0] + 1, slice(10 if comparing else 0, None)  # the line between is four pixels wide
+    assert np.array_equal(shown[0][:, beside], sharp[:, beside])
+    assert np.array_equal(shown[0][:, :6], frames[0][0][:, :6]) == comparing
+
+
+def test_the_released_student_has_a_lighter_one(exported, monkeypatch, caplog):
+    released = RealTimeSharpener(device="cpu")
+    lighter = released.lighter()
+    assert lighter.student.args == {"channels": 16, "blocks": 4, "wide": 32} and lighter.gate
+    assert RealTimeSharpener(device="cpu", gated=False).lighter().gate is None
+    assert RealTimeSharpener(exported, "cpu").lighter() is None and lighter.lighter() is None
+    monkeypatch.setattr(inference, "LIGHT_STUDENT", exported.parent / "missing.pth")
+    assert released.lighter() is None and "no lighter student" in caplog.text
+
+
+def test_a_window_tells_the_gain_of_the_student_that_sharpens(tmp_path, monkeypatch):
+    sharpener = RealTimeSharpener(device="cpu")
+    source = encode(tmp_path / "in.mkv", codec="ffv1", times=range(0, 2400, 40))
+    used = []
+    monkeypatch.setattr(RealTimeSharpener, "lighter", lambda self: sharpener)
+    original = RealTimeSharpener.sharpen_planes
+    monkeypatch.setattr(
+        RealTimeSharpener,
+        "sharpen_planes",
+        lambda self, y, uv, full, strength, history: (
+            used.append((strength, history)) or original(self, y, uv, full, strength, history)
+        ),
+    )
+    library = types.SimpleNamespace(Camera=QuietVirtualCamera, PixelFormat=types.SimpleNamespace(BGR="bgr"))
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
+    stats = sharpener.process_video_stream(str(source), frame_budget=1e-4, virtual_camera=True)
+    histories = [history for strength, history in used if strength]
+    assert len(set(map(id, histories[:15]))) == len(set(map(id, histories[15:30]))) == 1  # one of each student
+    assert histories[0] is not histories[15] and all(h is None for strength, h in used if not strength)
+    assert list(stats["levels"]) == list(LoadController.LEVELS) and stats["untouched"] >= 0
+
+
 @pytest.mark.parametrize("budget", [-1, float("nan")])
 def test_a_budget_is_checked(budget):
     with pytest.raises(ValueError, match="milliseconds from 0"):
@@ -766,6 +818,13 @@ class FakeVirtualCamera:
 
     def close(self):
         self.closed = True
+
+
+class QuietVirtualCamera(FakeVirtualCamera):
+    """The same without Ctrl-C."""
+
+    def send(self, frame):
+        self.sent.append(frame.copy())
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
