@@ -290,7 +290,11 @@ def run_grid(argv):
     for qp in benchmark.QUANTISERS[arguments.codec]:
         errors = {"input": [], "plain": [], "shifted": []}
         for unit in tqdm([unit for unit in units if unit.qp == qp], leave=False):
-            sample = benchmark.make_sample(unit, CACHE)
+            try:
+                sample = benchmark.make_sample(unit, CACHE)
+            except DataError as error:
+                print(f"left out: {unit.source.name} ({error})", file=sys.stderr)
+                continue
             for index in (0, 3, 7):  # of the clip's last frames
                 planes, (truth, _) = sample.input[index], sample.truth[index]
                 sharp, _ = sharpener.sharpen_planes(*planes, sample.full_range)
@@ -299,6 +303,8 @@ def run_grid(argv):
                 errors["shifted"].append(
                     benchmark.shifted_phase_error(sharpener.sharpen_planes, planes, truth, sample.full_range)
                 )
+        if not errors["input"]:
+            raise DataError("none of this can be measured: see above")
         spreads = (f"{100 * benchmark.phase_spread(found):.1f} %" for found in errors.values())
         print(f"| {qp} | {' | '.join(spreads)} |", flush=True)
     return 0

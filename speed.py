@@ -456,7 +456,7 @@ def markdown(report):
         f"on {machine['cpu']}{gpu}, {machine['cores']} cores, {machine['threads']} threads of PyTorch, "
         f"{machine['memory_gb']} GB, {machine['system']}\nwith {versions}.",
         f"![Milliseconds over megapixels](speed.png)\n\nPlanes in, planes out, in memory; {report['gmac_1080p']:.2f} "
-        "GMAC a frame at 1080p. *Of the peak*: of the matrix product below in the same precision.",
+        "GMAC a frame of the student at 1080p. *Of the peak*: of the matrix product below in the same precision.",
         markdown_table([["engine", "size", "median ms", "p95 ms", "frames/s", "GMAC/s", "of the peak"], *engines]),
         "Others at 1080p:",
         markdown_table([["method", "median ms", "frames/s"], *others]),
