@@ -517,6 +517,7 @@ class LoadController:
 
     LEVELS = ("every frame", "lighter student", "every other frame", "not sharpened")
     _LIGHTER, _HALF, _BYPASS = 1, 2, 3
+    _BEGINNING = 15  # frames that do not count: everything is slower at first
 
     def __init__(self, budget, rate, lighter=False):
         if budget is not None and not budget >= 0:
@@ -558,6 +559,8 @@ class LoadController:
 
     def add(self, milliseconds):
         """Take in what sharpening and showing a frame took, and change the level where that calls for it."""
+        if self._now <= self._BEGINNING:
+            return
         costs = self._probes if self._probing else self._costs
         costs.append(milliseconds)
         cost, place = np.median(costs), self._levels.index(self.level)

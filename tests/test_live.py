@@ -359,7 +359,7 @@ def test_steps_up_in_vain_become_rare(busy):
 @pytest.mark.parametrize(("cost", "most"), [(500, 11), (20, 4)])
 def test_probes_are_rare(cost, most):
     load = LoadController(None, 30)
-    play_costs(load, [500] * 45)
+    play_costs(load, [500] * 60)
     assert load.bypassed
     probed = []
     for index in range(80 * 30):
@@ -375,9 +375,9 @@ def test_probes_are_rare(cost, most):
 
 def test_every_other_frame_is_left_out():
     load = LoadController(40, 25)
-    play_costs(load, [50] * 15)
+    play_costs(load, [50] * 30)
     assert [load.takes_next() for _ in range(6)] in ([True, False] * 3, [False, True] * 3)
-    assert load.frames == {"every frame": 15, "every other frame": 3, "not sharpened": 0}
+    assert load.frames == {"every frame": 30, "every other frame": 3, "not sharpened": 0}
     assert load.note == "every other frame (this machine is busy)" and LoadController(40, 25).note == ""
 
 
@@ -431,7 +431,7 @@ def test_the_lighter_student_sharpens_where_the_load_says_so(comparing):
 
     shown = list(play(Schedule(frames, True), sharpen, screen, load, Meter()))
     assert {level for _, level in calls} >= {0, 1, 2} and all(lighter == (level > 0) for lighter, level in calls)
-    assert load.frames["every frame"] == load.frames["lighter student"] == 15 and load.bypassed
+    assert (load.frames["every frame"], load.frames["lighter student"]) == (30, 15) and load.bypassed
     sharp, beside = frames[0][0] + 1, slice(10 if comparing else 0, None)  # the line between is four pixels wide
     assert np.array_equal(shown[0][:, beside], sharp[:, beside])
     assert np.array_equal(shown[0][:, :6], frames[0][0][:, :6]) == comparing
@@ -464,8 +464,8 @@ def test_a_window_tells_the_gain_of_the_student_that_sharpens(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
     stats = sharpener.process_video_stream(str(source), frame_budget=1e-4, virtual_camera=True)
     histories = [history for strength, history in used if strength]
-    assert len(set(map(id, histories[:15]))) == len(set(map(id, histories[15:30]))) == 1  # one of each student
-    assert histories[0] is not histories[15] and all(h is None for strength, h in used if not strength)
+    assert len(set(map(id, histories[:30]))) == len(set(map(id, histories[30:45]))) == 1  # one of each student
+    assert histories[0] is not histories[30] and all(h is None for strength, h in used if not strength)
     assert list(stats["levels"]) == list(LoadController.LEVELS) and stats["untouched"] >= 0
 
 
@@ -478,14 +478,14 @@ def test_a_budget_is_checked(budget):
 
 
 class FakeScreen:
-    """A screen whose user turns sharpening off after 20 frames."""
+    """A screen whose user turns sharpening off after 35 frames."""
 
     def __init__(self):
         self.controls, self.notes = Controls(), []
 
     def show(self, frame, milliseconds, note, meter):
         self.notes.append(note)
-        self.controls.sharpening = len(self.notes) < 20
+        self.controls.sharpening = len(self.notes) < 35
 
 
 def test_a_window_answers_while_the_camera_is_gone(capture):
@@ -497,14 +497,14 @@ def test_a_window_answers_while_the_camera_is_gone(capture):
 
 
 def test_while_the_user_has_sharpening_off_every_frame_is_shown():
-    frames, screen, meter = [(noise(16, 16), 0) for _ in range(50)], FakeScreen(), Meter()
+    frames, screen, meter = [(noise(16, 16), 0) for _ in range(65)], FakeScreen(), Meter()
     load = LoadController(1e-4, 30)
     shown = list(play(Schedule(frames, False), lambda frame, strength, _: frame + (strength > 0), screen, load, meter))
-    assert load.frames == {"every frame": 15, "every other frame": 5, "not sharpened": 0}
+    assert load.frames == {"every frame": 30, "every other frame": 5, "not sharpened": 0}
     busy = f"{LoadController.LEVELS[2]} (this machine is busy)"
-    # The fifth of every other frame is the 24th that came; after it, all 26.
-    assert screen.notes == [""] * 15 + [busy] * 5 + [""] * 26 and len(shown) == 46
-    assert meter.stats["dropped"] == 4
+    # The fifth of every other frame is the 40th that came; after it, all 25.
+    assert screen.notes == [""] * 30 + [busy] * 5 + [""] * 25 and len(shown) == 60
+    assert meter.stats["dropped"] == 5
 
 
 @pytest.mark.parametrize("budget", ["0.001", "0"])
@@ -538,11 +538,11 @@ sys.exit(code)
         assert len(shown) == 100 and (shown != came).any(axis=(1, 2, 3)).all()
         assert "busy" not in result.stdout
         return
-    # 15 frames, 15 of the next 29, and all the others as they came
-    assert "every frame: 15 shown, every other frame: 15 shown, not sharpened: 56 shown" in result.stdout
-    assert "86 frames of 64x48" in result.stdout and len(shown) == 86
-    assert np.array_equal(shown[30:], came[44:])
-    assert (shown[:30] != np.concatenate([came[:15], came[15:44:2]])).any(axis=(1, 2, 3)).all()
+    # 30 frames, 15 of the next 30, and all the others as they came
+    assert "every frame: 30 shown, every other frame: 15 shown, not sharpened: 40 shown" in result.stdout
+    assert "85 frames of 64x48" in result.stdout and len(shown) == 85
+    assert np.array_equal(shown[45:], came[60:])
+    assert (shown[:45] != np.concatenate([came[:30], came[31:60:2]])).any(axis=(1, 2, 3)).all()
     notes = [f"{name} (this machine is busy)" for name in LoadController.LEVELS[2:]]
     assert str([f"Real-time sharpener - {note}" for note in notes]) in result.stdout
 
@@ -734,7 +734,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         return np.asarray(ImageGrab.grab(xdisplay=display).convert("RGB"))[:240, :320].astype(int)
 
     def wait_for(condition):
-        end = time.monotonic() + 15
+        end = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < end and program.poll() is None
             time.sleep(0.1)
