@@ -262,9 +262,9 @@ def decode_clip(packets, codec):
     return [unpack_planes(frame.to_ndarray()) for frame in frames]
 
 
-def codec_roundtrip(clip, codec, qp, rate=FRAME_RATE):
-    """Encode a clip at a constant quantiser and decode it again: see `encode_clip`."""
-    return decode_clip(encode_clip(clip, codec, qp, rate=rate), codec)
+def codec_roundtrip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
+    """Encode a clip and decode it again: see `encode_clip`."""
+    return decode_clip(encode_clip(clip, codec, qp, kbps, rate), codec)
 
 
 def pack_planes(y, uv):
@@ -618,9 +618,9 @@ def _codec_degradation(clip, rng, controlled=False):
 
 
 def _compress(clip, codec, qp=None, kbps=None):
-    """Encode and decode full-range planes in limited range, which is what calls send; see `encode_clip`."""
-    packets = encode_clip([to_limited_range(*planes) for planes in clip], codec, qp, kbps)
-    return [to_full_range(*planes) for planes in decode_clip(packets, codec)]
+    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
+    limited = [to_limited_range(*planes) for planes in clip]
+    return [to_full_range(*planes) for planes in codec_roundtrip(limited, codec, qp, kbps)]
 
 
 def each_plane(planes, function, *arguments):

@@ -31,7 +31,8 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
         frames = dataset.animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
         truth = [bgr_to_planes(frame) for frame in frames]
         small = [dataset.resize_planes(*planes, (size[0] // 2, size[1] // 2), "area") for planes in truth]
-        soft = [dataset.resize_planes(*planes, size) for planes in dataset.codec_roundtrip(small, "x264", 29, rate)]
+        received = dataset.codec_roundtrip(small, "x264", 29, rate=rate)
+        soft = [dataset.resize_planes(*planes, size) for planes in received]
         sharpener.sharpen_planes(*soft[0], full_range=True)  # warm-up
         begin, history = time.perf_counter(), History()
         sharp = [sharpener.sharpen_planes(*planes, full_range=True, history=history) for planes in soft]
