@@ -107,6 +107,18 @@ def load_config(argv):
     return config
 
 
+def make_config(values, origin):
+    """Build a `Config` from a dict of some of its keys; `origin` is where they come from, for messages.
+
+    Raises:
+        ConfigError: unknown key, wrong type.
+    """
+    config = Config()
+    for key, value in values.items():
+        _assign(config, key, value, origin)
+    return config
+
+
 def _read_yaml(path):
     try:
         with open(path, "rb") as file:

@@ -18,9 +18,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import chelsea
+from torch.utils.data import default_collate
 
 import runtime
-from export import export, main
+from config import Config
+from dataset import Pair, PairDataset, make_pair
+from export import (
+    calibration_details,
+    export,
+    finishing_loss,
+    in_codes,
+    main,
+    quantise,
+)
 from metrics import psnr
 from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
@@ -35,6 +45,7 @@ from runtime import (
     pad_planes,
     unfold_planes,
 )
+from train import distillation_loss
 from utils import bgr_to_planes
 
 
@@ -179,6 +190,49 @@ def test_export_is_repeatable(exported, tmp_path):
     _, path = exported
     again = export(path, tmp_path / "again.onnx", frames=2, steps=2, progress=False)
     assert again.read_bytes() == artefact_path(path).read_bytes()
+
+
+@pytest.fixture
+def trained(exported, tmp_path, monkeypatch):
+    """The small student with a note of how it was trained, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    config = {"sources": {"rendered": 1.0}, "pairs": 4, "region": 256, "crop": 64}
+    save_student(tmp_path / "student.pth", exported[0], {"config": config})
+    return tmp_path / "student.pth"
+
+
+def test_export_finishes_on_the_students_own_pairs(exported, trained):
+    _, distilled = exported
+    found = export(trained, data="data", frames=2, steps=2, progress=False)
+    assert found == artefact_path(trained) and found.read_bytes() != artefact_path(distilled).read_bytes()
+    assert len(list(Path("data/cache").glob("training-*/pairs-*.npy"))) == 1
+    again = export(trained, "again.onnx", data="data", frames=2, steps=2, progress=False)
+    assert again.read_bytes() == found.read_bytes()
+
+
+def test_finishing_has_the_loss_of_the_training(exported):
+    student, config = exported[0], Config()
+    made = (make_pair([(1.0, ["rendered"])], 0, index, 256) for index in range(4))
+    crops = PairDataset([Pair(damaged, truth, None, description) for damaged, truth, description in made], 64)
+    batch = default_collate([crops[0, index] for index in range(4)])
+    with torch.no_grad():
+        expected = distillation_loss(student(*batch["input"]), batch, config, config.epochs * config.steps_per_epoch)
+        found = finishing_loss(in_codes(student), in_codes(student), batch, config)
+    assert found.item() == pytest.approx(expected["loss"].item(), rel=0.01)
+    quantised = quantise(in_codes(student), calibration_details(1))
+    finishing_loss(quantised, in_codes(student), batch, config).backward()
+    slopes = [weights.grad for weights in quantised.parameters() if weights.requires_grad]
+    assert len(slopes) == 4 * 4 and all(slope.isfinite().all() and slope.any() for slope in slopes)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [({}, "does not say how it was trained: leave out --data"), ({"config": {"wings": 2}}, "unknown key 'wings'")],
+)
+def test_finishing_needs_a_configuration(exported, tmp_path, capsys, meta, message):
+    save_student(tmp_path / "student.pth", exported[0], meta)
+    assert main([str(tmp_path / "student.pth"), "--data", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err and not artefact_path(tmp_path / "student.pth").exists()
 
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
