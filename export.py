@@ -4,8 +4,8 @@
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, finished on the student's training pairs
 
 Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
-text, and takes some minutes. With the data that the student was trained on it takes half an hour and loses less. On one
-machine the same student gives the same file.
+text, and takes some minutes. With the data that the student was trained on it takes half an hour, loses less, and the
+checkpoint's gate is fitted to what the network does. On one machine the same student gives the same file.
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
@@ -42,8 +42,17 @@ import dataset
 from config import Config, ConfigError, make_config
 from dataset import DataError, list_sources, make_pair, periodic_pattern, unpack_planes
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
-from runtime import ARTEFACT_FORMAT, artefact_path, fold_means, fold_planes, pad_planes, weights_digest
-from train import distillation_loss, epoch_keys
+from runtime import (
+    ARTEFACT_FORMAT,
+    ArtefactError,
+    OpenVINOEngine,
+    artefact_path,
+    fold_means,
+    fold_planes,
+    pad_planes,
+    weights_digest,
+)
+from train import add_gate, distillation_loss, epoch_keys
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -171,32 +180,6 @@ def quantise(student, samples):
     return quantised
 
 
-def random_crops(samples, steps, batch=12, crop=32):
-    """Batches of `details` `(batch, 24, crop, crop)` out of `samples`, for `distil`."""
-    crop, rng = min(crop, *samples[0].shape[2:]), np.random.default_rng(CALIBRATION_SEED)
-    for _ in range(steps):
-        chosen = [samples[i] for i in rng.integers(len(samples), size=batch)]
-        corners = [rng.integers(0, [side - crop + 1 for side in sample.shape[2:]]) for sample in chosen]
-        yield torch.cat(
-            [s[..., top : top + crop, left : left + crop] for s, (top, left) in zip(chosen, corners, strict=True)]
-        )
-
-
-def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, with another `data_root`."""
-    if not isinstance(meta.get("config"), dict):
-        raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-    return make_config({**meta["config"], "data_root": str(data)}, checkpoint)
-
-
-def training_batches(config, steps, progress=True, batch=12):
-    """Batches of `dataset.PairDataset` out of the pairs that a student's `config` names, in another order than its."""
-    pairs = dataset.open_pairs(dataset.prepare_pairs(config, progress=progress))
-    crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
-    config = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
-    return DataLoader(crops, batch, sampler=epoch_keys(config, 0, pairs, 0, 1))
-
-
 def imitation_loss(quantised, student, x):
     """How far a quantised student's answer is from the float one's on `details` `x`, all of them `(N, 24, h, w)`.
 
@@ -253,6 +236,32 @@ def optimise(quantised, loss, batches, steps, rate=1.0, progress=True):
         loss(batch).backward()
         optimizer.step()
         schedule.step()
+
+
+def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32):
+    """Train a quantised student, in place, to answer like the float one on crops of `samples`, which are `details`."""
+    crop, rng = min(crop, *samples[0].shape[2:]), np.random.default_rng(CALIBRATION_SEED)
+
+    def draw():
+        for _ in range(steps):
+            chosen = [samples[i] for i in rng.integers(len(samples), size=batch)]
+            corners = [rng.integers(0, [side - crop + 1 for side in sample.shape[2:]]) for sample in chosen]
+            yield torch.cat(
+                [s[..., top : top + crop, left : left + crop] for s, (top, left) in zip(chosen, corners, strict=True)]
+            )
+
+    def loss(x):
+        return imitation_loss(residual(quantised, x), residual(student, x), x)
+
+    optimise(quantised, loss, draw(), steps, progress=progress)
+
+
+def finish(quantised, student, config, pairs, steps, progress=True, batch=12):
+    """Train a quantised student, in place, on crops of `pairs`, drawn in the way of its training's `config`."""
+    crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
+    order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
+    batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
+    optimise(quantised, lambda items: finishing_loss(quantised, student, items, config), batches, steps, 0.5, progress)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -345,14 +354,23 @@ def build_model(quantised, metadata):
     return model
 
 
+def training_config(checkpoint, meta, data):
+    """The configuration of a checkpoint's training, in its `meta`, with another `data_root`."""
+    if not isinstance(meta.get("config"), dict):
+        raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
+    return make_config({**meta["config"], "data_root": str(data)}, checkpoint)
+
+
 def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
+
+    With `data` the network learns from the truth, as the student did, and not from the student alone; and where it is
+    written beside the checkpoint, the gate in that is fitted anew, to what the network does.
 
     Args:
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `runtime.make_engine` looks for it.
-        data: folder with what the student was trained on, `data_root` of its configuration: the network then learns
-            from the truth, as the student did, and not from the student alone.
+        data: folder with what the student was trained on, `data_root` of its configuration.
         frames: pictures of 256x256 to measure on, and to train on where there is no data, see `calibration_details`.
         steps: of training; by default `FINISHING_STEPS` with data, else `DISTILLATION_STEPS`.
 
@@ -360,7 +378,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
         The path of the file.
 
     Raises:
-        CheckpointError, ConfigError, DataError: see their messages.
+        ArtefactError, CheckpointError, ConfigError, DataError: see their messages.
     """
     original, meta = load_student(checkpoint)
     if not isinstance(original, Student):
@@ -370,19 +388,14 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
-        note, rate = f"trained in {steps} steps on the student's pairs", 0.5
-        batches = training_batches(config, steps, progress)
-
-        def loss(batch):
-            return finishing_loss(quantised, student, batch, config)
+        purposes = "training", "validation", "gate"
+        folders = (dataset.prepare_pairs(config, purpose, progress) for purpose in purposes)
+        pairs, validation_pairs, late_pairs = map(dataset.open_pairs, folders)
+        finish(quantised, student, config, pairs, steps, progress)
+        note = f"trained in {steps} steps on the student's pairs"
     else:
-        note, rate = f"distilled in {steps} steps", 1.0
-        batches = random_crops(samples, steps)
-
-        def loss(x):
-            return imitation_loss(residual(quantised, x), residual(student, x), x)
-
-    optimise(quantised, loss, batches, steps, rate, progress)
+        distil(quantised, student, samples, steps, progress)
+        note = f"distilled in {steps} steps"
     metadata = {
         "format": str(ARTEFACT_FORMAT),
         "weights": weights_digest(original),
@@ -393,6 +406,8 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     path = Path(output) if output else artefact_path(checkpoint)
     with atomic_path(path) as temporary:
         temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
+    if config and path == artefact_path(checkpoint):
+        add_gate(checkpoint, OpenVINOEngine(original, path), pairs, late_pairs, validation_pairs)
     return path
 
 
@@ -408,7 +423,7 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     try:
         path = export(arguments.checkpoint, arguments.output, arguments.data)
-    except (CheckpointError, ConfigError, DataError, OSError) as error:
+    except (ArtefactError, CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")

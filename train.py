@@ -308,14 +308,13 @@ def learning_rate(config, step):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def validate(student, pairs, device, fitted=None):
-    """Validate with the benchmark's own `evaluate`, the student with a `gate.Gate` if one is given.
+def validate(engine, pairs, fitted=None):
+    """Validate what runs a student with the benchmark's own `evaluate`, with a `gate.Gate` if one is given.
 
     Returns:
         ``(score, rows)``: mean PSNR of the student in dB, what is above `INVISIBLE` counted as that, and the rows of
         `report.summarise` per degradation.
     """
-    engine = TorchEngine(student, device)
 
     def sharpen(y, uv, full_range):
         sharp = engine(y, uv, full_range)
@@ -350,7 +349,7 @@ def calibrate(student, pairs, device):
     return factor
 
 
-def fit_gate(student, pairs, late_pairs, device, steps=3000):
+def fit_gate(engine, pairs, late_pairs, steps=3000):
     """Fit a `gate.Gate` to a student: the share of its change that gains most PSNR and SSIM, of luma, over pairs.
 
     Its first judge, a logistic regression, knows `pairs`. The second, networks, knows `late_pairs` too, whose sources
@@ -359,18 +358,18 @@ def fit_gate(student, pairs, late_pairs, device, steps=3000):
     contrast, with which the two kinds would otherwise be told apart.
 
     Args:
-        student: the finished student.
+        engine: runs the finished student, see runtime.py.
         pairs, late_pairs: lists of `dataset.Pair`; those without truth are left out.
 
     Returns:
         The gate's judges, nested lists of numbers.
     """
-    found, gains = measure_gains(student, pairs, device)
+    found, gains = measure_gains(engine, pairs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(GATE_SEED)
         judges = [fit_judge(nn.Sequential(nn.Linear(gate.FEATURES, 1)), found, gains, HARM, steps)]
         if reduced := [pair for pair in late_pairs if pair.description["scale"] >= REDUCED]:
-            late_found, late_gains = measure_gains(student, reduced, device)
+            late_found, late_gains = measure_gains(engine, reduced)
             found, gains = torch.cat([found, late_found]), torch.cat([gains, late_gains], dim=1)
             hidden, last = nn.Linear(gate.FEATURES, GATE_NETWORKS * GATE_HIDDEN), Grouped(GATE_NETWORKS, GATE_HIDDEN)
             judges.append(fit_judge(nn.Sequential(hidden, last), found, gains, HARM_SOFT, steps, contrast_free()))
@@ -400,13 +399,13 @@ def contrast_free():
     return matrix
 
 
-def measure_gains(student, pairs, device):
+def measure_gains(engine, pairs):
     """What shares of a student's change bring to pairs, and `gate.features`.
 
     Returns:
         ``(features (pairs, FEATURES) float64, gains (2, pairs, shares))``, of PSNR in dB and of SSIM times `GATE_SSIM`.
     """
-    engine, rows, curves = TorchEngine(student, device), [], []
+    rows, curves = [], []
     for pair in tqdm([pair for pair in pairs if pair.truth is not None], desc="gate", leave=False):
         y, uv = (np.ascontiguousarray(plane) for plane in dataset.unpack_planes(pair.input))
         truth, sharp = dataset.unpack_planes(pair.truth)[0], engine(y, uv, full_range=True)[0]
@@ -456,13 +455,13 @@ def fit_judge(network, features, gains, harm, steps, transform=None):
     return [layer.tolist() for layer in layers]
 
 
-def add_gate(path, pairs, late_pairs, validation_pairs, device):
-    """Fit a gate to the student in a checkpoint, and write it into its `meta`, validated."""
+def add_gate(path, engine, pairs, late_pairs, validation_pairs):
+    """Fit a gate to the student in a checkpoint as `engine` runs it, and write it into its `meta`, validated."""
     student, meta = load_student(path)
-    judges = fit_gate(student, pairs[:: -(-len(pairs) // GATE_PAIRS)], late_pairs, device)
-    score, rows = validate(student, validation_pairs, device, gate.Gate(judges))
+    judges = fit_gate(engine, pairs[:: -(-len(pairs) // GATE_PAIRS)], late_pairs)
+    score, rows = validate(engine, validation_pairs, gate.Gate(judges))
     tqdm.write(f"with its gate: validation {score:.3f} dB")
-    metrics = meta["metrics"] | {"gated_score": score, "gated_validation": rows}
+    metrics = meta.get("metrics", {}) | {"gated_score": score, "gated_validation": rows}
     save_student(path, student, meta | {"gate": judges, "metrics": metrics})
 
 
@@ -555,7 +554,7 @@ def train(config, resume=False):
         if main_process:
             candidate = collapse(average.module)
             calibration = calibrate(candidate, validation_pairs, device)
-            score, rows = validate(candidate, validation_pairs, device)
+            score, rows = validate(TorchEngine(candidate, device), validation_pairs)
             seconds += time.perf_counter() - started
             log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
             log.pictures(epoch + 1, candidate, validation_pairs, device)
@@ -568,7 +567,8 @@ def train(config, resume=False):
             save_state(folder / "last.pth", config, student, average, optimizer, progress)
     if main_process:
         log.close()
-        add_gate(folder / "student.pth", pairs, late_pairs, validation_pairs, device)
+        engine = TorchEngine(load_student(folder / "student.pth")[0], device)
+        add_gate(folder / "student.pth", engine, pairs, late_pairs, validation_pairs)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"

@@ -220,8 +220,9 @@ def test_a_fitted_gate_knows_where_a_student_does_harm(rng, late):
 
     pairs = [make_pair(number % 2, False, 1) for number in range(240)]
     late_pairs = [make_pair(True, True, 2) for _ in range(60)] + [make_pair(True, False, 1)] if late else []
-    judges = train.fit_gate(student, pairs, late_pairs, torch.device("cpu"), steps=500)
-    assert judges == train.fit_gate(student, pairs, late_pairs, torch.device("cpu"), steps=500)  # the same again
+    engine = train.TorchEngine(student, "cpu")
+    judges = train.fit_gate(engine, pairs, late_pairs, steps=500)
+    assert judges == train.fit_gate(engine, pairs, late_pairs, steps=500)  # the same again
     assert len(judges) == 1 + late
     fitted, engine = gate.Gate(judges), train.TorchEngine(student, "cpu", torch.float32)
     gains = []

@@ -31,6 +31,7 @@ from export import (
     main,
     quantise,
 )
+from gate import Gate
 from metrics import psnr
 from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
@@ -196,7 +197,7 @@ def test_export_is_repeatable(exported, tmp_path):
 def trained(exported, tmp_path, monkeypatch):
     """The small student with a note of how it was trained, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    config = {"sources": {"rendered": 1.0}, "pairs": 4, "region": 256, "crop": 64}
+    config = {"sources": {"rendered": 1.0}, "pairs": 4, "validation_pairs": 2, "region": 256, "crop": 64}
     save_student(tmp_path / "student.pth", exported[0], {"config": config})
     return tmp_path / "student.pth"
 
@@ -205,9 +206,11 @@ def test_export_finishes_on_the_students_own_pairs(exported, trained):
     _, distilled = exported
     found = export(trained, data="data", frames=2, steps=2, progress=False)
     assert found == artefact_path(trained) and found.read_bytes() != artefact_path(distilled).read_bytes()
-    assert len(list(Path("data/cache").glob("training-*/pairs-*.npy"))) == 1
+    assert len(list(Path("data/cache").glob("*/pairs-*.npy"))) == 2
+    content, (_, meta) = trained.read_bytes(), load_student(trained)
+    assert 0 <= Gate(meta["gate"]).gain(np.zeros((64, 64)), np.zeros((64, 64))) <= 1
     again = export(trained, "again.onnx", data="data", frames=2, steps=2, progress=False)
-    assert again.read_bytes() == found.read_bytes()
+    assert again.read_bytes() == found.read_bytes() and trained.read_bytes() == content
 
 
 def test_finishing_has_the_loss_of_the_training(exported):
