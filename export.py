@@ -52,7 +52,7 @@ from runtime import (
     pad_planes,
     weights_digest,
 )
-from train import add_gate, distillation_loss, epoch_keys
+from train import MACHINE_KEYS, add_gate, distillation_loss, epoch_keys
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -355,17 +355,18 @@ def build_model(quantised, metadata):
 
 
 def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, with another `data_root`."""
+    """The configuration of a checkpoint's training, in its `meta`, but for what is this machine's to say."""
     if not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-    return make_config({**meta["config"], "data_root": str(data)}, checkpoint)
+    decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
+    return make_config({**decided, "data_root": str(data)}, checkpoint)
 
 
 def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
 
     With `data` the network learns from the truth, as the student did, and not from the student alone; and where it is
-    written beside the checkpoint, the gate in that is fitted anew, to what the network does.
+    written beside the checkpoint, the gate in that is fitted anew, to what the network does (`train.add_gate`).
 
     Args:
         checkpoint: file written by `models.save_student`.

@@ -198,6 +198,7 @@ def trained(exported, tmp_path, monkeypatch):
     """The small student with a note of how it was trained, in an empty working folder."""
     monkeypatch.chdir(tmp_path)
     config = {"sources": {"rendered": 1.0}, "pairs": 4, "validation_pairs": 2, "region": 256, "crop": 64}
+    config["cache_dir"] = str(tmp_path / "elsewhere")  # no matter of the checkpoint
     save_student(tmp_path / "student.pth", exported[0], {"config": config})
     return tmp_path / "student.pth"
 
