@@ -11,12 +11,18 @@ from dataclasses import dataclass, field, fields
 import yaml
 
 MAX_FILE_BYTES = 1 << 20
-LIMITS = {  # least and most, where memory depends on a value; other whole numbers are below 2**63
+LIMITS = {  # least and most, where memory depends on a value or nothing works without; others are below 2**63
     "channels": (1, 256),  # these four as models.py reads them again
     "blocks": (0, 32),
     "wide": (0, 384),
     "trunk_blocks": (1, 23),
     "branch_width": (0, 4096),
+    "data_seed": (0, 2**32),
+    "pairs": (1, 10**7),
+    "validation_pairs": (1, 10**6),
+    "gate_pairs": (0, 10**7),
+    "epochs": (1, 10**6),
+    "steps_per_epoch": (1, 10**7),
     "region": (1, 8192),
     "crop": (1, 8192),
     "batch_size": (1, 65536),

@@ -440,7 +440,9 @@ def list_sources(config, validation):
         else:
             folder = _div2k_folder(config) if source == "div2k" else Path(config.data_root) / source
             if not folder.is_dir():
-                raise DataError(f"no folder {folder} (source {source!r}): set data_root=FOLDER or change `sources`")
+                raise DataError(
+                    f"no folder {folder} (source {source!r}): change `data_root`, export's --data, or `sources`"
+                )
             files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             names = [name for i, name in enumerate(files) if (i % 10 == 5) == validation]
             if not names:

@@ -17,9 +17,9 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
 
 The gate is not part of it: what runs the network asks gate.py how much of its change to keep.
 
-Rounding is part of the loss when the float student is distilled into the int8 one, or that learns from the truth as the
-float one did (straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ,
-arXiv 1902.08153).
+Rounding is part of the loss when the float student is distilled into the int8 one, or when the int8 one learns from the
+truth, as the float one did (straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et
+al., LSQ, arXiv 1902.08153).
 """
 
 import argparse
@@ -44,7 +44,7 @@ from dataset import DataError, list_sources, make_pair, periodic_pattern, unpack
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
 from runtime import (
     ARTEFACT_FORMAT,
-    ArtefactError,
+    DeviceError,
     OpenVINOEngine,
     artefact_path,
     fold_means,
@@ -60,6 +60,7 @@ HEAD_LIMIT, WEIGHT_LIMIT = 63, 127  # of the integers that weights become
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
 DISTILLATION_STEPS, FINISHING_STEPS = 6000, 12000
+FINISHING_RATE = 0.5  # of distillation's learning rates
 IMITATION = 0.003  # of the float student, beside the truth
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -257,11 +258,15 @@ def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32)
 
 
 def finish(quantised, student, config, pairs, steps, progress=True, batch=12):
-    """Train a quantised student, in place, on crops of `pairs`, drawn in the way of its training's `config`."""
+    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says; no teachers."""
     crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
     order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
     batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
-    optimise(quantised, lambda items: finishing_loss(quantised, student, items, config), batches, steps, 0.5, progress)
+
+    def loss(items):
+        return finishing_loss(quantised, student, items, config)
+
+    optimise(quantised, loss, batches, steps, FINISHING_RATE, progress)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -379,13 +384,14 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
         The path of the file.
 
     Raises:
-        ArtefactError, CheckpointError, ConfigError, DataError: see their messages.
+        CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
     if not isinstance(original, Student):
         raise CheckpointError(f"{checkpoint} holds an adapted teacher: to run as an int8 network, a student is needed")
     config = None if data is None else training_config(checkpoint, meta, data)
-    steps = steps or (FINISHING_STEPS if config else DISTILLATION_STEPS)
+    if steps is None:
+        steps = FINISHING_STEPS if config else DISTILLATION_STEPS
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
@@ -407,8 +413,8 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     path = Path(output) if output else artefact_path(checkpoint)
     with atomic_path(path) as temporary:
         temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
-    if config and path == artefact_path(checkpoint):
-        add_gate(checkpoint, OpenVINOEngine(original, path), pairs, late_pairs, validation_pairs)
+        if config and path.resolve() == artefact_path(checkpoint).resolve():
+            add_gate(checkpoint, OpenVINOEngine(original, temporary), pairs, late_pairs, validation_pairs)
     return path
 
 
@@ -424,7 +430,7 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     try:
         path = export(arguments.checkpoint, arguments.output, arguments.data)
-    except (ArtefactError, CheckpointError, ConfigError, DataError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")
@@ -432,4 +438,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("export.py: stopped, nothing is written", file=sys.stderr)
+        sys.exit(130)

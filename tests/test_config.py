@@ -23,7 +23,7 @@ def test_committed_configurations_load():
     ("argument", "message"),
     [
         ("epoch=3", "unknown key 'epoch'"),
-        ("epochs=many", "epochs from the command line must be int, got 'many'"),
+        ("epochs=many", "epochs from the command line must be int from 1 to 1000000, got 'many'"),
         ("epochs=2.5", "must be int"),
         ("epochs=true", "must be int"),
         ("learning_rate=fast", "must be float"),

@@ -205,7 +205,7 @@ def trained(exported, tmp_path, monkeypatch):
 
 def test_export_finishes_on_the_students_own_pairs(exported, trained):
     _, distilled = exported
-    found = export(trained, data="data", frames=2, steps=2, progress=False)
+    found = export(trained, artefact_path(trained.resolve()), data="data", frames=2, steps=2, progress=False)
     assert found == artefact_path(trained) and found.read_bytes() != artefact_path(distilled).read_bytes()
     assert len(list(Path("data/cache").glob("*/pairs-*.npy"))) == 2
     content, (_, meta) = trained.read_bytes(), load_student(trained)
@@ -231,7 +231,12 @@ def test_finishing_has_the_loss_of_the_training(exported):
 
 @pytest.mark.parametrize(
     ("meta", "message"),
-    [({}, "does not say how it was trained: leave out --data"), ({"config": {"wings": 2}}, "unknown key 'wings'")],
+    [
+        ({}, "does not say how it was trained: leave out --data"),
+        ({"config": {"wings": 2}}, "unknown key 'wings'"),
+        ({"config": {"pairs": 0}}, "pairs from"),
+        ({"config": {"sources": {"here": 1.0}}}, "no folder"),
+    ],
 )
 def test_finishing_needs_a_configuration(exported, tmp_path, capsys, meta, message):
     save_student(tmp_path / "student.pth", exported[0], meta)
