@@ -38,9 +38,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import dataset
 from config import Config, ConfigError, make_config
-from dataset import DataError, list_sources, make_pair, periodic_pattern, unpack_planes
+from dataset import DataError, PairDataset, list_sources, make_pair, periodic_pattern, unpack_planes
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
 from runtime import (
     ARTEFACT_FORMAT,
@@ -52,7 +51,7 @@ from runtime import (
     pad_planes,
     weights_digest,
 )
-from train import MACHINE_KEYS, add_gate, distillation_loss, epoch_keys
+from train import MACHINE_KEYS, add_gate, distillation_loss, epoch_keys, prepare_data
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -258,8 +257,8 @@ def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32)
 
 
 def finish(quantised, student, config, pairs, steps, progress=True, batch=12):
-    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says; no teachers."""
-    crops = dataset.PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
+    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says."""
+    crops = PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
     order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
     batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
 
@@ -360,11 +359,11 @@ def build_model(quantised, metadata):
 
 
 def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, but for what is this machine's to say."""
+    """The configuration of a checkpoint's training, in its `meta`, but without teachers and this machine's own part."""
     if not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
     decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-    return make_config({**decided, "data_root": str(data)}, checkpoint)
+    return make_config({**decided, "data_root": str(data), "teacher": "none", "bsrgan_pairs": ""}, checkpoint)
 
 
 def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=True):
@@ -395,9 +394,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
-        purposes = "training", "validation", "gate"
-        folders = (dataset.prepare_pairs(config, purpose, progress) for purpose in purposes)
-        pairs, validation_pairs, late_pairs = map(dataset.open_pairs, folders)
+        pairs, validation_pairs, late_pairs, _ = prepare_data(config, torch.device("cpu"), progress)
         finish(quantised, student, config, pairs, steps, progress)
         note = f"trained in {steps} steps on the student's pairs"
     else:
