@@ -367,17 +367,18 @@ class RealTimeSharpener:
 
     def _show(self, source, rate, sharpen, students, load, compare, progress, on_frame, virtual):
         meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
-        histories, used, now = [[History()] for _ in students], [0] * len(students), 0
-        gain = None
+        histories, used = [History() for _ in students], [0] * len(students)
+        now, untouched, gain = 0, 0, None
 
         def sharpen_with(frame, strength, lighter):
-            nonlocal gain, now
+            nonlocal now, untouched, gain
             if strength == 0:
                 return sharpen(self, frame, 0, None)
             now += 1
             if now - used[lighter] > HISTORY:  # what it knows is of another scene
-                histories[lighter].append(History())
-            used[lighter], history = now, histories[lighter][-1]
+                untouched += histories[lighter].untouched
+                histories[lighter] = History()
+            used[lighter], history = now, histories[lighter]
             picture, gain = sharpen(students[lighter], frame, strength, history), history.gain
             return picture
 
@@ -394,7 +395,7 @@ class RealTimeSharpener:
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
-        untouched = sum(history.untouched for found in histories for history in found)
+        untouched += sum(history.untouched for history in histories)
         return counter.stats(size, self.engine, None, untouched) | meter.stats | {"levels": load.frames}
 
     def _sharpen_pixels(self, pixels, strength, history=None):
