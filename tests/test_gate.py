@@ -230,7 +230,7 @@ def test_a_fitted_gate_knows_where_a_student_does_harm(rng, late):
         for noisy, busy in ((False, False), (True, False), (True, True)):
             planes = [np.ascontiguousarray(p) for p in dataset.unpack_planes(make_pair(noisy, busy, 2).input)]
             gains.append(fitted.gain(planes[0], engine(*planes, True)[0], zero=planes[0]))
-    assert max(gains[::3]) < 0.1
+    assert max(gains[::3]) < 0.2
     assert max(gains[2::3]) < 0.1 if late else min(gains[1::3]) > 0.5 and min(gains[2::3]) > 0.5
 
 
