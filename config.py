@@ -20,6 +20,7 @@ LIMITS = {  # least and most, where memory depends on a value or nothing works w
     "data_seed": (0, 2**32),
     "pairs": (1, 10**7),
     "validation_pairs": (1, 10**6),
+    "late_pairs": (0, 10**7),
     "gate_pairs": (0, 10**7),
     "epochs": (1, 10**6),
     "steps_per_epoch": (1, 10**7),
@@ -52,7 +53,8 @@ class Config:
     cache_dir: str = "data/cache"
     pairs: int = 320
     validation_pairs: int = 48
-    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: late ones, see dataset.make_pair
+    late_pairs: int = 0  # to train on besides `pairs`: after a second of a call, see dataset.make_pair
+    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: likewise, and of soft sources
     region: int = 320  # side of a stored pair in pixels
     crop: int = 128  # side of a training crop in pixels
     image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared

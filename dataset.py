@@ -86,6 +86,13 @@ FONTS = (  # that Matplotlib brings
 
 CACHE_VERSION = 3  # raise when the same configuration would give other pairs
 LATE_VERSION = 1  # likewise, of late ones
+PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
+    "training": ("pairs", 0),
+    "validation": ("validation_pairs", 1_000_003),
+    "gate": ("gate_pairs", 2_000_003),
+    "late": ("late_pairs", 3_000_009),
+}
+LATE = ("late", "gate")
 PART_SIZE = 32  # pairs in one file of the cache
 FRAME_RATE = 25  # told to encoders
 LEAST_FRAMES = 12  # that a video to learn from must have
@@ -467,14 +474,15 @@ def _div2k_folder(config):
 # Pairs
 
 
-def make_pair(sources, seed, index, region, late=False):
-    """Make one training pair, decided by `seed` and `index` alone.
+def make_pair(sources, seed, index, region, purpose="training"):
+    """Make one pair, decided by `seed`, `index` and `purpose` alone.
 
     Args:
         sources: result of `list_sources`.
         region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
-        late: as things stand after a second of a call: what goes through a codec are clips of `LATE_FRAMES`, half of
-            them under rate control. And half of all pairs are of a source that is soft by itself, see `_soften`.
+        purpose: see `prepare_pairs`. Late pairs are as things stand after a second of a call: what goes through a codec
+            are clips of `LATE_FRAMES`, half of them under rate control. Of ``"late"`` all go through a codec; of
+            ``"gate"`` as many as in training, and half of the sources are soft by themselves, see `_soften`.
 
     Returns:
         ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
@@ -484,10 +492,11 @@ def make_pair(sources, seed, index, region, late=False):
     weights = np.array([weight for weight, _ in sources])
     names = sources[rng.choice(len(sources), p=weights / weights.sum())][1]
     name = names[rng.integers(len(names))]
-    kind = rng.choice(["clean", "mild", "image", "codec"], p=[0.07, 0.11, 0.30, 0.52])
+    kinds = [0, 0, 0, 1] if purpose == "late" else [0.07, 0.11, 0.30, 0.52]
+    kind = rng.choice(["clean", "mild", "image", "codec"], p=kinds)
     count = int(rng.integers(3, LEAST_FRAMES + 1)) if kind in ("codec", "mild") else 1
-    clip = _clean_clip(name, LATE_FRAMES if late and count > 1 else count, region, rng)
-    if late and rng.random() < 0.5:
+    clip = _clean_clip(name, LATE_FRAMES if purpose in LATE and count > 1 else count, region, rng)
+    if purpose == "gate" and rng.random() < 0.5:
         clip = _soften(clip, rng)
     truth = clip[-1]
     if kind == "clean":
@@ -497,7 +506,7 @@ def make_pair(sources, seed, index, region, late=False):
     elif kind == "image":
         damaged, description = _image_degradation(truth, rng)
     else:
-        damaged, description = _codec_degradation(clip, rng, late)
+        damaged, description = _codec_degradation(clip, rng, controlled=purpose in LATE)
     return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": str(kind), **description}
 
 
@@ -660,7 +669,8 @@ def crop_planes(y, uv, left, top, side):
 def prepare_pairs(config, purpose="training", progress=True):
     """Make all pairs that `config` asks for, once, and return the folder that holds them.
 
-    The purpose is ``"training"``, ``"validation"``, or ``"gate"``: pairs for it alone, `late` ones of `make_pair`.
+    The purpose is ``"training"``, ``"validation"``, ``"late"`` (to train on besides), or ``"gate"`` (for it alone); see
+    `make_pair` for how the last two differ.
 
     Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
     ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
@@ -675,11 +685,10 @@ def prepare_pairs(config, purpose="training", progress=True):
             f"region={config.region} and crop={config.crop} must be multiples of 8, region at least {MIN_REGION}, "
             "crop at least 32 and not larger than region"
         )
-    total = {"training": config.pairs, "validation": config.validation_pairs, "gate": config.gate_pairs}[purpose]
-    sources, late = list_sources(config, purpose == "validation"), purpose == "gate"
-    seed = config.data_seed + {"training": 0, "validation": 1_000_003, "gate": 2_000_003}[purpose]
+    count, offset = PURPOSES[purpose]
+    total, seed, sources = getattr(config, count), config.data_seed + offset, list_sources(config, purpose == "validation")
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
-    identity |= {"late": LATE_VERSION} if late else {}
+    identity |= {"late": LATE_VERSION} if purpose in LATE else {}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -689,7 +698,7 @@ def prepare_pairs(config, purpose="training", progress=True):
         (str(folder / f"pairs-{start // PART_SIZE:05d}"), sources, seed, start, min(start + PART_SIZE, total))
         for start in starts
     ]
-    jobs = [(*job, config.region, late) for job in jobs if not Path(job[0] + ".json").exists()]
+    jobs = [(*job, config.region, purpose) for job in jobs if not Path(job[0] + ".json").exists()]
     if not jobs:
         return folder
     context = multiprocessing.get_context("spawn")
@@ -725,8 +734,8 @@ def _start_worker():
 
 
 def _prepare_part(job):
-    stem, sources, seed, first, last, region, late = job
-    pairs = [make_pair(sources, seed, index, region, late) for index in range(first, last)]
+    stem, sources, seed, first, last, region, purpose = job
+    pairs = [make_pair(sources, seed, index, region, purpose) for index in range(first, last)]
     save_array(stem + ".npy", np.stack([np.stack(pair[:2]) for pair in pairs]))
     with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")

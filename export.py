@@ -394,7 +394,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
-        pairs, validation_pairs, late_pairs, _ = prepare_data(config, torch.device("cpu"), progress)
+        pairs, validation_pairs, soft_pairs, _ = prepare_data(config, torch.device("cpu"), progress)
         finish(quantised, student, config, pairs, steps, progress)
         note = f"trained in {steps} steps on the student's pairs"
     else:
@@ -411,7 +411,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     with atomic_path(path) as temporary:
         temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
         if config and path.resolve() == artefact_path(checkpoint).resolve():
-            add_gate(checkpoint, OpenVINOEngine(original, temporary), pairs, late_pairs, validation_pairs)
+            add_gate(checkpoint, OpenVINOEngine(original, temporary), pairs, soft_pairs, validation_pairs)
     return path
 
 

@@ -349,17 +349,17 @@ def calibrate(student, pairs, device):
     return factor
 
 
-def fit_gate(engine, pairs, late_pairs, steps=3000):
+def fit_gate(engine, pairs, soft_pairs, steps=3000):
     """Fit a `gate.Gate` to a student: the share of its change that gains most PSNR and SSIM, of luma, over pairs.
 
-    Its first judge, a logistic regression, knows `pairs`. The second, networks, knows `late_pairs` too, whose sources
+    Its first judge, a logistic regression, knows `pairs`. The second, networks, knows `soft_pairs` too, whose sources
     may be soft by themselves, where they were scaled down by `REDUCED` or more: a source that was enlarged and then not
     scaled down again looks like a call that was, and there the first decides. The networks' figures are made free of
     contrast, with which the two kinds would otherwise be told apart.
 
     Args:
         engine: runs the finished student, see runtime.py.
-        pairs, late_pairs: lists of `dataset.Pair`; those without truth are left out.
+        pairs, soft_pairs: lists of `dataset.Pair`; those without truth are left out.
 
     Returns:
         The gate's judges, nested lists of numbers.
@@ -368,9 +368,9 @@ def fit_gate(engine, pairs, late_pairs, steps=3000):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(GATE_SEED)
         judges = [fit_judge(nn.Sequential(nn.Linear(gate.FEATURES, 1)), found, gains, HARM, steps)]
-        if reduced := [pair for pair in late_pairs if pair.description["scale"] >= REDUCED]:
-            late_found, late_gains = measure_gains(engine, reduced)
-            found, gains = torch.cat([found, late_found]), torch.cat([gains, late_gains], dim=1)
+        if reduced := [pair for pair in soft_pairs if pair.description["scale"] >= REDUCED]:
+            soft_found, soft_gains = measure_gains(engine, reduced)
+            found, gains = torch.cat([found, soft_found]), torch.cat([gains, soft_gains], dim=1)
             hidden, last = nn.Linear(gate.FEATURES, GATE_NETWORKS * GATE_HIDDEN), Grouped(GATE_NETWORKS, GATE_HIDDEN)
             judges.append(fit_judge(nn.Sequential(hidden, last), found, gains, HARM_SOFT, steps, contrast_free()))
     return judges
@@ -455,10 +455,10 @@ def fit_judge(network, features, gains, harm, steps, transform=None):
     return [layer.tolist() for layer in layers]
 
 
-def add_gate(path, engine, pairs, late_pairs, validation_pairs):
+def add_gate(path, engine, pairs, soft_pairs, validation_pairs):
     """Fit a gate to the student in a checkpoint as `engine` runs it, and write it into its `meta`, validated."""
     student, meta = load_student(path)
-    judges = fit_gate(engine, pairs[:: -(-len(pairs) // GATE_PAIRS)], late_pairs)
+    judges = fit_gate(engine, pairs[:: -(-len(pairs) // GATE_PAIRS)], soft_pairs)
     score, rows = validate(engine, validation_pairs, gate.Gate(judges))
     tqdm.write(f"with its gate: validation {score:.3f} dB")
     metrics = meta.get("metrics", {}) | {"gated_score": score, "gated_validation": rows}
@@ -498,7 +498,7 @@ def train(config, resume=False):
         dist.barrier()
     if not main_process:
         prepared = prepare_data(config, device, progress=False), make_network(config, state)
-    (pairs, validation_pairs, late_pairs, teacher_name), (student, trunk, origin) = prepared
+    (pairs, validation_pairs, soft_pairs, teacher_name), (student, trunk, origin) = prepared
     teacher_name = " + ".join(name for name in (trunk, teacher_name) if name != "none") or "none"
     if state and state.get("teacher", teacher_name) != teacher_name:
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
@@ -568,7 +568,7 @@ def train(config, resume=False):
     if main_process:
         log.close()
         engine = TorchEngine(load_student(folder / "student.pth")[0], device)
-        add_gate(folder / "student.pth", engine, pairs, late_pairs, validation_pairs)
+        add_gate(folder / "student.pth", engine, pairs, soft_pairs, validation_pairs)
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"
@@ -582,13 +582,14 @@ def prepare_data(config, device, progress=True):
     """
     folder = dataset.prepare_pairs(config, progress=progress)
     validation_folder = dataset.prepare_pairs(config, "validation", progress)
-    late_folder = dataset.prepare_pairs(config, "gate", progress)
+    late_folder = dataset.prepare_pairs(config, "late", progress)
+    gate_folder = dataset.prepare_pairs(config, "gate", progress)
     outputs, teacher_name = prepare_teacher(config, folder, device, progress)
-    pairs = dataset.open_pairs(folder, outputs)
+    pairs = dataset.open_pairs(folder, outputs) + dataset.open_pairs(late_folder)
     if config.bsrgan_pairs:
         pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, config.region)
         teacher_name = f"bsrgan (stored outputs) + {teacher_name}"
-    return pairs, dataset.open_pairs(validation_folder), dataset.open_pairs(late_folder), teacher_name
+    return pairs, dataset.open_pairs(validation_folder), dataset.open_pairs(gate_folder), teacher_name
 
 
 def to_device(batch, device):

@@ -107,19 +107,16 @@ def test_every_kind_of_pair_is_made_and_means_what_it_says(config):
     assert np.median(quality["codec"]) < np.median(quality["mild"]) < np.inf
 
 
-def test_late_pairs_are_of_soft_sources_and_rate_control(config, monkeypatch):
-    sources, counts = dataset.list_sources(config, validation=False), []
-    monkeypatch.setattr(
-        dataset,
-        "encode_clip",
-        lambda clip, *arguments, encode=dataset.encode_clip: (counts.append(len(clip)), encode(clip, *arguments))[1],
-    )
-    late = [dataset.make_pair(sources, 0, index, 256, late=True) for index in range(24)]
+def test_a_gates_pairs_are_late_and_of_soft_sources(config, monkeypatch):
+    sources, clips = dataset.list_sources(config, validation=False), []
+    monkeypatch.setattr(dataset, "encode_clip", _watched(dataset.encode_clip, clips))
+    late = [dataset.make_pair(sources, 0, index, 256, "gate") for index in range(24)]
+    counts = [len(clip) for clip in clips]
     assert set(counts) <= {1, dataset.LATE_FRAMES} and counts.count(dataset.LATE_FRAMES) >= 8
     described = [description for *_, description in late if description["kind"] == "codec"]
     assert 2 <= sum("kbps" in description for description in described) <= len(described) - 2
     assert all(("kbps" in description) != ("qp" in description) for description in described)
-    again = dataset.make_pair(sources, 0, 3, 256, late=True)
+    again = dataset.make_pair(sources, 0, 3, 256, "gate")
     assert (again[0] == late[3][0]).all() and (again[1] == late[3][1]).all() and again[2] == late[3][2]
     early = [dataset.make_pair(sources, 0, index, 256) for index in range(24)]
 
@@ -130,11 +127,31 @@ def test_late_pairs_are_of_soft_sources_and_rate_control(config, monkeypatch):
     assert np.median([detail(pair) for pair in late]) < 0.9 * np.median([detail(pair) for pair in early])
 
 
-def test_late_and_other_pairs_lie_apart(config):
-    config = dataclasses.replace(config, gate_pairs=2)
-    folders = [dataset.prepare_pairs(config, purpose, progress=False) for purpose in ("training", "validation", "gate")]
-    assert [folder.name.partition("-")[0] for folder in folders] == ["training", "validation", "gate"]
-    assert len(dataset.open_pairs(folders[2])) == 2
+def test_late_pairs_have_all_gone_through_a_codec(config, monkeypatch):
+    sources, clips = dataset.list_sources(config, validation=False), []
+    monkeypatch.setattr(dataset, "codec_roundtrip", _watched(dataset.codec_roundtrip, clips))
+    for index in range(6):
+        _, _, description = dataset.make_pair(sources, 0, index, 256, "late")
+        assert description["kind"] == "codec" and "codec" in description
+    assert [len(clip) for clip in clips] == [dataset.LATE_FRAMES] * 6
+
+
+def _watched(function, seen):
+    """`function`, which notes the first argument of each call in `seen`."""
+
+    def watched(first, *arguments):
+        seen.append(first)
+        return function(first, *arguments)
+
+    return watched
+
+
+def test_pairs_of_each_purpose_lie_apart(config):
+    config = dataclasses.replace(config, late_pairs=3, gate_pairs=2)
+    for purpose, (key, _) in dataset.PURPOSES.items():
+        folder = dataset.prepare_pairs(config, purpose, progress=False)
+        assert folder.name.partition("-")[0] == purpose
+        assert len(dataset.open_pairs(folder)) == getattr(config, key)
 
 
 def test_pairs_do_not_depend_on_the_number_of_workers(config):
