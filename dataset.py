@@ -685,8 +685,9 @@ def prepare_pairs(config, purpose="training", progress=True):
             f"region={config.region} and crop={config.crop} must be multiples of 8, region at least {MIN_REGION}, "
             "crop at least 32 and not larger than region"
         )
-    count, offset = PURPOSES[purpose]
-    total, seed, sources = getattr(config, count), config.data_seed + offset, list_sources(config, purpose == "validation")
+    key, offset = PURPOSES[purpose]
+    total, seed = getattr(config, key), config.data_seed + offset
+    sources = list_sources(config, purpose == "validation")
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
     identity |= {"late": LATE_VERSION} if purpose in LATE else {}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
