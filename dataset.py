@@ -481,8 +481,9 @@ def make_pair(sources, seed, index, region, purpose="training"):
         sources: result of `list_sources`.
         region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
         purpose: see `prepare_pairs`. Late pairs are as things stand after a second of a call: what goes through a codec
-            are clips of `LATE_FRAMES`, half of them under rate control. Of ``"late"`` all go through a codec; of
-            ``"gate"`` as many as in training, and half of the sources are soft by themselves, see `_soften`.
+            are clips of `LATE_FRAMES`, half of them under rate control. Of ``"late"`` all go through a codec, and pans
+            are slow; of ``"gate"`` as many as in training, and half of the sources are soft by themselves, see
+            `_soften`.
 
     Returns:
         ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
@@ -495,7 +496,8 @@ def make_pair(sources, seed, index, region, purpose="training"):
     kinds = [0, 0, 0, 1] if purpose == "late" else [0.07, 0.11, 0.30, 0.52]
     kind = rng.choice(["clean", "mild", "image", "codec"], p=kinds)
     count = int(rng.integers(3, LEAST_FRAMES + 1)) if kind in ("codec", "mild") else 1
-    clip = _clean_clip(name, LATE_FRAMES if purpose in LATE and count > 1 else count, region, rng)
+    slow = purpose == "late"
+    clip = _clean_clip(name, LATE_FRAMES if purpose in LATE and count > 1 else count, region, rng, slow)
     if purpose == "gate" and rng.random() < 0.5:
         clip = _soften(clip, rng)
     truth = clip[-1]
@@ -510,8 +512,8 @@ def make_pair(sources, seed, index, region, purpose="training"):
     return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": str(kind), **description}
 
 
-def _clean_clip(name, count, region, rng):
-    """`count` clean frames of region x region pixels as full-range planes."""
+def _clean_clip(name, count, region, rng, slow=False):
+    """`count` clean frames of region x region pixels as full-range planes; photos are panned over, perhaps `slow`."""
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
         # The video has been compressed before: shrinking it gives a clean truth, at its own size it is a soft one.
         clip = read_clip(name, count, rng)
@@ -535,6 +537,8 @@ def _clean_clip(name, count, region, rng):
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
+    if slow:  # an encoder that skips what hardly moves falls behind by up to a pixel: what is there is displaced
+        velocity *= 10 ** rng.uniform(-1, 0)
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
 
 
