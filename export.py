@@ -9,8 +9,8 @@ checkpoint's gate is fitted to what the network does. On one machine the same st
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
-* weights have 8 bits and a scale per output channel; those of the head 7, as processors without VNNI instructions add
-  two products in 16 bits, and its inputs, alone of all, are so large that these would often overflow;
+* weights have 7 bits and a scale per output channel: processors without VNNI instructions add two products in 16 bits,
+  which with 8 would overflow now and then, so that each kind of processor would make another picture;
 * what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
@@ -55,12 +55,12 @@ from train import MACHINE_KEYS, add_gate, distillation_loss, epoch_keys, prepare
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
-HEAD_LIMIT, WEIGHT_LIMIT = 63, 127  # of the integers that weights become
+WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
-DISTILLATION_STEPS, FINISHING_STEPS = 6000, 12000
+DISTILLATION_STEPS, FINISHING_STEPS = 6000, 6000
 FINISHING_RATE = 0.5  # of distillation's learning rates
-IMITATION = 0.003  # of the float student, beside the truth
+IMITATION = 0.0015  # of the float student, beside the truth
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -102,12 +102,10 @@ class QuantisedConv(nn.Module):
     Args:
         conv: the convolution to start from, 3x3 or 1x1.
         low, high: `(I,)`, the least and the greatest value of each channel of its input.
-        limit: of the integers that the weights become.
     """
 
-    def __init__(self, conv, low, high, limit):
+    def __init__(self, conv, low, high):
         super().__init__()
-        self.limit = limit
         low, high = low.clamp(max=0), high.clamp(min=1e-6)
         # All channels share one zero point, as their steps go into the weights: the one that wastes the least of them.
         zeros = torch.arange(129.0)[:, None]
@@ -116,9 +114,7 @@ class QuantisedConv(nn.Module):
         step = steps[self.zero]
         self.weight, self.bias = nn.Parameter(conv.weight.clone()), nn.Parameter(conv.bias.clone())
         self.log_step = nn.Parameter(step.log())  # (I,) of the input
-        self.log_scale = nn.Parameter(
-            _weight_scales(conv.weight * step[:, None, None], limit).log()
-        )  # (O,) of the weights
+        self.log_scale = nn.Parameter(_weight_scales(conv.weight * step[:, None, None]).log())  # (O,) of the weights
 
     def input_integers(self, x):
         """The input as the integers that are multiplied, without the zero point."""
@@ -127,18 +123,18 @@ class QuantisedConv(nn.Module):
     def weight_integers(self):
         """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
         steps, scales = self.log_step.exp()[:, None, None], self.log_scale.exp()[:, None, None, None]
-        return round_through(self.weight * steps / scales).clamp(-self.limit, self.limit)
+        return round_through(self.weight * steps / scales).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
 
     def forward(self, x):
         weight = self.weight_integers() * self.log_scale.exp()[:, None, None, None]
         return F.conv2d(self.input_integers(x), weight, self.bias, padding="same")
 
 
-def _weight_scales(weight, limit):
-    """The scale `(O,)` per output channel that rounds `weight` to at most `limit` with the least squared error."""
+def _weight_scales(weight):
+    """The scale `(O,)` per output channel that rounds `weight` to integers with the least squared error."""
     flat = weight.flatten(1)
-    candidates = flat.abs().amax(dim=1).clamp(min=1e-9) / limit * torch.linspace(0.7, 1, 31)[:, None]  # (31, O)
-    rounded = (flat / candidates[..., None]).round().clamp(-limit, limit) * candidates[..., None]
+    candidates = flat.abs().amax(dim=1).clamp(min=1e-9) / WEIGHT_LIMIT * torch.linspace(0.7, 1, 31)[:, None]  # (31, O)
+    rounded = (flat / candidates[..., None]).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT) * candidates[..., None]
     best = (rounded - flat).square().sum(dim=2).argmin(dim=0)
     return candidates.gather(0, best[None])[0]
 
@@ -175,8 +171,7 @@ def quantise(student, samples):
     quantised = copy.deepcopy(student)
     for name, module in convolutions.items():
         parent, _, attribute = name.rpartition(".")
-        limit = HEAD_LIMIT if module is student.head else WEIGHT_LIMIT
-        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module], limit))
+        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module]))
     return quantised
 
 

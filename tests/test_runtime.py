@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -176,6 +177,15 @@ def test_another_runtime_reads_the_same_network(released, soft):
     ours, _ = released[1](y, uv, full_range=True)
     # OpenVINO keeps what lies between the int8 layers in bfloat16 where the processor has it.
     assert np.abs(theirs.astype(int) - ours).max() <= 4 and psnr(theirs, ours) > 50
+
+
+def test_no_processor_overflows(exported):
+    """Without VNNI, two products of a uint8 and an int8 are added in 16 bits."""
+    for path in (RELEASED_STUDENT, exported[1]):
+        constants = map(onnx.numpy_helper.to_array, onnx.load(artefact_path(path)).graph.initializer)
+        kernels = [weights.astype(int) for weights in constants if weights.dtype == np.int8 and weights.ndim == 4]
+        assert len(kernels) == 2 + 2 * load_student(path)[0].args["blocks"]
+        assert all(255 * 2 * np.abs(kernel).max() < 2**15 for kernel in kernels)
 
 
 def test_export_follows_the_student(exported, soft):
