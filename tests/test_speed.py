@@ -33,7 +33,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     assert report["checkpoint"] == {"name": RELEASED_STUDENT.name, "sha256": ev.file_digest(RELEASED_STUDENT)}
     assert report["gmac_1080p"] == pytest.approx(9.7542144)
 
-    assert {"copy", "cpu int8", "cpu float32"} <= set(report["peaks"])
+    assert {"copy", "cpu float32"} <= set(report["peaks"]) <= {"copy", "cpu int8", "cpu float32", "cpu bfloat16"}
     assert all(peak["value"] > 0 for peak in report["peaks"].values())
     measured = {(row["engine"], *row["size"]) for row in report["engines"]}
     names = {"openvino CPU int8", "torch cpu float32"}
@@ -41,8 +41,10 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     for row in report["engines"]:
         check_times(row)
         assert row["gmac_per_second"] == pytest.approx(1000 * row["gmac"] / row["median_ms"])
-        peak = report["peaks"][speed.peak_of(row["engine"])]
-        assert row["share_of_peak"] == pytest.approx(row["gmac_per_second"] / peak["value"])
+        if peak := report["peaks"].get(speed.peak_of(row["engine"])):
+            assert row["share_of_peak"] == pytest.approx(row["gmac_per_second"] / peak["value"])
+        else:  # of int8 there is none without VNNI
+            assert row["share_of_peak"] is None
 
     assert [peer["name"] for peer in report["peers"]] == [*FILTERS]
     assert all(peer["ms_1080p"] > 0 for peer in report["peers"])
