@@ -11,7 +11,9 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
 
 * weights have 7 bits and a scale per output channel: processors without VNNI instructions add two products in 16 bits,
   which with 8 would overflow now and then, so that each kind of processor would make another picture;
-* what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights;
+* what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights; zero is 0, as
+  processors with AMX multiply such numbers in half the time of others;
+* what the first convolution reads are whole codes: planes less their local means, which are rounded. Nothing is lost;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
 
@@ -58,9 +60,9 @@ OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
-DISTILLATION_STEPS, FINISHING_STEPS = 6000, 6000
+DISTILLATION_STEPS, FINISHING_STEPS = 6000, 9000
 FINISHING_RATE = 0.5  # of distillation's learning rates
-IMITATION = 0.0015  # of the float student, beside the truth
+IMITATION = 0.0005  # of the float student, beside the truth
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -69,7 +71,7 @@ IMITATION = 0.0015  # of the float student, beside the truth
 def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
     padded = pad_planes(y, uv)
-    folded = fold_planes(*padded).astype(np.float32) - fold_means(*padded).astype(np.float32) / 16
+    folded = fold_planes(*padded).astype(np.float32) - fold_means(*padded)
     return torch.from_numpy(folded).permute(2, 0, 1)[None].contiguous()
 
 
@@ -102,23 +104,25 @@ class QuantisedConv(nn.Module):
     Args:
         conv: the convolution to start from, 3x3 or 1x1.
         low, high: `(I,)`, the least and the greatest value of each channel of its input.
+        step: of all channels of the input, where it is not to be learned.
+
+    Attributes:
+        signed: whether the input's integers are -128 to 127, and not 0 to 255.
     """
 
-    def __init__(self, conv, low, high):
+    def __init__(self, conv, low, high, step=None):
         super().__init__()
-        low, high = low.clamp(max=0), high.clamp(min=1e-6)
-        # All channels share one zero point, as their steps go into the weights: the one that wastes the least of them.
-        zeros = torch.arange(129.0)[:, None]
-        steps = torch.maximum(high / (255 - zeros), torch.where(low < 0, -low / zeros.clamp(min=1e-6), 0))
-        self.zero = int((steps / (high - low)).square().mean(dim=1).argmin())
-        step = steps[self.zero]
+        self.signed = bool((low < 0).any())
+        steps = torch.maximum(high / 127, -low / 128) if self.signed else high / 255
+        steps = steps.clamp(min=1e-8) if step is None else torch.full_like(steps, step)
         self.weight, self.bias = nn.Parameter(conv.weight.clone()), nn.Parameter(conv.bias.clone())
-        self.log_step = nn.Parameter(step.log())  # (I,) of the input
-        self.log_scale = nn.Parameter(_weight_scales(conv.weight * step[:, None, None]).log())  # (O,) of the weights
+        self.log_step = nn.Parameter(steps.log(), requires_grad=step is None)  # (I,) of the input
+        self.log_scale = nn.Parameter(_weight_scales(conv.weight * steps[:, None, None]).log())  # (O,) of the weights
 
     def input_integers(self, x):
-        """The input as the integers that are multiplied, without the zero point."""
-        return round_through(x / self.log_step.exp()[:, None, None]).clamp(-self.zero, 255 - self.zero)
+        """The input as the integers that are multiplied."""
+        low, high = (-128, 127) if self.signed else (0, 255)
+        return round_through(x / self.log_step.exp()[:, None, None]).clamp(low, high)
 
     def weight_integers(self):
         """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
@@ -171,7 +175,8 @@ def quantise(student, samples):
     quantised = copy.deepcopy(student)
     for name, module in convolutions.items():
         parent, _, attribute = name.rpartition(".")
-        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module]))
+        step = 1.0 if module is student.head else None  # it reads codes
+        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module], step))
     return quantised
 
 
@@ -282,25 +287,26 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
-    def round(self, x, zero=0):
-        """Round to uint8 with a step of 1."""
-        arguments = self.constant(np.float32(1)), self.constant(np.uint8(zero))
+    def round(self, x, zero):
+        """Round to integers of the type of `zero`, which stands for 0, with a step of 1."""
+        arguments = self.constant(np.float32(1)), self.constant(zero)
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *arguments), *arguments)
 
-    def convolve(self, x, integers, scales, bias):
+    def convolve(self, x, integers, scales, *bias):
         """Convolve with int8 weights (O, I, k, k) and a scale for each output channel."""
         weights = [self.constant(a) for a in (integers.astype(np.int8), scales, np.zeros(len(scales), np.int8))]
         weights = self.add("DequantizeLinear", *weights, axis=0)
-        return self.add("Conv", x, weights, self.constant(bias), pads=[integers.shape[2] // 2] * 4)
+        return self.add("Conv", x, weights, *map(self.constant, bias), pads=[integers.shape[2] // 2] * 4)
 
 
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its inputs ``planes (1, h, w, 24)`` uint8 and ``means`` uint16 hold a frame as `runtime.fold_planes` and
-    `runtime.fold_means` give it; its output ``sharp`` uint8 is folded likewise. The other inputs are float: ``stretch``
-    and ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for
-    sharpened planes and 0 for the residual alone, 128 being none.
+    Its inputs ``planes (1, h, w, 24)`` and ``means``, uint8, hold a frame as `runtime.fold_planes` and
+    `runtime.fold_means` give it; its output ``sharp`` is folded likewise. The other inputs are float: ``stretch``
+    `(1, 1, 1, 1)` and ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep``
+    is 1 for sharpened planes and 0 for the residual alone, 128 being none. Details are multiplied after the first
+    convolution, so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
 
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
@@ -312,21 +318,19 @@ def build_model(quantised, metadata):
     def to_back(x):
         return graph.add("Transpose", x, perm=[0, 2, 3, 1])
 
-    def quantised_input(module, x, shape):
-        steps = module.log_step.detach().exp().numpy().reshape(shape)
-        return graph.round(graph.add("Mul", x, graph.constant(1 / steps)), module.zero)
-
-    def convolve(module, x):
-        tensors = module.weight_integers(), module.log_scale.exp(), module.bias
-        return graph.convolve(x, *(tensor.detach().numpy() for tensor in tensors))
+    def arrays(module):
+        return [t.detach().numpy() for t in (module.weight_integers(), module.log_scale.exp(), module.bias)]
 
     def layer(module, x):
-        return convolve(module, quantised_input(module, x, (1, -1, 1, 1)))
+        steps = module.log_step.detach().exp().numpy().reshape(1, -1, 1, 1)
+        x = graph.round(graph.add("Mul", x, graph.constant(1 / steps)), np.int8(0) if module.signed else np.uint8(0))
+        return graph.convolve(x, *arrays(module))
 
     pixels, means = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "means"))
-    x = graph.add("Sub", pixels, graph.add("Mul", means, graph.constant(np.float32(1 / 16))))
-    x = quantised_input(quantised.head, graph.add("Mul", x, "stretch"), (1, 1, 1, -1))
-    x = graph.add("Relu", convolve(quantised.head, to_front(x)))
+    x = graph.round(graph.add("Sub", pixels, means), np.uint8(128))  # ONNX Runtime cannot move int8 beyond a Transpose
+    *weights, bias = arrays(quantised.head)
+    x = graph.add("Mul", graph.convolve(to_front(x), *weights), "stretch")
+    x = graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1))))
     for block in quantised.body:
         x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
     change = graph.add("Mul", to_back(layer(quantised.tail, x)), "amount")
@@ -338,9 +342,9 @@ def build_model(quantised, metadata):
 
     tensor = helper.make_tensor_value_info
     inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", 24])]
-    inputs.append(tensor("means", TensorProto.UINT16, [1, "height", "width", 24]))
-    inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 24]) for name in ("stretch", "amount")]
-    inputs.append(tensor("keep", TensorProto.FLOAT, [1, 1, 1, 1]))
+    inputs.append(tensor("means", TensorProto.UINT8, [1, "height", "width", 24]))
+    inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
+    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, 24]))
     outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants),

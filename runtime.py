@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -30,7 +31,7 @@ from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 1  # of an int8 network's inputs and outputs, `fold_means` included; raise it when they change
+ARTEFACT_FORMAT = 2  # of an int8 network's inputs and outputs, `fold_means` included; raise it when they change
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
@@ -40,13 +41,13 @@ _SIZES_KEPT = 4  # of compiled networks in memory
 _BLOBS_KEPT = 32  # of compiled networks on disk
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_PLANES, _FACTORS = [1, -1, -1, 24], [1, 1, 1, 24]
+_PLANES, _FACTOR, _FACTORS = [1, -1, -1, 24], [1, 1, 1, 1], [1, 1, 1, 24]
 _PORTS = {  # name: type and shape, -1 being any
     "planes": ("u8", _PLANES),
-    "means": ("u16", _PLANES),
-    "stretch": ("f32", _FACTORS),
+    "means": ("u8", _PLANES),
+    "stretch": ("f32", _FACTOR),
     "amount": ("f32", _FACTORS),
-    "keep": ("f32", [1, 1, 1, 1]),
+    "keep": ("f32", _FACTOR),
     "sharp": ("u8", _PLANES),
 }
 _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
@@ -299,37 +300,30 @@ def fold_planes(y, u, v, out=None):
 
 
 def fold_means(y, u, v, out=None):
-    """The local means (`models.local_mean`) of planes, for each channel of `fold_planes`, in sixteenths of a code.
+    """The local means (`models.local_mean`) of planes, for each channel of `fold_planes`, rounded to codes.
 
-    They are computed here and not in the network, where they would take a third of its time. Means of 4x4 pixels of
-    luma and 2x2 of chroma are rounded to codes before 3x3 of them are averaged: an error of a tenth of a code.
+    They are computed here and not in the network, where they would take a third of its time. What a plane is above its
+    means is a whole number of codes, so that a network which reads it in 8 bits loses nothing.
 
     Args:
         y, u, v: see `fold_planes`.
         out: array of the result's shape to write to.
 
     Returns:
-        uint16 array ``(H/4, W/4, 24)``.
+        uint8 array ``(H/4, W/4, 24)``.
     """
-    size = y.shape[1] // 4, y.shape[0] // 4
-    weight = _mean_weights(size)
-    quads = []
-    for plane, count in ((y, 4), (u, 1), (v, 1)):
-        cells = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
-        means = cv2.multiply(_sum_3x3(cells), weight, dtype=cv2.CV_16U)
-        quads += [cv2.merge([means] * 4).view(np.float64)[..., 0]] * count  # four at a time, as 64 bits
-    return cv2.merge(quads, None if out is None else out.view(np.float64)).view(np.uint16)
+    size, quads = (y.shape[1] // 4, y.shape[0] // 4), []
+    halved = cv2.resize(y, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_AREA)  # twice is faster than by 4
+    for plane, count in ((halved, 4), (u, 1), (v, 1)):
+        means = _mean_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
+        quads += [cv2.merge([means] * 4).view(np.int32)[..., 0]] * count  # four at a time, as 32 bits
+    return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
 
 
-def _sum_3x3(cells):
-    """Sums of 3x3 cells; what lies outside counts as zero."""
-    return cv2.boxFilter(cells, cv2.CV_32F, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-
-
-@functools.lru_cache(maxsize=_SIZES_KEPT)
-def _mean_weights(size):
-    """What turns `_sum_3x3` of cells, ``(width, height)`` of them, into sixteenths of their mean."""
-    return 16 / _sum_3x3(np.ones(size[::-1], np.float32))
+def _mean_3x3(cells):
+    """Means of 3x3 cells, at an edge of the 2x3 that are there: half way between its two kinds of continuation."""
+    borders = cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101
+    return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
 
 
 def unfold_planes(folded, height, width):
@@ -357,6 +351,9 @@ class OpenVINOEngine:
 
     The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
     the last four sizes are kept. Calls from several threads take turns.
+
+    On a CPU, what cannot have changed since the frame before is not computed again: nothing where both are equal, and a
+    half or a quarter of the picture where all that differs lies in there. The result is the same bit for bit.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
@@ -390,7 +387,9 @@ class OpenVINOEngine:
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._requests = threading.RLock(), collections.OrderedDict()
+        self._lock, self._networks = threading.RLock(), collections.OrderedDict()
+        self._reach = student_reach(student) // 4
+        self._helper, self._compiler = ThreadPoolExecutor(1, "fold"), ThreadPoolExecutor(1, "compile")
         try:
             self._core = openvino.Core()
             self._check_device()
@@ -424,36 +423,76 @@ class OpenVINOEngine:
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
+        parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
-            request, planes, means, parameters, sharp = self._request(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, planes[0])
-            fold_means(*padded, means[0])
-            parameters["stretch"][...] = 1 / codes
-            parameters["amount"][...] = min(strength, STRENGTH_LIMIT) * codes
-            parameters["keep"][...] = keep
-            request.infer()
-            return unfold_planes(sharp[0], *y.shape)  # copied: the next call overwrites `sharp`
+            sized = self._sized(*(side // 4 for side in padded[0].shape))
+            folding = self._helper.submit(fold_planes, *padded, sized.coming)
+            fold_means(*padded, sized.means)
+            folding.result()
+            self._update(sized, parameters, (scale, strength, keep))
+            return unfold_planes(sized.sharp, *y.shape)  # copied: the next call overwrites it
 
-    def _request(self, rows, columns):
-        """The request for folded planes of this size and the arrays that it reads and writes, compiled if need be."""
-        if (rows, columns) not in self._requests:
-            network = self._network.clone()
-            network.reshape({name: [1, rows, columns, 24] for name in ("planes", "means")})
-            self._check_sizes(network, rows * columns)
-            with _openvino_lock:
-                request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-            planes, sharp = (np.empty((1, rows, columns, 24), np.uint8) for _ in range(2))
-            means = np.empty((1, rows, columns, 24), np.uint16)
-            parameters = {name: np.ones((1, 1, 1, 24), np.float32) for name in ("stretch", "amount")}
-            parameters["keep"] = np.ones((1, 1, 1, 1), np.float32)
-            for name, array in {"planes": planes, "means": means, "sharp": sharp, **parameters}.items():
-                request.set_tensor(name, self._openvino.Tensor(array, shared_memory=True))
-            self._requests[rows, columns] = request, planes, means, parameters, sharp
-            if len(self._requests) > _SIZES_KEPT:
-                self._requests.popitem(last=False)
-        self._requests.move_to_end((rows, columns))
-        return self._requests[rows, columns]
+    def _update(self, sized, parameters, wanted):
+        """Bring `sized.sharp` up to date with `sized.coming`, which becomes `sized.planes`.
+
+        What cannot have changed since the last frame that was `wanted` likewise is not computed again: most of a shared
+        screen, and of a call with a still camera. The result is the same, bit for bit.
+        """
+        known, sized.holds = sized.holds == wanted and self.device == "CPU", None
+        box = _changed_box(sized.planes, sized.coming) if known else _everything(sized.planes)
+        sized.planes, sized.coming = sized.coming, sized.planes
+        window = self._window(sized, box) if box else None
+        if window:
+            part, source, target, result = window
+            part.planes[...], part.means[...] = sized.planes[source], sized.means[source]
+            part.infer(parameters)
+            sized.sharp[target] = part.sharp[result]
+        elif box:
+            sized.infer(parameters)
+        sized.holds = wanted
+
+    def _window(self, sized, box):
+        """What to compute instead of the frame where only the cells in `box` changed; None where that is all of it.
+
+        Returns:
+            ``(network, source, target, result)``: a `_Sized` one, which cells of the frame it reads, which of them it
+            is to renew, and where those are in what it gives.
+        """
+        frame = sized.sharp.shape[:2]
+        for size in _window_sizes(*frame):
+            places = [_place(*arguments, self._reach) for arguments in zip(box, frame, size, strict=True)]
+            if None in places:
+                continue
+            if size not in sized.windows:  # until it is there, frames are computed as a whole
+                sized.windows[size] = self._compiler.submit(self._compile_window, *size)
+            if sized.windows[size].done() and (part := sized.windows[size].result()):
+                return part, *(tuple(slices) for slices in zip(*places, strict=True))
+        return None
+
+    def _sized(self, rows, columns):
+        """The `_Sized` network for folded planes of this size, compiled if need be."""
+        if (rows, columns) not in self._networks:
+            self._networks[rows, columns] = self._compile(rows, columns)
+            if len(self._networks) > _SIZES_KEPT:
+                self._networks.popitem(last=False)
+        self._networks.move_to_end((rows, columns))
+        return self._networks[rows, columns]
+
+    def _compile(self, rows, columns):
+        network = self._network.clone()
+        network.reshape({name: [1, rows, columns, 24] for name in ("planes", "means")})
+        self._check_sizes(network, rows * columns)
+        with _openvino_lock:
+            request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
+        return _Sized(request, self._openvino.Tensor, rows, columns)
+
+    def _compile_window(self, rows, columns):
+        try:
+            return self._compile(rows, columns)
+        except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
+            log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
+            return None
 
     def _check_device(self):
         found = self._core.available_devices
@@ -510,6 +549,75 @@ class OpenVINOEngine:
         error, size = np.abs(found - expected).mean(), np.abs(expected - 128).mean()
         if not error <= 0.5 + 0.25 * size:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
+
+
+class _Sized:
+    """The network compiled for one size of frames, and what it reads and writes.
+
+    Attributes:
+        planes, means, sharp: uint8 arrays ``(rows, columns, 24)``: a folded frame, and what the network made of it.
+        coming: another, for the next frame.
+        holds: what `sharp` was made with; None where it does not belong to `planes`.
+        windows: futures of networks for parts of such frames, by their ``(rows, columns)``.
+    """
+
+    def __init__(self, request, tensor, rows, columns):
+        self._request, self._tensor = request, tensor
+        arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
+        self._parameters = arrays
+        self.planes, self.coming, self.means, self.sharp = (np.zeros((rows, columns, 24), np.uint8) for _ in range(4))
+        for name, array in {**arrays, "means": self.means[None], "sharp": self.sharp[None]}.items():
+            request.set_tensor(name, tensor(array, shared_memory=True))
+        self.holds, self.windows = None, {}
+
+    def infer(self, parameters):
+        """Make `sharp` of `planes` and `means`, with numbers or arrays for the network's float inputs."""
+        for name, value in parameters.items():
+            self._parameters[name][...] = value
+        self._request.set_tensor("planes", self._tensor(self.planes[None], shared_memory=True))
+        self._request.infer()
+
+
+def _everything(planes):
+    """The box of all cells of folded planes; see `_changed_box`."""
+    return tuple((0, length) for length in planes.shape[:2])
+
+
+def _changed_box(before, after):
+    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes are equal; None if all of them are.
+
+    Where each sixteenth row shows that much has changed, the others are not looked at.
+    """
+    for step in (16, 1):
+        differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
+        differs = differs.reshape(len(differs), -1)
+        rows, columns = (np.flatnonzero(found) for found in (differs.any(axis=1), differs.any(axis=0)))
+        if len(columns) and columns[-1] - columns[0] > differs.shape[1] // 2:
+            return _everything(before)
+    return ((rows[0], rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)) if len(rows) else None
+
+
+def _window_sizes(rows, columns):
+    """Sizes of the parts of a frame that are computed alone, in cells: a quarter of it, and a half."""
+    return (rows // 2, columns // 2), (rows, columns // 2)
+
+
+def _place(span, length, size, reach):
+    """How a window lies along one side of a frame in which the cells of `span` changed.
+
+    A cell's output depends on the input up to `reach` cells away, so that the changes are seen by so many cells around,
+    and these look at as many again. Beyond the frame's edge a window sees what the frame would.
+
+    Returns:
+        Slices of the frame that the window reads and that it is to renew, and that of the window which lies there; None
+        if it is too small.
+    """
+    low, high = max(span[0] - 2 * reach, 0), min(span[1] + 2 * reach, length)
+    if high - low > size:
+        return None
+    begin = min(low, length - size)
+    low, high = max(span[0] - reach, 0), min(span[1] + reach, length)
+    return slice(begin, begin + size), slice(low, high), slice(low - begin, high - begin)
 
 
 def _described(port):

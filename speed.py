@@ -31,7 +31,7 @@ import dataset
 from models import CheckpointError
 from peers import peers, time_1080p
 from report import format_milliseconds, format_share, markdown_table
-from runtime import DeviceError, TorchEngine, make_engine
+from runtime import DeviceError, OpenVINOEngine, TorchEngine, make_engine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
 
@@ -46,6 +46,7 @@ SIZES = {  # name: (width, height)
 LIGHT = ", light student"  # at the end of a description
 BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
+MOVING = 3  # of what a still camera sees, the middle one of so many parts of its height and of its width moves
 RATE = 25  # frames per second of the clip
 SAMPLES = 1920  # of its sound during a frame, at 48 kHz
 PRODUCT = {"cpu": (1024, 512, 512), "cuda": (8192, 8192, 8192)}  # rows, depth and columns that reach the peak
@@ -174,12 +175,44 @@ def time_engines(engines, size, seconds):
     """
     frames = list(pan(size, FRAMES))
 
-    def step(engine):
-        shown = itertools.cycle(frames)  # each engine its own, so that it never sees a frame twice in a row
+    def step(engine, begin):
+        shown = itertools.islice(itertools.cycle(frames), begin, None)
         return lambda: engine(*next(shown))
 
-    times = time_in_turns({name: step(engine) for name, engine in engines.items()}, seconds)
+    # What takes turns may be one engine under two names: it never sees a frame twice in a row.
+    begins = itertools.cycle((0, 2))
+    times = time_in_turns({name: step(engine, next(begins)) for name, engine in engines.items()}, seconds)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
+
+
+def time_still(make, size, seconds):
+    """Time an engine where all of the picture moves and where only the middle ninth does, before a still camera.
+
+    Args:
+        make: function that returns a new engine.
+        size: (width, height).
+
+    Returns:
+        Dict: ``size``, and ``moving`` and ``still``, each `summarise`.
+    """
+    frames = list(pan(size, FRAMES))
+    still = [tuple(_inset(*planes) for planes in zip(frames[0], frame, strict=True)) for frame in frames]
+
+    def step(pictures):
+        engine, shown = make(), itertools.cycle(pictures)
+        return lambda: engine(*next(shown))
+
+    steps = {"moving": step(frames), "still": step(still)}
+    time_in_turns(steps, 1)  # by then, what is needed for a part of the picture is compiled
+    return {"size": size, **{name: summarise(found) for name, found in time_in_turns(steps, seconds).items()}}
+
+
+def _inset(around, moving):
+    """A plane with the middle of another."""
+    middle = (..., *(slice(side // MOVING, 2 * side // MOVING) for side in around.shape[-2:]))
+    picture = around.copy()
+    picture[middle] = moving[middle]
+    return picture
 
 
 def time_peers(names, device, seconds):
@@ -367,8 +400,9 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         clip: ((width, height), number of frames) of the video file.
 
     Returns:
-        Dict of plain data: ``gmac_1080p``, ``engines``, ``peers``, ``files``, ``peaks`` and ``left_out``. A row of
-        ``engines`` has ``gmac`` (a frame's), ``gmac_per_second``, and ``share_of_peak`` where its peak was measured.
+        Dict of plain data: ``gmac_1080p``, ``engines``, ``still``, ``peers``, ``files``, ``peaks`` and ``left_out``. A
+        row of ``engines`` has ``gmac`` (a frame's), ``gmac_per_second``, and ``share_of_peak`` where its peak was
+        measured.
     """
     lighter = sharpener.lighter()
     engines, left_out = list_engines(sharpener, device, lighter)
@@ -382,10 +416,14 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         row["gmac_per_second"] = row["gmac"] * row["fps"]
         peak = peaks.get(peak_of(row["engine"]))
         row["share_of_peak"] = row["gmac_per_second"] / peak["value"] if peak else None
+    parts = isinstance(sharpener.engine, OpenVINOEngine) and sharpener.device == "CPU"  # others compute whole frames
+    make = functools.partial(make_engine, sharpener.student, sharpener.checkpoint, "openvino")
+    still = [time_still(make, size, seconds) for size in sizes] if parts else []
     peer_rows, peers_left_out = time_peers(peer_names, device, seconds)
     return {
         "gmac_1080p": count_macs(sharpener.student, SIZES["1080p"]) / 1e9,
         "engines": rows,
+        "still": still,
         "peers": peer_rows,
         "files": time_files(sharpener, device, *clip, seconds),
         "peaks": peaks,
@@ -448,6 +486,16 @@ def markdown(report):
         [peer["name"], format_milliseconds(peer["ms_1080p"]), _rate(1000 / peer["ms_1080p"])]
         for peer in report["peers"]
     ]
+    still = [
+        [
+            size_name(row["size"]),
+            *_times(row["still"]),
+            format_share(row["still"]["median_ms"] / row["moving"]["median_ms"]),
+        ]
+        for row in report["still"]
+    ]
+    moving = "The same, bit for bit, where only the middle ninth moves before a still camera, and how much of the time "
+    moving += "that takes which frames take that move as a whole:"
     stages = {"whole": f"decode, sharpen ({files['engine']}), encode", "decode": "decode", "encode": "encode"}
     chain = [[label, *_times(files[stage])] for stage, label in stages.items()]
     reached = [[name, f"{peak['value']:,.0f} {peak['unit']}", peak["how"]] for name, peak in peaks.items()]
@@ -461,6 +509,7 @@ def markdown(report):
         f"![Milliseconds over megapixels](speed.png)\n\nPlanes in, planes out, in memory; {report['gmac_1080p']:.2f} "
         "GMAC a frame of the student at 1080p. *Of the peak*: of the matrix product below in the same precision.",
         markdown_table([["engine", "size", "median ms", "p95 ms", "frames/s", "GMAC/s", "of the peak"], *engines]),
+        *(still and [moving, markdown_table([["size", "median ms", "p95 ms", "frames/s", "of the time"], *still])]),
         "Others at 1080p:",
         markdown_table([["method", "median ms", "frames/s"], *others]),
         f"From file to file: {files['frames']} frames of {size_name(files['size'])}, H.264 of {files['kbps']:,.0f} "

@@ -288,7 +288,7 @@ def _outside(model):
 
 
 def _other_type(model):
-    model.graph.input[1].type.tensor_type.elem_type = 2
+    model.graph.input[1].type.tensor_type.elem_type = 4  # uint16
 
 
 def _other_shape(model):

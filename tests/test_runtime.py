@@ -105,11 +105,12 @@ def test_folded_means_are_the_students(soft):
     y, uv = crop(soft, 61, 83)
     padded = pad_planes(y, uv)
     folded = torch.from_numpy(fold_planes(*padded)).permute(2, 0, 1)[None].float()
-    found = fold_means(*padded).transpose(2, 0, 1) / 16
-    for planes in (slice(0, 16), slice(16, 20), slice(20, 24)):
-        expected = local_mean(folded[:, planes])[0]
-        # Rounding of the cells' means to codes is all that differs.
-        assert np.abs(found[planes] - expected.numpy()).max() <= 0.5 + 1 / 32
+    found = fold_means(*padded).transpose(2, 0, 1).astype(float)
+    for planes, halvings in ((slice(0, 16), 2), (slice(16, 20), 1), (slice(20, 24), 1)):
+        error = np.abs(found[planes] - local_mean(folded[:, planes])[0].numpy()).max(axis=0)
+        error[:: len(error) - 1, :: len(error[0]) - 1] -= 1  # at the corners of a frame it is not quite the mean
+        # All else that differs is rounding to codes, at each halving and at the end.
+        assert error.max() <= 0.5 * (halvings + 1)
 
 
 @pytest.mark.parametrize("full_range", [True, False])
@@ -165,13 +166,71 @@ def test_threads_take_turns(released, soft):
         np.testing.assert_array_equal(sharp, expected[size])
 
 
+@pytest.fixture
+def computed(monkeypatch):
+    """Sizes in cells of what networks computed, as a list that grows."""
+    sizes, infer = [], runtime._Sized.infer
+
+    def count(sized, parameters):
+        sizes.append(sized.sharp.shape[:2])
+        infer(sized, parameters)
+
+    monkeypatch.setattr(runtime._Sized, "infer", count)
+    return sizes
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+def test_what_stands_still_is_not_computed_again(released, soft, computed, full_range):
+    student, _ = load_student()
+    engine = OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
+    (y, uv), rng = (plane.copy() for plane in soft), np.random.default_rng(0)
+    engine(y, uv, full_range)
+    for height, width in ((8, 8), (200, 8)):  # a quarter and a half of the frame are compiled when they are wanted
+        y[:height, :width] ^= 8
+        engine(y, uv, full_range)
+    assert all(part.result() for part in engine._sized(76, 112).windows.values())
+    seen = set()
+    for count in range(40):
+        height, width = rng.integers(1, (24, 32) if count % 2 else (304, 200))
+        top, left = rng.integers(0, (305 - height, 449 - width))
+        changed = y[top : top + height, left : left + width]
+        changed[:] = rng.integers(0, 256, changed.shape)
+        if count % 3 == 0:
+            uv[:, top // 2, left // 2] ^= 16
+        del computed[:]
+        found = engine(y, uv, full_range)
+        seen |= set(computed)
+        assert len(computed) == 1
+        released[1](255 - y, uv, full_range)  # of which nothing can be kept
+        expected = released[1](y, uv, full_range)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        del computed[:]
+        for ours, theirs in zip(engine(y, uv, full_range), found, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert not computed, "the same frame again"
+    assert seen == {(38, 56), (76, 56), (76, 112)}
+
+
+def test_another_strength_or_range_is_computed_anew(exported, soft, computed):
+    engine = OpenVINOEngine(exported[0], artefact_path(exported[1]))
+    del computed[:]
+    for arguments in ((True, 1.0), (True, 0.5), (False, 0.5)):
+        found = engine(*soft, *arguments)
+        expected = OpenVINOEngine(exported[0], artefact_path(exported[1]))(*soft, *arguments)
+        np.testing.assert_array_equal(found[0], expected[0])
+    assert (engine.difference(*soft)[0] != found[0]).any()
+    assert computed.count((76, 112)) == 3 + 3 + 1
+
+
 def test_another_runtime_reads_the_same_network(released, soft):
     y, uv = crop(soft, 96, 128)
     session = onnxruntime.InferenceSession(artefact_path(RELEASED_STUDENT), providers=["CPUExecutionProvider"])
-    ones = {name: np.ones((1, 1, 1, 24), np.float32) for name in ("stretch", "amount")}
     padded = pad_planes(y, uv)
     inputs = {"planes": fold_planes(*padded)[None], "means": fold_means(*padded)[None]}
-    inputs |= {"keep": np.ones((1, 1, 1, 1), np.float32), **ones}
+    inputs |= {
+        name: np.ones((1, 1, 1, size), np.float32) for name, size in {"stretch": 1, "amount": 24, "keep": 1}.items()
+    }
     (sharp,) = session.run(None, inputs)
     theirs, _ = unfold_planes(sharp[0], *y.shape)
     ours, _ = released[1](y, uv, full_range=True)
@@ -236,7 +295,7 @@ def test_finishing_has_the_loss_of_the_training(exported):
     quantised = quantise(in_codes(student), calibration_details(1))
     finishing_loss(quantised, in_codes(student), batch, config).backward()
     slopes = [weights.grad for weights in quantised.parameters() if weights.requires_grad]
-    assert len(slopes) == 4 * 4 and all(slope.isfinite().all() and slope.any() for slope in slopes)
+    assert len(slopes) == 4 * 4 - 1 and all(slope.isfinite().all() and slope.any() for slope in slopes)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -45,6 +46,11 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
             assert row["share_of_peak"] == pytest.approx(row["gmac_per_second"] / peak["value"])
         else:  # of int8 there is none without VNNI
             assert row["share_of_peak"] is None
+
+    assert [row["size"] for row in report["still"]] == [[640, 360], [98, 57]]
+    for row in report["still"]:
+        check_times(row["moving"])
+        check_times(row["still"])
 
     assert [peer["name"] for peer in report["peers"]] == [*FILTERS]
     assert all(peer["ms_1080p"] > 0 for peer in report["peers"])
@@ -112,6 +118,23 @@ def test_no_frame_of_a_pan_comes_twice(size):
         assert y.dtype == uv.dtype == np.uint8 and y.min() >= 16 and y.max() <= 235
     if size == (1300, 600):  # it moves by 4 and 2 pixels
         assert np.array_equal(frames[0][0][2:, 4:], frames[1][0][:-2, :-4])
+
+
+def test_before_a_still_camera_the_middle_moves():
+    shown = []
+
+    def engine(*planes):
+        shown.append(planes)
+        time.sleep(0.1)
+
+    row = speed.time_still(lambda: engine, (90, 60), 0)
+    check_times(row["still"])
+    before, after = shown[2], shown[3]  # two calls of each come first
+    for plane, other in zip(before, after, strict=True):
+        height, width = plane.shape[-2:]
+        differs = np.argwhere((plane != other).reshape(-1, height, width).any(axis=0))
+        assert len(differs) and (differs >= (height // 3, width // 3)).all()
+        assert (differs < (2 * height // 3, 2 * width // 3)).all()
 
 
 def test_engines_that_do_not_work_here_are_left_out_with_a_reason(checkpoint):
