@@ -426,52 +426,52 @@ class OpenVINOEngine:
         parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
-            sized = self._sized(*(side // 4 for side in padded[0].shape))
-            folding = self._helper.submit(fold_planes, *padded, sized.coming)
-            fold_means(*padded, sized.means)
+            compiled = self._compiled(*(side // 4 for side in padded[0].shape))
+            folding = self._helper.submit(fold_planes, *padded, compiled.coming)
+            fold_means(*padded, compiled.means)
             folding.result()
-            self._update(sized, parameters, (scale, strength, keep))
-            return unfold_planes(sized.sharp, *y.shape)  # copied: the next call overwrites it
+            self._update(compiled, parameters, (scale, strength, keep))
+            return unfold_planes(compiled.sharp, *y.shape)  # copied: the next call overwrites it
 
-    def _update(self, sized, parameters, wanted):
-        """Bring `sized.sharp` up to date with `sized.coming`, which becomes `sized.planes`.
+    def _update(self, compiled, parameters, wanted):
+        """Bring `compiled.sharp` up to date with `compiled.coming`, which becomes `compiled.planes`.
 
         What cannot have changed since the last frame that was `wanted` likewise is not computed again: most of a shared
         screen, and of a call with a still camera. The result is the same, bit for bit.
         """
-        known, sized.holds = sized.holds == wanted and self.device == "CPU", None
-        box = _changed_box(sized.planes, sized.coming) if known else _everything(sized.planes)
-        sized.planes, sized.coming = sized.coming, sized.planes
-        window = self._window(sized, box) if box else None
+        known, compiled.holds = compiled.holds == wanted and self.device == "CPU", None
+        box = _changed_box(compiled.planes, compiled.coming) if known else _everything(compiled.planes)
+        compiled.planes, compiled.coming = compiled.coming, compiled.planes
+        window = self._window(compiled, box) if box else None
         if window:
             part, source, target, result = window
-            part.planes[...], part.means[...] = sized.planes[source], sized.means[source]
+            part.planes[...], part.means[...] = compiled.planes[source], compiled.means[source]
             part.infer(parameters)
-            sized.sharp[target] = part.sharp[result]
+            compiled.sharp[target] = part.sharp[result]
         elif box:
-            sized.infer(parameters)
-        sized.holds = wanted
+            compiled.infer(parameters)
+        compiled.holds = wanted
 
-    def _window(self, sized, box):
+    def _window(self, compiled, box):
         """What to compute instead of the frame where only the cells in `box` changed; None where that is all of it.
 
         Returns:
-            ``(network, source, target, result)``: a `_Sized` one, which cells of the frame it reads, which of them it
-            is to renew, and where those are in what it gives.
+            ``(part, source, target, result)``: a `_Compiled` network, which cells of the frame it reads, which of them
+            it is to renew, and where those are in what it gives.
         """
-        frame = sized.sharp.shape[:2]
+        frame = compiled.sharp.shape[:2]
         for size in _window_sizes(*frame):
             places = [_place(*arguments, self._reach) for arguments in zip(box, frame, size, strict=True)]
             if None in places:
                 continue
-            if size not in sized.windows:  # until it is there, frames are computed as a whole
-                sized.windows[size] = self._compiler.submit(self._compile_window, *size)
-            if sized.windows[size].done() and (part := sized.windows[size].result()):
+            if size not in compiled.windows:  # until it is there, frames are computed as a whole
+                compiled.windows[size] = self._compiler.submit(self._compile_window, *size)
+            if compiled.windows[size].done() and (part := compiled.windows[size].result()):
                 return part, *(tuple(slices) for slices in zip(*places, strict=True))
         return None
 
-    def _sized(self, rows, columns):
-        """The `_Sized` network for folded planes of this size, compiled if need be."""
+    def _compiled(self, rows, columns):
+        """The `_Compiled` network for folded planes of this size, compiled if need be."""
         if (rows, columns) not in self._networks:
             self._networks[rows, columns] = self._compile(rows, columns)
             if len(self._networks) > _SIZES_KEPT:
@@ -485,7 +485,7 @@ class OpenVINOEngine:
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _Sized(request, self._openvino.Tensor, rows, columns)
+        return _Compiled(request, self._openvino.Tensor, rows, columns)
 
     def _compile_window(self, rows, columns):
         try:
@@ -551,7 +551,7 @@ class OpenVINOEngine:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
 
-class _Sized:
+class _Compiled:
     """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:

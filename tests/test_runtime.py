@@ -169,13 +169,13 @@ def test_threads_take_turns(released, soft):
 @pytest.fixture
 def computed(monkeypatch):
     """Sizes in cells of what networks computed, as a list that grows."""
-    sizes, infer = [], runtime._Sized.infer
+    sizes, infer = [], runtime._Compiled.infer
 
-    def count(sized, parameters):
-        sizes.append(sized.sharp.shape[:2])
-        infer(sized, parameters)
+    def count(compiled, parameters):
+        sizes.append(compiled.sharp.shape[:2])
+        infer(compiled, parameters)
 
-    monkeypatch.setattr(runtime._Sized, "infer", count)
+    monkeypatch.setattr(runtime._Compiled, "infer", count)
     return sizes
 
 
@@ -188,7 +188,7 @@ def test_what_stands_still_is_not_computed_again(released, soft, computed, full_
     for height, width in ((8, 8), (200, 8)):  # a quarter and a half of the frame are compiled when they are wanted
         y[:height, :width] ^= 8
         engine(y, uv, full_range)
-    assert all(part.result() for part in engine._sized(76, 112).windows.values())
+    assert all(part.result() for part in engine._compiled(76, 112).windows.values())
     seen = set()
     for count in range(40):
         height, width = rng.integers(1, (24, 32) if count % 2 else (304, 200))
