@@ -5,7 +5,7 @@ to full-range planes, in codes; `residual` the same in float, from planes of any
 several threads.
 
 `TorchEngine` runs on every device that PyTorch knows. `OpenVINOEngine` runs the int8 network that export.py writes
-beside a checkpoint, twice as fast on a CPU. `make_engine` chooses.
+beside a checkpoint, three times as fast on a CPU. `make_engine` chooses.
 """
 
 import collections
@@ -19,7 +19,6 @@ import os
 import sys
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -37,8 +36,9 @@ ARTEFACT_FORMAT = 2  # of an int8 network's inputs and outputs, `fold_means` inc
 _FULL_RANGE_SCALE = (255, 255)
 _LIMITED_RANGE_SCALE = (219, 224)
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
-_SIZES_KEPT = 4  # of compiled networks in memory
-_BLOBS_KEPT = 32  # of compiled networks on disk
+_SIZES_KEPT = 4  # of frames, whose networks stay in memory
+_BLOBS_KEPT = 64  # compiled networks on disk
+_FRAMES_TO_WIN = 10  # that a network for a part of the picture would have had to do before it is compiled
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
 _PLANES, _FACTOR, _FACTORS = [1, -1, -1, 24], [1, 1, 1, 1], [1, 1, 1, 24]
@@ -157,7 +157,7 @@ class TorchEngine:
         return tuple(r.cpu().numpy() for r in residuals) if isinstance(y, np.ndarray) else residuals
 
     @torch.inference_mode()
-    def __call__(self, y, uv, full_range=False, strength=1.0):
+    def __call__(self, y, uv, full_range=False, strength=1.0, tolerance=0):
         """Sharpen the planes of a video frame.
 
         Limited-range planes are stretched to full range for the student; its residual is scaled back and added to the
@@ -167,6 +167,7 @@ class TorchEngine:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
             full_range: luma spans 0-255 instead of 16-235.
             strength: scale of the residual; 0 is the identity.
+            tolerance: see `OpenVINOEngine`; here every frame is computed as a whole.
 
         Returns:
             ``(y, uv)``, new uint8 arrays.
@@ -194,7 +195,7 @@ class TorchEngine:
         return tuple(sharp)
 
     @torch.inference_mode()
-    def difference(self, y, uv, strength=1.0):
+    def difference(self, y, uv, strength=1.0, tolerance=0):
         """What sharpening would add to full-range uint8 planes, in codes: uint8 of the same shapes, 128 being none."""
         return self._in_parts(functools.partial(self._difference, strength=strength), y, uv)
 
@@ -247,14 +248,19 @@ class TorchEngine:
         return dy[0, 0].float(), duv[0].float()
 
 
-def student_reach(student):
-    """How far from a pixel the input lies that decides a student's output, in pixels, rounded up to a multiple of 8.
+def cell_reach(student):
+    """How far from a cell of 4x4 pixels the input lies that decides a student's output there, in cells.
 
     Convolutions one after the other reach as far as their kernels together; the local mean (`models.local_mean`) one
-    position more, and a position is 4x4 pixels.
+    cell more.
     """
     kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    reach = 4 * (1 + sum(size // 2 for size in kernels)) + 3  # from one end of a position to the other
+    return 1 + sum(size // 2 for size in kernels)
+
+
+def student_reach(student):
+    """`cell_reach` in pixels, from one end of a cell to the other, rounded up to a multiple of 8."""
+    reach = 4 * cell_reach(student) + 3
     return reach + -reach % 8
 
 
@@ -303,7 +309,7 @@ def fold_means(y, u, v, out=None):
     """The local means (`models.local_mean`) of planes, for each channel of `fold_planes`, rounded to codes.
 
     They are computed here and not in the network, where they would take a third of its time. What a plane is above its
-    means is a whole number of codes, so that a network which reads it in 8 bits loses nothing.
+    means is a whole number of codes, which a network reads in 8 bits without rounding; beyond 127 it is cut off.
 
     Args:
         y, u, v: see `fold_planes`.
@@ -352,15 +358,18 @@ class OpenVINOEngine:
     The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
     the last four sizes are kept. Calls from several threads take turns.
 
-    On a CPU, what cannot have changed since the frame before is not computed again: nothing where both are equal, and a
-    half or a quarter of the picture where all that differs lies in there. The result is the same bit for bit.
+    On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
+    video: nothing where both are equal, and a half or a quarter of the picture where the rectangle around all that
+    changed, and 14 cells of 4x4 pixels about it, fits into that. The result is the same bit for bit. With a
+    `tolerance`, changes of up to so many codes from what the network last saw there count as none: such pixels get the
+    residual from before, which is added to them as they came.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
         path: file written by export.py.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
-        cache: folder for compiled networks, the last 32 of them; None takes one in the user's cache.
+        cache: folder for compiled networks, the last 64 of them; None takes one in the user's cache.
 
     Attributes:
         device: OpenVINO's name of the device.
@@ -387,9 +396,8 @@ class OpenVINOEngine:
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._networks = threading.RLock(), collections.OrderedDict()
-        self._reach = student_reach(student) // 4
-        self._helper, self._compiler = ThreadPoolExecutor(1, "fold"), ThreadPoolExecutor(1, "compile")
+        self._lock, self._networks = threading.Lock(), collections.OrderedDict()
+        self._reach, self._compiler = cell_reach(student), None
         try:
             self._core = openvino.Core()
             self._check_device()
@@ -403,15 +411,15 @@ class OpenVINOEngine:
         self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
-    def __call__(self, y, uv, full_range=False, strength=1.0):
-        """Sharpen the planes of a video frame: see `TorchEngine.__call__`."""
+    def __call__(self, y, uv, full_range=False, strength=1.0, tolerance=0):
+        """Sharpen the planes of a video frame: see `TorchEngine.__call__`, and above for `tolerance`, in codes."""
         if strength == 0:
             return y.copy(), uv.copy()
-        return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, keep=1)
+        return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, tolerance, keep=1)
 
-    def difference(self, y, uv, strength=1.0):
+    def difference(self, y, uv, strength=1.0, tolerance=0):
         """What sharpening would add to full-range uint8 planes: see `TorchEngine.difference`."""
-        return self._run(y, uv, _FULL_RANGE_SCALE, strength, keep=0)
+        return self._run(y, uv, _FULL_RANGE_SCALE, strength, tolerance, keep=0)
 
     def residual(self, y, uv):
         """What the student would add, in float: see `TorchEngine.residual`, which computes it, on the CPU."""
@@ -420,58 +428,85 @@ class OpenVINOEngine:
                 self._torch = TorchEngine(self._student, "cpu")
         return self._torch.residual(y, uv)
 
-    def _run(self, y, uv, scale, strength, keep):
+    def _run(self, y, uv, scale, strength, tolerance, keep):
         _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
         parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
-            compiled = self._compiled(*(side // 4 for side in padded[0].shape))
-            folding = self._helper.submit(fold_planes, *padded, compiled.coming)
-            fold_means(*padded, compiled.means)
-            folding.result()
-            self._update(compiled, parameters, (scale, strength, keep))
-            return unfold_planes(compiled.sharp, *y.shape)  # copied: the next call overwrites it
+            network = self._network_for(*(side // 4 for side in padded[0].shape))
+            means = threading.Thread(target=fold_means, args=(*padded, network.means))
+            means.start()
+            fold_planes(*padded, network.incoming)
+            means.join()
+            whole = self._update(network, parameters, tolerance, (scale, strength, tolerance, keep))
+            sharp = network.sharp
+            if keep and tolerance and not whole:
+                sharp = _add_difference(network.incoming, network.planes, sharp)
+            return unfold_planes(sharp, *y.shape)  # copied: the next call overwrites it
 
-    def _update(self, compiled, parameters, wanted):
-        """Bring `compiled.sharp` up to date with `compiled.coming`, which becomes `compiled.planes`.
+    def _update(self, network, parameters, tolerance, settings):
+        """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
 
-        What cannot have changed since the last frame that was `wanted` likewise is not computed again: most of a shared
-        screen, and of a call with a still camera. The result is the same, bit for bit.
+        Where the last frame was made with the same `settings`, only what has changed by more than `tolerance` is
+        computed, and what that has an influence on. Returns whether it was the whole frame.
         """
-        known, compiled.holds = compiled.holds == wanted and self.device == "CPU", None
-        box = _changed_box(compiled.planes, compiled.coming) if known else _everything(compiled.planes)
-        compiled.planes, compiled.coming = compiled.coming, compiled.planes
-        window = self._window(compiled, box) if box else None
+        known = network.settings == settings and self.device == "CPU"
+        network.settings = None  # should anything fail, nothing is known
+        box = _changed_box(network.planes, network.incoming, tolerance) if known else _whole(network.planes)
+        window = self._window(network, box) if box else None
         if window:
             part, source, target, result = window
-            part.planes[...], part.means[...] = compiled.planes[source], compiled.means[source]
+            part.planes[...], part.means[...] = network.incoming[source], network.means[source]
             part.infer(parameters)
-            compiled.sharp[target] = part.sharp[result]
+            network.sharp[target] = part.sharp[result]
+            network.planes[target] = network.incoming[target]
         elif box:
-            compiled.infer(parameters)
-        compiled.holds = wanted
+            network.planes, network.incoming = network.incoming, network.planes
+            network.infer(parameters)
+        network.settings = settings
+        return box and not window
 
-    def _window(self, compiled, box):
+    def _window(self, network, box):
         """What to compute instead of the frame where only the cells in `box` changed; None where that is all of it.
 
         Returns:
-            ``(part, source, target, result)``: a `_Compiled` network, which cells of the frame it reads, which of them
-            it is to renew, and where those are in what it gives.
+            ``(part, source, target, result)``: a `_FrameNetwork`, which cells of the frame it reads, which of them it
+            is to renew, and where those are in what it gives.
         """
-        frame = compiled.sharp.shape[:2]
+        frame, wished = network.sharp.shape[:2], None
         for size in _window_sizes(*frame):
             places = [_place(*arguments, self._reach) for arguments in zip(box, frame, size, strict=True)]
             if None in places:
                 continue
-            if size not in compiled.windows:  # until it is there, frames are computed as a whole
-                compiled.windows[size] = self._compiler.submit(self._compile_window, *size)
-            if compiled.windows[size].done() and (part := compiled.windows[size].result()):
-                return part, *(tuple(slices) for slices in zip(*places, strict=True))
+            if size not in network.windows:
+                wished = wished or size
+            elif network.windows[size]:
+                source, target, result = zip(*places, strict=True)
+                return network.windows[size], source, target, result
+        if wished:
+            self._wish(network, wished)
         return None
 
-    def _compiled(self, rows, columns):
-        """The `_Compiled` network for folded planes of this size, compiled if need be."""
+    def _wish(self, network, size):
+        """Count a frame for which a network of this size would do, and after some of them compile it beside."""
+        network.wishes[size] += 1
+        busy = self._compiler and self._compiler.is_alive()
+        if network.wishes[size] >= _FRAMES_TO_WIN and not busy:
+            self._compiler = threading.Thread(target=self._add_window, args=(network, size), name="compile")
+            with contextlib.suppress(RuntimeError):  # there can be no more threads: frames are computed as a whole
+                self._compiler.start()
+
+    def _add_window(self, network, size):
+        try:
+            part = self._compile(*size)
+        except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
+            log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
+            part = None
+        network.windows[size] = part
+
+    def _network_for(self, rows, columns):
+        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
         if (rows, columns) not in self._networks:
             self._networks[rows, columns] = self._compile(rows, columns)
             if len(self._networks) > _SIZES_KEPT:
@@ -485,14 +520,7 @@ class OpenVINOEngine:
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _Compiled(request, self._openvino.Tensor, rows, columns)
-
-    def _compile_window(self, rows, columns):
-        try:
-            return self._compile(rows, columns)
-        except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
-            log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
-            return None
+        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
 
     def _check_device(self):
         found = self._core.available_devices
@@ -551,24 +579,25 @@ class OpenVINOEngine:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
 
-class _Compiled:
+class _FrameNetwork:
     """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:
-        planes, means, sharp: uint8 arrays ``(rows, columns, 24)``: a folded frame, and what the network made of it.
-        coming: another, for the next frame.
-        holds: what `sharp` was made with; None where it does not belong to `planes`.
-        windows: futures of networks for parts of such frames, by their ``(rows, columns)``.
+        incoming: uint8 array ``(rows, columns, 24)``: the folded frame that is to be sharpened.
+        planes, means, sharp: likewise: what the network has read, and what it made of it.
+        settings: what `sharp` was made with; None where it does not belong to `planes`.
+        windows: such networks for parts of the frame, by their ``(rows, columns)``; None where one does not compile.
+        wishes: how many frames each of those that are not there would have served.
     """
 
     def __init__(self, request, tensor, rows, columns):
         self._request, self._tensor = request, tensor
         arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
         self._parameters = arrays
-        self.planes, self.coming, self.means, self.sharp = (np.zeros((rows, columns, 24), np.uint8) for _ in range(4))
+        self.incoming, self.planes, self.means, self.sharp = (np.zeros((rows, columns, 24), np.uint8) for _ in range(4))
         for name, array in {**arrays, "means": self.means[None], "sharp": self.sharp[None]}.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
-        self.holds, self.windows = None, {}
+        self.settings, self.windows, self.wishes = None, {}, collections.Counter()
 
     def infer(self, parameters):
         """Make `sharp` of `planes` and `means`, with numbers or arrays for the network's float inputs."""
@@ -578,28 +607,44 @@ class _Compiled:
         self._request.infer()
 
 
-def _everything(planes):
+def _add_difference(planes, before, after):
+    """Folded planes, and what was added to others, `before`, that differ a little; uint8, saturated."""
+    raised = cv2.add(_flat(planes), cv2.subtract(_flat(after), _flat(before)))
+    return cv2.subtract(raised, cv2.subtract(_flat(before), _flat(after))).reshape(planes.shape)
+
+
+def _flat(folded):
+    return folded.reshape(len(folded), -1)
+
+
+def _whole(planes):
     """The box of all cells of folded planes; see `_changed_box`."""
     return tuple((0, length) for length in planes.shape[:2])
 
 
-def _changed_box(before, after):
-    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes are equal; None if all of them are.
+def _changed_box(before, after, tolerance=0):
+    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes differ by no more than `tolerance`.
 
-    Where each sixteenth row shows that much has changed, the others are not looked at.
+    Where each sixteenth row shows that no part of the frame will do, the others are not looked at.
+
+    Returns:
+        The two spans; None if there is no such difference.
     """
     for step in (16, 1):
-        differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
-        differs = differs.reshape(len(differs), -1)
+        excess = cv2.subtract(cv2.absdiff(_flat(before)[::step], _flat(after)[::step]), float(tolerance))
+        differs = excess.view(np.uint64) != 0  # (rows, 3 * columns)
         rows, columns = (np.flatnonzero(found) for found in (differs.any(axis=1), differs.any(axis=0)))
-        if len(columns) and columns[-1] - columns[0] > differs.shape[1] // 2:
-            return _everything(before)
-    return ((rows[0], rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)) if len(rows) else None
+        if not len(rows):
+            continue
+        spans = (step * rows[0], step * rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)
+        if all(end - begin > length // 2 for (begin, end), length in zip(spans, before.shape[:2], strict=True)):
+            return _whole(before)
+    return spans if len(rows) else None
 
 
 def _window_sizes(rows, columns):
-    """Sizes of the parts of a frame that are computed alone, in cells: a quarter of it, and a half."""
-    return (rows // 2, columns // 2), (rows, columns // 2)
+    """Sizes of the parts of a frame that are computed alone, in cells: a quarter of it, and halves."""
+    return (rows // 2, columns // 2), (rows, columns // 2), (rows // 2, columns)
 
 
 def _place(span, length, size, reach):
@@ -633,7 +678,7 @@ def _cache_folder():
 def _usable_folder(folder):
     """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
 
-    What was used longest ago is removed from it: each size of frames leaves a quarter of a megabyte.
+    What was written longest ago is removed from it: each size of frames leaves up to four files of 0.2 MB.
     """
     try:
         folder = Path(folder or _cache_folder())

@@ -1,5 +1,7 @@
 """The int8 network: what OpenVINO makes of it, against the student in PyTorch."""
 
+import functools
+import itertools
 import locale
 import logging
 import shutil
@@ -34,7 +36,7 @@ from export import (
 )
 from gate import Gate
 from metrics import psnr
-from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
+from models import LIGHT_STUDENT, RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
     ArtefactError,
     DeviceError,
@@ -49,6 +51,8 @@ from runtime import (
 )
 from train import distillation_loss
 from utils import bgr_to_planes
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -149,78 +153,233 @@ def test_black_and_white_stay_in_range(released):
 
 
 def test_threads_take_turns(released, soft):
-    _, engine = released
-    sizes = [(64, 96), (96, 64), (80, 80)] * 4
-    expected = {size: engine(*crop(soft, *size))[0] for size in set(sizes)}
-    found = [None] * len(sizes)
+    engine, rng, tasks = released[1], np.random.default_rng(0), []
+    for size, strength in [((64, 96), 1.0), ((96, 64), 1.0), ((64, 96), 0.5), ((80, 80), 1.0)]:
+        frames = [[plane + rng.integers(0, 9, plane.shape, np.uint8) for plane in crop(soft, *size)] for _ in range(6)]
+        tasks.append((frames, strength))
+    alone = fresh()
+    expected = [[alone(*frame, strength=strength) for frame in frames] for frames, strength in tasks]
+    found = [None] * len(tasks)
 
     def work(i):
-        found[i] = engine(*crop(soft, *sizes[i]))[0]
+        frames, strength = tasks[i]
+        found[i] = [engine(*frame, strength=strength) for frame in frames]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(sizes))]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tasks))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for size, sharp in zip(sizes, found, strict=True):
-        np.testing.assert_array_equal(sharp, expected[size])
+    for ours, theirs in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert_same(ours, theirs)
+
+
+AFTER_THE_END = """
+import sys, threading, numpy
+from inference import RealTimeSharpener
+sharpener, main = RealTimeSharpener(device="openvino"), threading.current_thread()
+
+def work():
+    main.join()
+    for value in range(3):
+        sharpener.sharpen(numpy.full((64, 64, 3), 100 + value, numpy.uint8))
+    print("sharpened")
+
+threading.Thread(target=work).start()
+"""
+
+IN_A_CHILD = """
+import os, numpy
+from inference import RealTimeSharpener
+sharpener = RealTimeSharpener(device="openvino")
+sharpener.sharpen(numpy.full((64, 64, 3), 100, numpy.uint8))
+if os.fork():
+    os.wait()
+else:
+    sharpener.sharpen(numpy.full((64, 64, 3), 101, numpy.uint8))
+    print("sharpened", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("program", [AFTER_THE_END, IN_A_CHILD], ids=["after the main thread's end", "after a fork"])
+def test_other_threads_and_processes_go_on(program):
+    if "fork" in program and sys.platform != "linux":
+        pytest.skip("it is on Linux that processes are forked")
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stdout == "sharpened\n", run.stderr
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """Sizes in cells of what networks computed, as a list that grows."""
-    sizes, infer = [], runtime._Compiled.infer
+    sizes, infer = [], runtime._FrameNetwork.infer
 
-    def count(compiled, parameters):
-        sizes.append(compiled.sharp.shape[:2])
-        infer(compiled, parameters)
+    def count(network, parameters):
+        sizes.append(network.sharp.shape[:2])
+        infer(network, parameters)
 
-    monkeypatch.setattr(runtime._Compiled, "infer", count)
+    monkeypatch.setattr(runtime._FrameNetwork, "infer", count)
     return sizes
 
 
-@pytest.mark.parametrize("full_range", [True, False])
-def test_what_stands_still_is_not_computed_again(released, soft, computed, full_range):
-    student, _ = load_student()
-    engine = OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
-    (y, uv), rng = (plane.copy() for plane in soft), np.random.default_rng(0)
-    engine(y, uv, full_range)
-    for height, width in ((8, 8), (200, 8)):  # a quarter and a half of the frame are compiled when they are wanted
-        y[:height, :width] ^= 8
-        engine(y, uv, full_range)
-    assert all(part.result() for part in engine._compiled(76, 112).windows.values())
-    seen = set()
-    for count in range(40):
-        height, width = rng.integers(1, (24, 32) if count % 2 else (304, 200))
-        top, left = rng.integers(0, (305 - height, 449 - width))
-        changed = y[top : top + height, left : left + width]
-        changed[:] = rng.integers(0, 256, changed.shape)
-        if count % 3 == 0:
-            uv[:, top // 2, left // 2] ^= 16
+def fresh(checkpoint=RELEASED_STUDENT):
+    return OpenVINOEngine(load_student(checkpoint)[0], artefact_path(checkpoint))
+
+
+def assert_same(ours, theirs):
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def prepare_windows(engine, y, uv, **arguments):
+    """Change parts of a picture until there is a network for each; returns their sizes in cells, and the frame's."""
+    rows, columns = -(-y.shape[0] // 8) * 2, -(-y.shape[1] // 8) * 2
+    parts = (1, 1), (y.shape[0], 1), (1, y.shape[1])
+    for height, width in parts:
+        for _ in range(runtime._FRAMES_TO_WIN + 1):
+            y[:height, :width] ^= 32
+            engine(y, uv, **arguments)
+        engine._compiler.join()
+    windows = engine._networks[rows, columns].windows
+    assert len(windows) == len(parts) and all(windows.values())
+    return {*windows, (rows, columns)}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "size", "full_range"),
+    [
+        (RELEASED_STUDENT, (305, 449), True),
+        (RELEASED_STUDENT, (289, 291), False),
+        (LIGHT_STUDENT, (304, 448), False),
+        (LIGHT_STUDENT, (264, 1000), True),
+    ],
+)
+def test_what_stands_still_is_not_computed_again(computed, checkpoint, size, full_range):
+    engine, alone = fresh(checkpoint), fresh(checkpoint)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 256, size, dtype=np.uint8)
+    uv = rng.integers(0, 256, (2, (size[0] + 1) // 2, (size[1] + 1) // 2), dtype=np.uint8)
+    sizes, seen = prepare_windows(engine, y, uv, full_range=full_range), set()
+    for count in range(32):
+        height, width = [(24, 32), (size[0], 32), (24, size[1]), size][count % 4]
+        height, width = rng.integers(1, height), rng.integers(1, width)
+        top, left = rng.integers(0, (size[0] - height, size[1] - width))
+        if count % 3:
+            y[top : top + height, left : left + width] ^= rng.integers(0, 256, (height, width), dtype=np.uint8)
+        if count % 3 != 1:
+            uv[count % 2, top // 2 : (top + height) // 2 + 1, left // 2] ^= 16
         del computed[:]
         found = engine(y, uv, full_range)
         seen |= set(computed)
         assert len(computed) == 1
-        released[1](255 - y, uv, full_range)  # of which nothing can be kept
-        expected = released[1](y, uv, full_range)
-        for ours, theirs in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        alone(255 - y, uv, full_range)  # of which nothing can be kept
+        assert_same(found, alone(y, uv, full_range))
         del computed[:]
-        for ours, theirs in zip(engine(y, uv, full_range), found, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        assert_same(engine(y, uv, full_range), found)
         assert not computed, "the same frame again"
-    assert seen == {(38, 56), (76, 56), (76, 112)}
+    assert seen == sizes
 
 
-def test_another_strength_or_range_is_computed_anew(exported, soft, computed):
-    engine = OpenVINOEngine(exported[0], artefact_path(exported[1]))
+def test_other_settings_are_computed_anew(soft, computed):
+    engine = fresh()
+    calls = [
+        functools.partial(engine, full_range=True),
+        functools.partial(engine, full_range=True, strength=0.5),
+        functools.partial(engine, strength=0.5),
+        functools.partial(engine, full_range=True),
+        engine.difference,  # in the last call's range and at its strength
+        functools.partial(engine, full_range=True),
+        functools.partial(engine, full_range=True, tolerance=2),
+    ]
     del computed[:]
-    for arguments in ((True, 1.0), (True, 0.5), (False, 0.5)):
-        found = engine(*soft, *arguments)
-        expected = OpenVINOEngine(exported[0], artefact_path(exported[1]))(*soft, *arguments)
-        np.testing.assert_array_equal(found[0], expected[0])
-    assert (engine.difference(*soft)[0] != found[0]).any()
-    assert computed.count((76, 112)) == 3 + 3 + 1
+    found = [call(*soft) for call in calls]
+    assert len(computed) == len(calls)
+    assert_same(found[0], found[3])
+    assert_same(found[0], found[6])
+    for i, j in itertools.combinations(range(1, 5), 2):
+        assert (found[i][0] != found[j][0]).any()
+    assert_same(fresh().difference(*soft), found[4])
+
+
+def test_small_changes_pass_where_they_are_tolerated(soft, computed):
+    engine, (y, uv) = fresh(), soft
+    y = np.clip(y, 20, 230)
+    before = engine(y, uv, tolerance=3)
+    del computed[:]
+    noise = np.random.default_rng(0).integers(-3, 4, y.shape)
+    found = engine((y + noise).astype(np.uint8), uv, tolerance=3)
+    np.testing.assert_array_equal(found[0], np.clip(before[0] + noise, 0, 255))  # what comes, and the residual
+    np.testing.assert_array_equal(found[1], before[1])
+    difference = engine.difference(y, uv, tolerance=3)
+    assert len(computed) == 1
+    assert_same(engine.difference((y + noise).astype(np.uint8), uv, tolerance=3), difference)
+    assert len(computed) == 1
+
+
+def test_small_changes_do_not_add_up(soft, computed):
+    engine, (y, uv) = fresh(), soft
+    y = np.clip(y, 0, 200)
+    counts = []
+    for step in range(12):
+        del computed[:]
+        found = engine(y + np.uint8(step), uv, tolerance=3)
+        counts.append(len(computed))
+    assert counts == 3 * [1, 0, 0, 0]
+    exact = fresh()(y + np.uint8(step), uv)
+    assert psnr(found[0], exact[0]) > 45
+
+
+def test_with_a_tolerance_parts_are_renewed(computed):
+    """Of a picture whose noise is tolerated, a corner changes."""
+    engine, rng = fresh(), np.random.default_rng(0)
+    y, uv = rng.integers(20, 200, (304, 448), dtype=np.uint8), np.full((2, 152, 224), 128, np.uint8)
+    prepare_windows(engine, y, uv, tolerance=9)
+    before, y = engine(y, uv, tolerance=9)[0], y + rng.integers(0, 3, y.shape, dtype=np.uint8)
+    y[200:230, 300:340] = rng.integers(20, 230, (30, 40), dtype=np.uint8)
+    del computed[:]
+    found, exact = engine(y, uv, tolerance=9)[0], fresh()(y, uv)[0]
+    assert computed[0] == (38, 56)
+    np.testing.assert_array_equal(found[200:230, 300:340], exact[200:230, 300:340])
+    assert (found[:100] != exact[:100]).any() and (found[:100] != before[:100]).any()
+
+
+def test_after_a_failure_all_is_computed_anew(soft, monkeypatch):
+    engine, infer = fresh(), runtime._FrameNetwork.infer
+    engine(*soft)
+
+    def fail(network, parameters):
+        infer(network, parameters)
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(runtime._FrameNetwork, "infer", fail)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        engine(255 - soft[0], soft[1])
+    monkeypatch.setattr(runtime._FrameNetwork, "infer", infer)
+    for y in (255 - soft[0], soft[0]):
+        assert_same(engine(y, soft[1]), fresh()(y, soft[1]))
+
+
+def test_where_no_part_compiles_frames_are_computed_as_a_whole(soft, computed, monkeypatch, caplog):
+    engine = fresh()
+    engine(*soft)
+    monkeypatch.setattr(engine, "_compile", lambda *size: 1 / 0)
+    y, uv = (plane.copy() for plane in soft)
+    with caplog.at_level("WARNING"):
+        for _ in range(4 * runtime._FRAMES_TO_WIN):
+            y[:8, :8] ^= 32
+            engine(y, uv)
+            if engine._compiler:
+                engine._compiler.join()
+    assert computed[-1] == (76, 112) and caplog.text.count("computed as a whole") == 3  # each size was tried once
+    assert_same(engine(y, uv), fresh()(y, uv))
+
+
+def test_of_many_sizes_few_are_kept(soft):
+    engine = fresh()
+    for side in range(64, 112, 8):
+        engine(*crop(soft, side, side))
+    assert list(engine._networks) == [(side // 4, side // 4) for side in range(80, 112, 8)]
 
 
 def test_another_runtime_reads_the_same_network(released, soft):
