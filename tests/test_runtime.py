@@ -155,14 +155,15 @@ def test_black_and_white_stay_in_range(released):
 def test_threads_take_turns(released, soft):
     engine, rng, tasks = released[1], np.random.default_rng(0), []
     for size, strength in [((64, 96), 1.0), ((96, 64), 1.0), ((64, 96), 0.5), ((80, 80), 1.0)]:
-        frames = [[plane + rng.integers(0, 9, plane.shape, np.uint8) for plane in crop(soft, *size)] for _ in range(6)]
+        frames = [[plane + rng.integers(0, 9, plane.shape, np.uint8) for plane in crop(soft, *size)] for _ in range(20)]
         tasks.append((frames, strength))
     alone = fresh()
     expected = [[alone(*frame, strength=strength) for frame in frames] for frames, strength in tasks]
-    found = [None] * len(tasks)
+    found, begin = [None] * len(tasks), threading.Barrier(len(tasks))
 
     def work(i):
         frames, strength = tasks[i]
+        begin.wait()
         found[i] = [engine(*frame, strength=strength) for frame in frames]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tasks))]
@@ -349,7 +350,6 @@ def test_after_a_failure_all_is_computed_anew(soft, monkeypatch):
     engine(*soft)
 
     def fail(network, parameters):
-        infer(network, parameters)
         raise RuntimeError("interrupted")
 
     monkeypatch.setattr(runtime._FrameNetwork, "infer", fail)
