@@ -145,11 +145,11 @@ def features(luma, change, zero=0, scale=1.0, strength=1.0):
     found = []
     for windows in (_rows, _columns):
         picture = windows(luma)
-        added = windows(change) - (windows(zero) if isinstance(zero, np.ndarray) else zero)
-        picture = _spectra(scale * (picture - picture.mean(axis=1, keepdims=True)))
-        added = _spectra(scale / strength * added)
+        added = windows(change) - (windows(zero) if isinstance(zero, np.ndarray) else np.float32(zero))
+        picture = _spectra((picture - picture.mean(axis=1, keepdims=True)) * np.float32(scale))
+        added = _spectra(added * np.float32(scale / strength))
         of_picture, of_change, common = (
-            _bands((a.real * b.real + a.imag * b.imag).mean(axis=0))
+            _bands(np.einsum("ij,ij->j", a, b) / len(a))
             for a, b in ((picture, picture), (added, added), (picture, added))
         )
         phase = common / np.sqrt(of_picture * of_change + 1e-3)
@@ -183,13 +183,15 @@ def _at_least(plane, side):
 
 
 def _spectra(windows):
-    """Spectra of windows weighed as by Hann, `(windows, WINDOW / 2 + 1)`, complex.
+    """Spectra of windows weighed as by Hann, `(windows, WINDOW)` as `cv2.dft` packs them: constant, (real, imaginary)
+    of each frequency, and the highest, which is real.
 
     As a product of matrices it would be as fast, but that keeps a thread busy beside OpenVINO's.
     """
-    return np.fft.rfft(windows * _HANN)
+    return cv2.dft(windows * _HANN, flags=cv2.DFT_ROWS)
 
 
-def _bands(power):
-    """Powers at the frequencies of a window, the constant left out, as means of the bands."""
-    return np.concatenate([power[1:3], power[3:].reshape(-1, 2).mean(axis=1)])
+def _bands(products):
+    """Means over the bands of products of spectra, the constant left out; of packed ones, see `_spectra`."""
+    power = np.append(products[1:-1].reshape(-1, 2).sum(axis=1), products[-1])
+    return np.concatenate([power[:2], power[2:].reshape(-1, 2).mean(axis=1)])

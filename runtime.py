@@ -157,7 +157,7 @@ class TorchEngine:
         return tuple(r.cpu().numpy() for r in residuals) if isinstance(y, np.ndarray) else residuals
 
     @torch.inference_mode()
-    def __call__(self, y, uv, full_range=False, strength=1.0, tolerance=0):
+    def __call__(self, y, uv, full_range=False, strength=1.0):
         """Sharpen the planes of a video frame.
 
         Limited-range planes are stretched to full range for the student; its residual is scaled back and added to the
@@ -167,7 +167,6 @@ class TorchEngine:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
             full_range: luma spans 0-255 instead of 16-235.
             strength: scale of the residual; 0 is the identity.
-            tolerance: see `OpenVINOEngine`; here every frame is computed as a whole.
 
         Returns:
             ``(y, uv)``, new uint8 arrays.
@@ -195,7 +194,7 @@ class TorchEngine:
         return tuple(sharp)
 
     @torch.inference_mode()
-    def difference(self, y, uv, strength=1.0, tolerance=0):
+    def difference(self, y, uv, strength=1.0):
         """What sharpening would add to full-range uint8 planes, in codes: uint8 of the same shapes, 128 being none."""
         return self._in_parts(functools.partial(self._difference, strength=strength), y, uv)
 
@@ -360,9 +359,7 @@ class OpenVINOEngine:
 
     On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
     video: nothing where both are equal, and a half or a quarter of the picture where the rectangle around all that
-    changed, and 14 cells of 4x4 pixels about it, fits into that. The result is the same bit for bit. With a
-    `tolerance`, changes of up to so many codes from what the network last saw there count as none: such pixels get the
-    residual from before, which is added to them as they came.
+    changed, and 14 cells of 4x4 pixels about it, fits into that. The result is the same bit for bit.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
@@ -411,15 +408,15 @@ class OpenVINOEngine:
         self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
-    def __call__(self, y, uv, full_range=False, strength=1.0, tolerance=0):
-        """Sharpen the planes of a video frame: see `TorchEngine.__call__`, and above for `tolerance`, in codes."""
+    def __call__(self, y, uv, full_range=False, strength=1.0):
+        """Sharpen the planes of a video frame: see `TorchEngine.__call__`."""
         if strength == 0:
             return y.copy(), uv.copy()
-        return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, tolerance, keep=1)
+        return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, keep=1)
 
-    def difference(self, y, uv, strength=1.0, tolerance=0):
+    def difference(self, y, uv, strength=1.0):
         """What sharpening would add to full-range uint8 planes: see `TorchEngine.difference`."""
-        return self._run(y, uv, _FULL_RANGE_SCALE, strength, tolerance, keep=0)
+        return self._run(y, uv, _FULL_RANGE_SCALE, strength, keep=0)
 
     def residual(self, y, uv):
         """What the student would add, in float: see `TorchEngine.residual`, which computes it, on the CPU."""
@@ -428,7 +425,7 @@ class OpenVINOEngine:
                 self._torch = TorchEngine(self._student, "cpu")
         return self._torch.residual(y, uv)
 
-    def _run(self, y, uv, scale, strength, tolerance, keep):
+    def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
         parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
@@ -439,33 +436,28 @@ class OpenVINOEngine:
             means.start()
             fold_planes(*padded, network.incoming)
             means.join()
-            whole = self._update(network, parameters, tolerance, (scale, strength, tolerance, keep))
-            sharp = network.sharp
-            if keep and tolerance and not whole:
-                sharp = _add_difference(network.incoming, network.planes, sharp)
-            return unfold_planes(sharp, *y.shape)  # copied: the next call overwrites it
+            self._update(network, parameters, (scale, strength, keep))
+            return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
 
-    def _update(self, network, parameters, tolerance, settings):
+    def _update(self, network, parameters, settings):
         """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
 
-        Where the last frame was made with the same `settings`, only what has changed by more than `tolerance` is
-        computed, and what that has an influence on. Returns whether it was the whole frame.
+        Where the last frame was made with the same `settings`, only what has changed is computed, and what that has an
+        influence on.
         """
         known = network.settings == settings and self.device == "CPU"
         network.settings = None  # should anything fail, nothing is known
-        box = _changed_box(network.planes, network.incoming, tolerance) if known else _whole(network.planes)
+        box = _changed_box(network.planes, network.incoming) if known else _whole(network.planes)
+        network.planes, network.incoming = network.incoming, network.planes
         window = self._window(network, box) if box else None
         if window:
             part, source, target, result = window
-            part.planes[...], part.means[...] = network.incoming[source], network.means[source]
+            part.planes[...], part.means[...] = network.planes[source], network.means[source]
             part.infer(parameters)
             network.sharp[target] = part.sharp[result]
-            network.planes[target] = network.incoming[target]
         elif box:
-            network.planes, network.incoming = network.incoming, network.planes
             network.infer(parameters)
         network.settings = settings
-        return box and not window
 
     def _window(self, network, box):
         """What to compute instead of the frame where only the cells in `box` changed; None where that is all of it.
@@ -583,8 +575,8 @@ class _FrameNetwork:
     """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:
-        incoming: uint8 array ``(rows, columns, 24)``: the folded frame that is to be sharpened.
-        planes, means, sharp: likewise: what the network has read, and what it made of it.
+        planes, means, sharp: uint8 arrays ``(rows, columns, 24)``: a folded frame, and what the network made of it.
+        incoming: another, for the next frame.
         settings: what `sharp` was made with; None where it does not belong to `planes`.
         windows: such networks for parts of the frame, by their ``(rows, columns)``; None where one does not compile.
         wishes: how many frames each of those that are not there would have served.
@@ -607,39 +599,26 @@ class _FrameNetwork:
         self._request.infer()
 
 
-def _add_difference(planes, before, after):
-    """Folded planes, and what was added to others, `before`, that differ a little; uint8, saturated."""
-    raised = cv2.add(_flat(planes), cv2.subtract(_flat(after), _flat(before)))
-    return cv2.subtract(raised, cv2.subtract(_flat(before), _flat(after))).reshape(planes.shape)
-
-
-def _flat(folded):
-    return folded.reshape(len(folded), -1)
-
-
 def _whole(planes):
     """The box of all cells of folded planes; see `_changed_box`."""
     return tuple((0, length) for length in planes.shape[:2])
 
 
-def _changed_box(before, after, tolerance=0):
-    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes differ by no more than `tolerance`.
+def _changed_box(before, after):
+    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes are equal; None if all of them are.
 
     Where each sixteenth row shows that no part of the frame will do, the others are not looked at.
-
-    Returns:
-        The two spans; None if there is no such difference.
     """
+    spans = None
     for step in (16, 1):
-        excess = cv2.subtract(cv2.absdiff(_flat(before)[::step], _flat(after)[::step]), float(tolerance))
-        differs = excess.view(np.uint64) != 0  # (rows, 3 * columns)
+        differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
+        differs = differs.reshape(len(differs), -1)
         rows, columns = (np.flatnonzero(found) for found in (differs.any(axis=1), differs.any(axis=0)))
-        if not len(rows):
-            continue
-        spans = (step * rows[0], step * rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)
-        if all(end - begin > length // 2 for (begin, end), length in zip(spans, before.shape[:2], strict=True)):
-            return _whole(before)
-    return spans if len(rows) else None
+        if len(rows):
+            spans = (step * rows[0], step * rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)
+            if all(end - begin > length // 2 for (begin, end), length in zip(spans, before.shape[:2], strict=True)):
+                return _whole(before)
+    return spans
 
 
 def _window_sizes(rows, columns):
