@@ -372,9 +372,9 @@ class RealTimeSharpener:
 
         def sharpen_with(frame, strength, lighter):
             nonlocal now, untouched, gain
+            now += 1
             if strength == 0:
                 return sharpen(self, frame, 0, None)
-            now += 1
             if now - used[lighter] > HISTORY:  # what it knows is of another scene
                 untouched += histories[lighter].untouched
                 histories[lighter] = History()

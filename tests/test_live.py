@@ -167,6 +167,8 @@ def test_what_is_a_camera():
 def test_a_stopped_recording_is_kept(sharpener, tmp_path, capture, monkeypatch, caplog, stopped_by):
     monkeypatch.setattr(cv2, "VideoCapture", SlowCapture)
     written, threads = [], set()
+    if stopped_by == "Ctrl-C":
+        capture.plugged = [True] * 100  # however late the encoder is
 
     def write(writer, frame, original=live.VideoWriter.write):
         original(writer, frame)
@@ -467,6 +469,29 @@ def test_a_window_tells_the_gain_of_the_student_that_sharpens(tmp_path, monkeypa
     assert len(set(map(id, histories[:30]))) == len(set(map(id, histories[30:45]))) == 1  # one of each student
     assert histories[0] is not histories[30] and all(h is None for strength, h in used if not strength)
     assert list(stats["levels"]) == list(LoadController.LEVELS) and stats["untouched"] >= 0
+
+
+@pytest.mark.parametrize("pause", [5, 20])
+def test_after_a_long_pause_a_window_knows_nothing_of_the_video(tmp_path, monkeypatch, pause):
+    source = encode(tmp_path / "in.mkv", codec="ffv1", times=range(0, 2000, 40))
+    library = types.SimpleNamespace(Camera=QuietVirtualCamera, PixelFormat=types.SimpleNamespace(BGR="bgr"))
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
+    made, used, original = [], [], RealTimeSharpener.sharpen_planes
+    monkeypatch.setattr(inference, "Controls", lambda *arguments: made.append(Controls(*arguments)) or made[0])
+    monkeypatch.setattr(
+        RealTimeSharpener,
+        "sharpen_planes",
+        lambda self, *arguments: used.append(arguments[-1]) or original(self, *arguments),
+    )
+
+    def press(number, picture):
+        if number in (14, 14 + pause):
+            made[0].press(" ")
+
+    sharpener = RealTimeSharpener(device="cpu")
+    sharpener.process_video_stream(str(source), frame_budget=0, virtual_camera=True, on_frame=press)
+    assert used[15 : 15 + pause] == [None] * pause and None not in used[:15] + used[15 + pause :]
+    assert (used[0] is used[-1]) == (pause == 5)
 
 
 @pytest.mark.parametrize("budget", [-1, float("nan")])
