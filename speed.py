@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -203,7 +204,11 @@ def time_still(make, size, seconds):
         return lambda: engine(*next(shown))
 
     steps = {"moving": step(frames), "still": step(still)}
-    time_in_turns(steps, 1)  # by then, what is needed for a part of the picture is compiled
+    for _ in range(4 * FRAMES):  # after some of them a network for the part that moves is compiled, beside
+        steps["still"]()
+    for thread in threading.enumerate():
+        if thread.name == "compile":
+            thread.join()
     return {"size": size, **{name: summarise(found) for name, found in time_in_turns(steps, seconds).items()}}
 
 

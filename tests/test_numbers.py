@@ -209,11 +209,11 @@ def test_only_what_is_near_has_influence(engines, name):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_tile_with_its_margin_is_the_whole(engines, name):
-    """Sums may be taken in another order at another size, so a rounding may fall the other way."""
+    """In float, sums may be taken in another order at another size, so a rounding may fall the other way."""
     planes = natural_picture(64, 160)
     tile, whole = engines[name](*columns(planes, 64)), engines[name](*planes)
     error = errors(columns(tile, REACH), columns(whole, 64 + REACH))
-    assert error.max() <= 1 and error.mean() < 0.001
+    assert error.max() <= (name != "int8") and error.mean() < 0.001
 
 
 @pytest.mark.parametrize("stripe", [1, 2, 3, 4])
