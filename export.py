@@ -4,7 +4,7 @@
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, finished on the student's training pairs
 
 Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
-text, and takes some minutes. With the data that the student was trained on it takes half an hour, loses less, and the
+text, and takes some minutes. With the data that the student was trained on it takes an hour, loses less, and the
 checkpoint's gate is fitted to what the network does. On one machine the same student gives the same file.
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
@@ -61,9 +61,9 @@ OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
-DISTILLATION_STEPS, FINISHING_STEPS = 6000, 9000
+DISTILLATION_STEPS, FINISHING_STEPS = 6000, 12000
 FINISHING_RATE = 0.5  # of distillation's learning rates
-IMITATION = 0.0005  # of the float student, beside the truth
+IMITATION = 0.0002  # of the float student, beside the truth
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -422,7 +422,7 @@ def main(argv=None):
         "checkpoint", nargs="?", default=str(RELEASED_STUDENT), help="the student (default: the released one)"
     )
     parser.add_argument("-o", "--output", help="file to write (default: NAME.int8.onnx beside the checkpoint)")
-    parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less, takes half an hour")
+    parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less, takes an hour")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
