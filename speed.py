@@ -68,16 +68,18 @@ def parse_size(text):
 # Timing
 
 
-def time_in_turns(steps, seconds, warmup=2, least=3):
+def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
     """Time functions in rounds, a call of each; one that has had its share of time drops out.
 
     Args:
         steps: dict of name -> function without arguments.
         seconds: how long each is measured; at least `least` calls are.
         warmup: calls of each that are not timed.
+        warm: call each once more before, untimed: in a video it comes after itself, and what others leave behind of
+            caches and clock frequency costs it up to a sixth.
 
     Returns:
-        Dict of name -> list of seconds, one a call.
+        Dict of name -> list of seconds, one a call that is timed.
     """
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = {name: [] for name in steps}
@@ -86,6 +88,8 @@ def time_in_turns(steps, seconds, warmup=2, least=3):
             step()
     while waiting := [name for name in steps if len(times[name]) < least or sum(times[name]) < seconds]:
         for name in waiting:
+            if warm:
+                steps[name]()
             synchronize()
             begin = time.perf_counter()
             steps[name]()
@@ -182,7 +186,8 @@ def time_engines(engines, size, seconds):
 
     # What takes turns may be one engine under two names: it never sees a frame twice in a row.
     begins = itertools.cycle((0, 2))
-    times = time_in_turns({name: step(engine, next(begins)) for name, engine in engines.items()}, seconds)
+    steps = {name: step(engine, next(begins)) for name, engine in engines.items()}
+    times = time_in_turns(steps, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
 
 
@@ -209,7 +214,8 @@ def time_still(make, size, seconds):
     for thread in threading.enumerate():
         if thread.name == "compile":
             thread.join()
-    return {"size": size, **{name: summarise(found) for name, found in time_in_turns(steps, seconds).items()}}
+    times = time_in_turns(steps, seconds, warm=True)
+    return {"size": size, **{name: summarise(found) for name, found in times.items()}}
 
 
 def _inset(around, moving):

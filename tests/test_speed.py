@@ -98,6 +98,9 @@ def test_turns_alternate_until_each_had_its_time():
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = speed.time_in_turns(steps, 0, warmup=1, least=4)
     assert "".join(calls) == "ab" + "abababab" and [len(found) for found in times.values()] == [4, 4]
+    del calls[:]
+    times = speed.time_in_turns(steps, 0, warmup=0, least=2, warm=True)
+    assert "".join(calls) == "aabbaabb" and [len(found) for found in times.values()] == [2, 2]
     busy = speed.time_in_turns({"a": lambda: None}, 0.001)["a"]
     assert len(busy) > 3 and sum(busy) >= 0.001
 
