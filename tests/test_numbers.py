@@ -133,14 +133,14 @@ def test_reduced_precision_agrees_with_float32(engines, name, limit, full_range)
 
 
 def check_natural(engines, height, width):
-    """On photos float16 and bfloat16 are within a code of float32, but for a pixel in a million, int8 on average."""
+    """On photos float16 and bfloat16 are within a code of float32, int8 within one on average."""
     planes = natural_picture(height, width)
     expected = engines["float32"](*planes)
     assert [plane.shape for plane in expected] == [plane.shape for plane in planes]
     for name in ("float16", "bfloat16"):
         error = errors(engines[name](*planes), expected)
         print(f"{width}x{height} {name}: max {error.max()}, mean {error.mean():.4f}")
-        assert (error > 1).mean() <= 1e-6 and error.max() <= 2, name
+        assert error.max() <= 1, name
     int8 = engines["int8"](*planes)
     error = errors(int8, expected)
     quality = [psnr(found, plane) for found, plane in zip(int8, expected, strict=True)]
