@@ -432,10 +432,8 @@ class OpenVINOEngine:
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            means = threading.Thread(target=fold_means, args=(*padded, network.means))
-            means.start()
-            fold_planes(*padded, network.incoming)
-            means.join()
+            with _beside(fold_means, *padded, network.means):
+                fold_planes(*padded, network.incoming)
             self._update(network, parameters, (scale, strength, keep))
             return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
 
@@ -479,6 +477,11 @@ class OpenVINOEngine:
         if wished:
             self._wish(network, wished)
         return None
+
+    def settle(self):
+        """Wait for a network that is being compiled for a part of the picture, if there is one."""
+        if self._compiler and self._compiler.is_alive():
+            self._compiler.join()
 
     def _wish(self, network, size):
         """Count a frame for which a network of this size would do, and after some of them compile it beside."""
@@ -569,6 +572,30 @@ class OpenVINOEngine:
         error, size = np.abs(found - expected).mean(), np.abs(expected - 128).mean()
         if not error <= 0.5 + 0.25 * size:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
+
+
+@contextlib.contextmanager
+def _beside(function, *arguments):
+    """Run a function in a thread of its own during the block; what it raises is raised at the end of that.
+
+    Not in a pool of threads: those end with the main thread, and are missing after a fork.
+    """
+    errors = []
+
+    def work():
+        try:
+            function(*arguments)
+        except BaseException as error:  # for the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 class _FrameNetwork:

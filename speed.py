@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -195,7 +194,7 @@ def time_still(make, size, seconds):
     """Time an engine where all of the picture moves and where only the middle ninth does, before a still camera.
 
     Args:
-        make: function that returns a new engine.
+        make: function that returns a new `runtime.OpenVINOEngine`.
         size: (width, height).
 
     Returns:
@@ -204,16 +203,15 @@ def time_still(make, size, seconds):
     frames = list(pan(size, FRAMES))
     still = [tuple(_inset(*planes) for planes in zip(frames[0], frame, strict=True)) for frame in frames]
 
-    def step(pictures):
-        engine, shown = make(), itertools.cycle(pictures)
+    def step(engine, pictures):
+        shown = itertools.cycle(pictures)
         return lambda: engine(*next(shown))
 
-    steps = {"moving": step(frames), "still": step(still)}
+    sparing = make()
+    steps = {"moving": step(make(), frames), "still": step(sparing, still)}
     for _ in range(4 * FRAMES):  # after some of them a network for the part that moves is compiled, beside
         steps["still"]()
-    for thread in threading.enumerate():
-        if thread.name == "compile":
-            thread.join()
+    sparing.settle()
     times = time_in_turns(steps, seconds, warm=True)
     return {"size": size, **{name: summarise(found) for name, found in times.items()}}
 

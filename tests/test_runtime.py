@@ -1,6 +1,5 @@
 """The int8 network: what OpenVINO makes of it, against the student in PyTorch."""
 
-import functools
 import itertools
 import locale
 import logging
@@ -241,7 +240,7 @@ def prepare_windows(engine, y, uv, full_range):
         for _ in range(runtime._FRAMES_TO_WIN + 1):
             y[:height, :width] ^= 32
             engine(y, uv, full_range)
-        engine._compiler.join()
+        engine.settle()
     windows = engine._networks[rows, columns].windows
     assert len(windows) == len(parts) and all(windows.values())
     return {*windows, (rows, columns)}
@@ -283,22 +282,32 @@ def test_what_stands_still_is_not_computed_again(computed, checkpoint, size, ful
 
 
 def test_other_settings_are_computed_anew(soft, computed):
-    engine = fresh()
     calls = [
-        functools.partial(engine, full_range=True),
-        functools.partial(engine, full_range=True, strength=0.5),
-        functools.partial(engine, strength=0.5),
-        functools.partial(engine, full_range=True),
-        engine.difference,  # in the last call's range and at its strength
-        functools.partial(engine, full_range=True),
+        ("__call__", {"full_range": True}),
+        ("__call__", {"full_range": True, "strength": 0.5}),
+        ("__call__", {"strength": 0.5}),
+        ("__call__", {"full_range": True}),
+        ("difference", {}),  # in the last call's range and at its strength
+        ("__call__", {"full_range": True}),
     ]
+    engine = fresh()
     del computed[:]
-    found = [call(*soft) for call in calls]
+    found = [getattr(engine, name)(*soft, **chosen) for name, chosen in calls]
     assert len(computed) == len(calls)
-    assert_same(found[0], found[3])
+    for (name, chosen), planes in zip(calls, found, strict=True):
+        assert_same(planes, getattr(fresh(), name)(*soft, **chosen))
     for i, j in itertools.combinations(range(1, 5), 2):
         assert (found[i][0] != found[j][0]).any()
-    assert_same(fresh().difference(*soft), found[4])
+
+
+@pytest.mark.parametrize("name", ["fold_planes", "fold_means"])
+def test_what_fails_beside_is_no_secret(soft, monkeypatch, name):
+    engine = fresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, name, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine(*soft)
+    assert_same(engine(*soft), fresh()(*soft))
 
 
 def test_after_a_failure_all_is_computed_anew(soft, monkeypatch):
@@ -325,8 +334,7 @@ def test_where_no_part_compiles_frames_are_computed_as_a_whole(soft, computed, m
         for _ in range(4 * runtime._FRAMES_TO_WIN):
             y[:8, :8] ^= 32
             engine(y, uv)
-            if engine._compiler:
-                engine._compiler.join()
+            engine.settle()
     assert computed[-1] == (76, 112) and caplog.text.count("computed as a whole") == 3  # each size was tried once
     assert_same(engine(y, uv), fresh()(y, uv))
 
