@@ -13,8 +13,8 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
   which with 8 would overflow now and then, so that each kind of processor would make another picture;
 * what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights; zero is 0, as
   processors with AMX multiply such numbers in half the time of others;
-* what the first convolution reads are whole codes: planes less their local means, which are rounded. What lies beyond
-  127 codes is cut off: of letters in pure black and white;
+* what the student sees are planes less their local means, and both are whole codes: the first convolution reads them
+  one beside the other, with opposite weights, so that nothing is rounded or cut off;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
 
@@ -46,11 +46,12 @@ from dataset import DataError, PairDataset, list_sources, make_pair, periodic_pa
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
 from runtime import (
     ARTEFACT_FORMAT,
+    FOLDED,
+    MEANS,
     DeviceError,
     OpenVINOEngine,
     artefact_path,
-    fold_means,
-    fold_planes,
+    fold_cells,
     pad_planes,
     weights_digest,
 )
@@ -63,7 +64,7 @@ SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
 DISTILLATION_STEPS, FINISHING_STEPS = 6000, 12000
 FINISHING_RATE = 0.5  # of distillation's learning rates
-IMITATION = 0.0002  # of the float student, beside the truth
+IMITATION = 0.0005  # of the float student, beside the truth
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -71,9 +72,9 @@ IMITATION = 0.0002  # of the float student, beside the truth
 
 def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
-    padded = pad_planes(y, uv)
-    folded = fold_planes(*padded).astype(np.float32) - fold_means(*padded)
-    return torch.from_numpy(folded).permute(2, 0, 1)[None].contiguous()
+    cells = torch.from_numpy(fold_cells(*pad_planes(y, uv))).permute(2, 0, 1)[None].float()
+    folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
+    return folded - torch.cat([m[:, :1].expand(-1, count, -1, -1) for m, count in zip(means, FOLDED, strict=True)], 1)
 
 
 def in_codes(student):
@@ -105,34 +106,76 @@ class QuantisedConv(nn.Module):
     Args:
         conv: the convolution to start from, 3x3 or 1x1.
         low, high: `(I,)`, the least and the greatest value of each channel of its input.
-        step: of all channels of the input, where it is not to be learned.
 
     Attributes:
         signed: whether the input's integers are -128 to 127, and not 0 to 255.
     """
 
-    def __init__(self, conv, low, high, step=None):
+    def __init__(self, conv, low, high):
         super().__init__()
         self.signed = bool((low < 0).any())
-        steps = torch.maximum(high / 127, -low / 128) if self.signed else high / 255
-        steps = steps.clamp(min=1e-8) if step is None else torch.full_like(steps, step)
+        steps = (torch.maximum(high / 127, -low / 128) if self.signed else high / 255).clamp(min=1e-8)
         self.weight, self.bias = nn.Parameter(conv.weight.clone()), nn.Parameter(conv.bias.clone())
-        self.log_step = nn.Parameter(steps.log(), requires_grad=step is None)  # (I,) of the input
+        self.log_step = nn.Parameter(steps.log())  # (I,) of the input
         self.log_scale = nn.Parameter(_weight_scales(conv.weight * steps[:, None, None]).log())  # (O,) of the weights
 
     def input_integers(self, x):
         """The input as the integers that are multiplied."""
         low, high = (-128, 127) if self.signed else (0, 255)
-        return round_through(x / self.log_step.exp()[:, None, None]).clamp(low, high)
+        return round_through(x / self.steps()[:, None, None]).clamp(low, high)
 
     def weight_integers(self):
         """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
-        steps, scales = self.log_step.exp()[:, None, None], self.log_scale.exp()[:, None, None, None]
+        steps, scales = self.steps()[:, None, None], self.scales()[:, None, None, None]
         return round_through(self.weight * steps / scales).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
 
+    def steps(self):
+        """What the integers of each input channel are multiples of, `(I,)`."""
+        return self.log_step.exp()
+
+    def scales(self):
+        """The same of each output channel's weights, `(O,)`."""
+        return self.log_scale.exp()
+
     def forward(self, x):
-        weight = self.weight_integers() * self.log_scale.exp()[:, None, None, None]
+        weight = self.weight_integers() * self.scales()[:, None, None, None]
         return F.conv2d(self.input_integers(x), weight, self.bias, padding="same")
+
+
+class QuantisedHead(QuantisedConv):
+    """The first convolution, whose input are whole codes: planes less their local means.
+
+    The network has both, and multiplies the means by the sum of their planes' weights, so that nothing is cut off. They
+    come in several channels, which share that (`mean_weights`); the scales are such that the shares have 7 bits, too.
+    """
+
+    def __init__(self, conv, low, high):
+        super().__init__(conv, low, high)
+        del self.log_step, self.log_scale  # neither is learned
+
+    def input_integers(self, x):
+        return x
+
+    def steps(self):
+        return torch.ones(self.weight.shape[1])
+
+    def scales(self):
+        # No weight is cut off, so that rounding changes a sum of weights by half a step of each at most.
+        needed = [self.weight.abs().flatten(1).amax(dim=1) / WEIGHT_LIMIT]
+        for weights, shares in zip(self.weight.split(FOLDED, dim=1), MEANS, strict=True):
+            sums = weights.sum(dim=1).abs().flatten(1).amax(dim=1)
+            needed.append(sums / (shares * WEIGHT_LIMIT - weights.shape[1] / 2))
+        return torch.stack(needed).amax(dim=0).clamp(min=1e-9)
+
+    def mean_weights(self):
+        """What the channels of means in `runtime.fold_cells` are multiplied by: integers `(O, sum(MEANS), k, k)`."""
+        shared = []
+        for weights, shares in zip(self.weight_integers().split(FOLDED, dim=1), MEANS, strict=True):
+            rest = -weights.sum(dim=1)
+            for left in range(shares, 0, -1):
+                shared.append((rest / left).round())
+                rest = rest - shared[-1]
+        return torch.stack(shared, dim=1)
 
 
 def _weight_scales(weight):
@@ -147,7 +190,7 @@ def _weight_scales(weight):
 def calibration_details(count):
     """`details` of `count` pictures of 256x256 pixels: degraded photos and pages of text, and some fine patterns.
 
-    Patterns have six tenths of their contrast: more would be clipped.
+    Patterns have six tenths of their contrast, so that steps are not made for what is rare.
     """
     patterns, rng = count // 16, np.random.default_rng(CALIBRATION_SEED)
     sources = list_sources(Config(sources={"skimage": 3.0, "rendered": 1.5}), validation=False)
@@ -176,8 +219,8 @@ def quantise(student, samples):
     quantised = copy.deepcopy(student)
     for name, module in convolutions.items():
         parent, _, attribute = name.rpartition(".")
-        step = 1.0 if module is student.head else None  # it reads codes
-        setattr(quantised.get_submodule(parent), attribute, QuantisedConv(module, *ranges[module], step))
+        kind = QuantisedHead if module is student.head else QuantisedConv
+        setattr(quantised.get_submodule(parent), attribute, kind(module, *ranges[module]))
     return quantised
 
 
@@ -225,8 +268,9 @@ def optimise(quantised, loss, batches, steps, rate=1.0, progress=True):
         if isinstance(module, QuantisedConv):
             size = module.weight.detach().square().mean().sqrt().item()
             groups.append({"params": [module.weight, module.bias], "lr": rate * 2e-3 * size})
-            groups.append({"params": [module.log_scale], "lr": rate * 1e-3})
-            groups.append({"params": [module.log_step], "lr": rate * 1e-2})
+            if not isinstance(module, QuantisedHead):
+                groups.append({"params": [module.log_scale], "lr": rate * 1e-3})
+                groups.append({"params": [module.log_step], "lr": rate * 1e-2})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     # Warm-up, then the half of a cosine.
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -303,8 +347,8 @@ class _Graph:
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its inputs ``planes (1, h, w, 24)`` and ``means``, uint8, hold a frame as `runtime.fold_planes` and
-    `runtime.fold_means` give it; its output ``sharp`` is folded likewise. The other inputs are float: ``stretch``
+    Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, hold a frame as `runtime.fold_planes` and
+    `runtime.fold_cells` give it; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch``
     `(1, 1, 1, 1)` and ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep``
     is 1 for sharpened planes and 0 for the residual alone, 128 being none. Details are multiplied after the first
     convolution, so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
@@ -320,17 +364,18 @@ def build_model(quantised, metadata):
         return graph.add("Transpose", x, perm=[0, 2, 3, 1])
 
     def arrays(module):
-        return [t.detach().numpy() for t in (module.weight_integers(), module.log_scale.exp(), module.bias)]
+        return [t.detach().numpy() for t in (module.weight_integers(), module.scales(), module.bias)]
 
     def layer(module, x):
-        steps = module.log_step.detach().exp().numpy().reshape(1, -1, 1, 1)
+        steps = module.steps().detach().numpy().reshape(1, -1, 1, 1)
         x = graph.round(graph.add("Mul", x, graph.constant(1 / steps)), np.int8(0) if module.signed else np.uint8(0))
         return graph.convolve(x, *arrays(module))
 
-    pixels, means = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "means"))
-    x = graph.round(graph.add("Sub", pixels, means), np.uint8(128))  # ONNX Runtime cannot move int8 beyond a Transpose
-    *weights, bias = arrays(quantised.head)
-    x = graph.add("Mul", graph.convolve(to_front(x), *weights), "stretch")
+    pixels, cells = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "cells"))
+    x = graph.round(cells, np.uint8(0))  # rounds nothing, and says that it has 8 bits
+    weights, scales, bias = arrays(quantised.head)
+    weights = np.concatenate([weights, quantised.head.mean_weights().detach().numpy()], axis=1)
+    x = graph.add("Mul", graph.convolve(to_front(x), weights, scales), "stretch")
     x = graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1))))
     for block in quantised.body:
         x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
@@ -342,8 +387,8 @@ def build_model(quantised, metadata):
     graph.add("QuantizeLinear", graph.add("Add", kept, change), one, zero, output="sharp")  # rounds and saturates
 
     tensor = helper.make_tensor_value_info
-    inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", 24])]
-    inputs.append(tensor("means", TensorProto.UINT8, [1, "height", "width", 24]))
+    inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED)])]
+    inputs.append(tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)]))
     inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
     inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, 24]))
     outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]

@@ -30,7 +30,10 @@ from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 2  # of an int8 network's inputs and outputs, `fold_means` included; raise it when they change
+ARTEFACT_FORMAT = 3  # of an int8 network's inputs and outputs, `fold_cells` included; raise it when they change
+
+# Channels of folded luma, u and v, and of their means beside them: see `fold_cells`.
+FOLDED, MEANS = (16, 4, 4), (4, 2, 2)
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
@@ -38,13 +41,14 @@ _LIMITED_RANGE_SCALE = (219, 224)
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
-_FRAMES_TO_WIN = 10  # that a network for a part of the picture would have had to do before it is compiled
+_WINDOW = 64  # cells of 4x4 pixels a side of the parts of a frame that are computed alone
+_FRAMES_TO_WIN = 10  # that such parts would have done for, before a network is compiled for them
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_PLANES, _FACTOR, _FACTORS = [1, -1, -1, 24], [1, 1, 1, 1], [1, 1, 1, 24]
+_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED)], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED)]
 _PORTS = {  # name: type and shape, -1 being any
     "planes": ("u8", _PLANES),
-    "means": ("u8", _PLANES),
+    "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
     "stretch": ("f32", _FACTOR),
     "amount": ("f32", _FACTORS),
     "keep": ("f32", _FACTOR),
@@ -287,41 +291,50 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v, out=None):
+def fold_planes(y, u, v):
     """Fold planes to 24 channels, the last axis: 16 of luma (rows, then columns, of 4x4 pixels), 4 of each chroma.
-
-    Pixels are moved four at a time, as one int32: half a millisecond for a 1080p frame.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
-        out: array of the result's shape to write to.
 
     Returns:
         uint8 array ``(H/4, W/4, 24)``.
     """
-    chroma = [cv2.merge([plane[row::2].view(np.uint16) for row in range(2)]) for plane in (u, v)]  # (H/4, W/4, 2)
-    quads = [y[row::4].view(np.int32) for row in range(4)] + [pair.view(np.int32)[..., 0] for pair in chroma]
-    return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
+    return _merge(_quads(y, u, v))
 
 
-def fold_means(y, u, v, out=None):
-    """The local means (`models.local_mean`) of planes, for each channel of `fold_planes`, rounded to codes.
+def fold_cells(y, u, v):
+    """What the student's int8 network sees of planes: as `fold_planes` gives them, and behind it their local means.
 
-    They are computed here and not in the network, where they would take a third of its time. What a plane is above its
-    means is a whole number of codes, which a network reads in 8 bits without rounding; beyond 127 it is cut off.
+    The means (`models.local_mean`) are rounded to codes, and come four times for luma and twice for each chroma: see
+    `export.QuantisedHead`. They are computed here and not in the network, where they would take a third of its time.
 
     Args:
         y, u, v: see `fold_planes`.
-        out: array of the result's shape to write to.
 
     Returns:
-        uint8 array ``(H/4, W/4, 24)``.
+        uint8 array ``(H/4, W/4, 32)``.
     """
-    size, quads = (y.shape[1] // 4, y.shape[0] // 4), []
+    return _merge(_quads(y, u, v) + _mean_quads(y, u, v))
+
+
+def _quads(y, u, v):
+    """The channels of `fold_planes`, four at a time, as int32 arrays `(H/4, W/4)`, which are moved faster."""
+    chroma = [cv2.merge([plane[row::2].view(np.uint16) for row in range(2)]) for plane in (u, v)]  # (H/4, W/4, 2)
+    return [y[row::4].view(np.int32) for row in range(4)] + [pair.view(np.int32)[..., 0] for pair in chroma]
+
+
+def _mean_quads(y, u, v):
+    """The other channels of `fold_cells`, likewise."""
+    size = (y.shape[1] // 4, y.shape[0] // 4)
     halved = cv2.resize(y, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_AREA)  # twice is faster than by 4
-    for plane, count in ((halved, 4), (u, 1), (v, 1)):
-        means = _mean_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
-        quads += [cv2.merge([means] * 4).view(np.int32)[..., 0]] * count  # four at a time, as 32 bits
+    means = [_mean_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA)) for plane in (halved, u, v)]
+    channels = [mean for mean, count in zip(means, MEANS, strict=True) for _ in range(count)]
+    return [cv2.merge(channels[i : i + 4]).view(np.int32)[..., 0] for i in range(0, len(channels), 4)]
+
+
+def _merge(quads, out=None):
+    """Put channels beside each other, in `out` where it is given; uint8."""
     return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
 
 
@@ -358,8 +371,8 @@ class OpenVINOEngine:
     the last four sizes are kept. Calls from several threads take turns.
 
     On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
-    video: nothing where both are equal, and a half or a quarter of the picture where the rectangle around all that
-    changed, and 14 cells of 4x4 pixels about it, fits into that. The result is the same bit for bit.
+    video, but only squares of 256 pixels that together hold all that changed and what that has an influence on, where
+    these are less than the frame. The result is the same bit for bit.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
@@ -394,7 +407,8 @@ class OpenVINOEngine:
         if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
         self._lock, self._networks = threading.Lock(), collections.OrderedDict()
-        self._reach, self._compiler = cell_reach(student), None
+        self._reach = cell_reach(student)
+        self._part, self._compiler, self._wishes = None, None, 0  # for parts of frames of all sizes
         try:
             self._core = openvino.Core()
             self._check_device()
@@ -432,8 +446,9 @@ class OpenVINOEngine:
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            with _beside(fold_means, *padded, network.means):
-                fold_planes(*padded, network.incoming)
+            quads = _quads(*padded)
+            _merge(quads, network.incoming)
+            _merge(quads + _mean_quads(*padded), network.cells)
             self._update(network, parameters, (scale, strength, keep))
             return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
 
@@ -445,60 +460,46 @@ class OpenVINOEngine:
         """
         known = network.settings == settings and self.device == "CPU"
         network.settings = None  # should anything fail, nothing is known
-        box = _changed_box(network.planes, network.incoming) if known else _whole(network.planes)
+        windows = self._windows(network.planes, network.incoming) if known else None
         network.planes, network.incoming = network.incoming, network.planes
-        window = self._window(network, box) if box else None
-        if window:
-            part, source, target, result = window
-            part.planes[...], part.means[...] = network.planes[source], network.means[source]
-            part.infer(parameters)
-            network.sharp[target] = part.sharp[result]
-        elif box:
+        if windows is None:
             network.infer(parameters)
+        for source, target, result in windows or ():
+            self._part.planes[...], self._part.cells[...] = network.planes[source], network.cells[source]
+            self._part.infer(parameters)
+            network.sharp[target] = self._part.sharp[result]
         network.settings = settings
 
-    def _window(self, network, box):
-        """What to compute instead of the frame where only the cells in `box` changed; None where that is all of it.
-
-        Returns:
-            ``(part, source, target, result)``: a `_FrameNetwork`, which cells of the frame it reads, which of them it
-            is to renew, and where those are in what it gives.
-        """
-        frame, wished = network.sharp.shape[:2], None
-        for size in _window_sizes(*frame):
-            places = [_place(*arguments, self._reach) for arguments in zip(box, frame, size, strict=True)]
-            if None in places:
-                continue
-            if size not in network.windows:
-                wished = wished or size
-            elif network.windows[size]:
-                source, target, result = zip(*places, strict=True)
-                return network.windows[size], source, target, result
-        if wished:
-            self._wish(network, wished)
-        return None
+    def _windows(self, before, after):
+        """What to compute of a frame, from folded planes of the one before and of this one; None if it is all of it."""
+        changed = _changed_cells(before, after)
+        windows = None if changed is None else _cover(changed, self._reach)
+        if windows and not self._part:  # it does not compile, or does not exist yet
+            if self._part is None:
+                self._wish()
+            return None
+        return windows
 
     def settle(self):
-        """Wait for a network that is being compiled for a part of the picture, if there is one."""
+        """Wait for the network for parts of the picture that is being compiled, if it is."""
         if self._compiler and self._compiler.is_alive():
             self._compiler.join()
 
-    def _wish(self, network, size):
-        """Count a frame for which a network of this size would do, and after some of them compile it beside."""
-        network.wishes[size] += 1
+    def _wish(self):
+        """Count a frame that parts would do for, and after some of them compile a network for these beside."""
+        self._wishes += 1
         busy = self._compiler and self._compiler.is_alive()
-        if network.wishes[size] >= _FRAMES_TO_WIN and not busy:
-            self._compiler = threading.Thread(target=self._add_window, args=(network, size), name="compile")
+        if self._wishes >= _FRAMES_TO_WIN and not busy:
+            self._compiler = threading.Thread(target=self._add_part, name="compile")
             with contextlib.suppress(RuntimeError):  # there can be no more threads: frames are computed as a whole
                 self._compiler.start()
 
-    def _add_window(self, network, size):
+    def _add_part(self):
         try:
-            part = self._compile(*size)
+            self._part = self._compile(_WINDOW, _WINDOW)
         except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
             log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
-            part = None
-        network.windows[size] = part
+            self._part = False
 
     def _network_for(self, rows, columns):
         """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
@@ -511,7 +512,7 @@ class OpenVINOEngine:
 
     def _compile(self, rows, columns):
         network = self._network.clone()
-        network.reshape({name: [1, rows, columns, 24] for name in ("planes", "means")})
+        network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
@@ -553,8 +554,9 @@ class OpenVINOEngine:
 
     def _check_sizes(self, network, cells):
         """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than the student."""
-        channels = max(module.out_channels for module in self._student.modules() if isinstance(module, torch.nn.Conv2d))
-        limit = max(cells * channels, *(weights.numel() for weights in self._student.parameters()))
+        channels = [module.out_channels for module in self._student.modules() if isinstance(module, torch.nn.Conv2d)]
+        weights = [weights.numel() for weights in self._student.parameters()]
+        limit = max(cells * max(*channels, _PORTS["cells"][1][-1]), *weights)
         for operation in network.get_ops():
             for port in operation.outputs():
                 if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
@@ -574,101 +576,89 @@ class OpenVINOEngine:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
 
-@contextlib.contextmanager
-def _beside(function, *arguments):
-    """Run a function in a thread of its own during the block; what it raises is raised at the end of that.
-
-    Not in a pool of threads: those end with the main thread, and are missing after a fork.
-    """
-    errors = []
-
-    def work():
-        try:
-            function(*arguments)
-        except BaseException as error:  # for the thread that waits
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 class _FrameNetwork:
     """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:
-        planes, means, sharp: uint8 arrays ``(rows, columns, 24)``: a folded frame, and what the network made of it.
+        planes, cells: uint8 arrays ``(rows, columns, 24)`` and ``(rows, columns, 32)``: a frame, folded.
+        sharp: what the network made of it, like `planes`.
         incoming: another, for the next frame.
         settings: what `sharp` was made with; None where it does not belong to `planes`.
-        windows: such networks for parts of the frame, by their ``(rows, columns)``; None where one does not compile.
-        wishes: how many frames each of those that are not there would have served.
     """
 
     def __init__(self, request, tensor, rows, columns):
         self._request, self._tensor = request, tensor
         arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
         self._parameters = arrays
-        self.incoming, self.planes, self.means, self.sharp = (np.zeros((rows, columns, 24), np.uint8) for _ in range(4))
-        for name, array in {**arrays, "means": self.means[None], "sharp": self.sharp[None]}.items():
+        self.incoming, self.planes, self.cells, self.sharp = (
+            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", "sharp")
+        )
+        for name, array in {**arrays, "cells": self.cells[None], "sharp": self.sharp[None]}.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
-        self.settings, self.windows, self.wishes = None, {}, collections.Counter()
+        self.settings = None
 
     def infer(self, parameters):
-        """Make `sharp` of `planes` and `means`, with numbers or arrays for the network's float inputs."""
+        """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
         for name, value in parameters.items():
             self._parameters[name][...] = value
         self._request.set_tensor("planes", self._tensor(self.planes[None], shared_memory=True))
         self._request.infer()
 
 
-def _whole(planes):
-    """The box of all cells of folded planes; see `_changed_box`."""
-    return tuple((0, length) for length in planes.shape[:2])
+def _changed_cells(before, after):
+    """Where folded planes differ: bool ``(rows, columns)``; None if too much of them does to look any closer.
 
-
-def _changed_box(before, after):
-    """Spans ``(begin, end)`` of rows and of columns outside of which folded planes are equal; None if all of them are.
-
-    Where each sixteenth row shows that no part of the frame will do, the others are not looked at.
+    That every sixteenth row shows.
     """
-    spans = None
     for step in (16, 1):
         differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
-        differs = differs.reshape(len(differs), -1)
-        rows, columns = (np.flatnonzero(found) for found in (differs.any(axis=1), differs.any(axis=0)))
-        if len(rows):
-            spans = (step * rows[0], step * rows[-1] + 1), (columns[0] // 3, columns[-1] // 3 + 1)
-            if all(end - begin > length // 2 for (begin, end), length in zip(spans, before.shape[:2], strict=True)):
-                return _whole(before)
-    return spans
+        changed = differs[..., 0] | differs[..., 1] | differs[..., 2]
+        if np.count_nonzero(changed) > 0.7 * changed.size:
+            return None
+    return changed
 
 
-def _window_sizes(rows, columns):
-    """Sizes of the parts of a frame that are computed alone, in cells: a quarter of it, and halves."""
-    return (rows // 2, columns // 2), (rows, columns // 2), (rows // 2, columns)
+def _cover(changed, reach):
+    """Windows of a frame that hold all that has to be computed again.
 
+    A cell's output depends on the input up to `reach` cells away, of which the last lies behind the local means, which
+    are computed for the whole frame. Beyond the frame's edge a window sees what the frame would.
 
-def _place(span, length, size, reach):
-    """How a window lies along one side of a frame in which the cells of `span` changed.
-
-    A cell's output depends on the input up to `reach` cells away, so that the changes are seen by so many cells around,
-    and these look at as many again. Beyond the frame's edge a window sees what the frame would.
+    Args:
+        changed: bool ``(rows, columns)``, which cells of the input did.
+        reach: see `cell_reach`.
 
     Returns:
-        Slices of the frame that the window reads and that it is to renew, and that of the window which lies there; None
-        if it is too small.
+        List of ``(source, target, result)``, each slices of rows and of columns: what of the frame a window reads and
+        what of that it renews, and where this lies in the window. None where they would take longer than the frame.
     """
-    low, high = max(span[0] - 2 * reach, 0), min(span[1] + 2 * reach, length)
-    if high - low > size:
+    wanted = cv2.dilate(changed.view(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)).view(bool)
+    if not wanted.any():
+        return []
+    if min(wanted.shape) < _WINDOW or np.count_nonzero(wanted) > 0.6 * wanted.size:
         return None
-    begin = min(low, length - size)
-    low, high = max(span[0] - reach, 0), min(span[1] + reach, length)
-    return slice(begin, begin + size), slice(low, high), slice(low - begin, high - begin)
+    place, windows = functools.partial(_place, margin=reach - 1), []
+    while wanted.any():
+        if (len(windows) + 1) * _WINDOW**2 > 0.9 * wanted.size:
+            return None
+        _, strip, _ = place(np.argmax(wanted.any(axis=1)), wanted.shape[0])
+        columns = place(np.argmax(wanted[strip].any(axis=0)), wanted.shape[1])
+        first = strip.start + np.argmax(wanted[strip, columns[1]].any(axis=1))
+        windows.append(tuple(zip(place(first, wanted.shape[0]), columns, strict=True)))
+        wanted[windows[-1][1]] = False
+    return windows
+
+
+def _place(first, length, margin):
+    """How a window lies along one side of a frame so that `first` is the first cell that it renews, or one of these.
+
+    Returns:
+        Slices ``source, target, result``: see `_cover`.
+    """
+    begin = int(min(max(first - margin, 0), length - _WINDOW))
+    end = begin + _WINDOW
+    low, high = begin + margin if begin else 0, end - margin if end < length else length
+    return slice(begin, end), slice(low, high), slice(low - begin, high - begin)
 
 
 def _described(port):

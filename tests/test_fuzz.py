@@ -298,7 +298,7 @@ def _other_shape(model):
 def _other_name(model):
     model.graph.input[1].name = "more"
     for node in model.graph.node:
-        node.input[:] = ["more" if name == "means" else name for name in node.input]
+        node.input[:] = ["more" if name == "cells" else name for name in node.input]
 
 
 def _insert(model, node, *constants):
