@@ -42,6 +42,7 @@ STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 _WINDOW = 64  # cells of 4x4 pixels a side of the parts of a frame that are computed alone
+_WORTHWHILE = 0.4  # of a frame; where more has to be renewed, parts take as long with their borders
 _FRAMES_TO_WIN = 10  # that such parts would have done for, before a network is compiled for them
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
@@ -472,7 +473,7 @@ class OpenVINOEngine:
 
     def _windows(self, before, after):
         """What to compute of a frame, from folded planes of the one before and of this one; None if it is all of it."""
-        changed = _changed_cells(before, after)
+        changed = _changed_cells(before, after, self._reach)
         windows = None if changed is None else _cover(changed, self._reach)
         if windows and not self._part:  # it does not compile, or does not exist yet
             if self._part is None:
@@ -605,17 +606,19 @@ class _FrameNetwork:
         self._request.infer()
 
 
-def _changed_cells(before, after):
-    """Where folded planes differ: bool ``(rows, columns)``; None if too much of them does to look any closer.
-
-    That every sixteenth row shows.
-    """
+def _changed_cells(before, after, reach):
+    """Where folded planes differ: bool ``(rows, columns)``; None if it is too much, as every sixteenth row shows."""
     for step in (16, 1):
         differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
         changed = differs[..., 0] | differs[..., 1] | differs[..., 2]
-        if np.count_nonzero(changed) > 0.7 * changed.size:
+        if step > 1 and _surroundings(changed, 0, reach).mean() > _WORTHWHILE:
             return None
     return changed
+
+
+def _surroundings(cells, rows, columns):
+    """The cells that have one of these within so many rows and columns: bool arrays."""
+    return cv2.dilate(cells.view(np.uint8), np.ones((2 * rows + 1, 2 * columns + 1), np.uint8)).view(bool)
 
 
 def _cover(changed, reach):
@@ -632,14 +635,14 @@ def _cover(changed, reach):
         List of ``(source, target, result)``, each slices of rows and of columns: what of the frame a window reads and
         what of that it renews, and where this lies in the window. None where they would take longer than the frame.
     """
-    wanted = cv2.dilate(changed.view(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)).view(bool)
+    wanted = _surroundings(changed, reach, reach)
     if not wanted.any():
         return []
-    if min(wanted.shape) < _WINDOW or np.count_nonzero(wanted) > 0.6 * wanted.size:
+    if min(wanted.shape) < _WINDOW or wanted.mean() > _WORTHWHILE:
         return None
     place, windows = functools.partial(_place, margin=reach - 1), []
     while wanted.any():
-        if (len(windows) + 1) * _WINDOW**2 > 0.9 * wanted.size:
+        if (len(windows) + 1) * _WINDOW**2 > 0.8 * wanted.size:
             return None
         _, strip, _ = place(np.argmax(wanted.any(axis=1)), wanted.shape[0])
         columns = place(np.argmax(wanted[strip].any(axis=0)), wanted.shape[1])
