@@ -582,8 +582,8 @@ class _FrameNetwork:
 
     Attributes:
         planes, cells: uint8 arrays ``(rows, columns, 24)`` and ``(rows, columns, 32)``: a frame, folded.
-        sharp: what the network made of it, like `planes`.
-        incoming: another, for the next frame.
+        incoming: for the planes of the next frame.
+        sharp: what the network made of `planes`.
         settings: what `sharp` was made with; None where it does not belong to `planes`.
     """
 
@@ -638,7 +638,7 @@ def _cover(changed, reach):
     wanted = _surroundings(changed, reach, reach)
     if not wanted.any():
         return []
-    if min(wanted.shape) < _WINDOW or wanted.mean() > _WORTHWHILE:
+    if 2 * reach > _WINDOW or min(wanted.shape) < _WINDOW or wanted.mean() > _WORTHWHILE:
         return None
     place, windows = functools.partial(_place, margin=reach - 1), []
     while wanted.any():
@@ -677,7 +677,7 @@ def _cache_folder():
 def _usable_folder(folder):
     """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
 
-    What was written longest ago is removed from it: each size of frames leaves up to four files of 0.2 MB.
+    What was written longest ago is removed from it: each size of frames leaves a file of 0.2 MB.
     """
     try:
         folder = Path(folder or _cache_folder())
