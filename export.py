@@ -62,9 +62,10 @@ OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
-DISTILLATION_STEPS, FINISHING_STEPS = 6000, 12000
-FINISHING_RATE = 0.5  # of distillation's learning rates
+DISTILLATION_STEPS, FINISHING_STEPS, CLOSING_STEPS = 6000, 12000, 2500
+FINISHING_RATE, CLOSING_RATE = 0.5, 0.25  # of distillation's learning rates
 IMITATION = 0.0005  # of the float student, beside the truth
+CLOSENESS, NEAR = 0.004, 3  # of the two in the closing steps, where they are more than so many codes apart
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -237,7 +238,7 @@ def imitation_loss(quantised, student, x):
     return sum((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (errors, errors * flatness))
 
 
-def finishing_loss(quantised, student, batch, config):
+def finishing_loss(quantised, student, batch, config, closeness=0.0):
     """What the student was trained with, `train.distillation_loss`, and a little of `imitation_loss`.
 
     Without the latter the network gains SSIM and loses PSNR, at last more than rounding costs.
@@ -245,6 +246,7 @@ def finishing_loss(quantised, student, batch, config):
     Args:
         batch: collated items of `dataset.PairDataset`.
         config: of the student's training.
+        closeness: weight of the squares of what the answers differ by beyond `NEAR` codes, at letters' edges.
     """
     y, uv = batch["input"]
     codes = [(plane * 255).round().byte().numpy() for plane in (y[:, 0], uv)]
@@ -252,7 +254,9 @@ def finishing_loss(quantised, student, batch, config):
     change = residual(quantised, x)
     output = y + F.pixel_shuffle(change[:, :16], 4) / 255, uv + F.pixel_shuffle(change[:, 16:], 2) / 255
     loss = distillation_loss(output, batch, config, config.epochs * config.steps_per_epoch)["loss"]
-    return loss + IMITATION * imitation_loss(change, residual(student, x), x)
+    target = residual(student, x)
+    apart = F.relu((change - target).abs() - NEAR)[..., 2:-2, 2:-2]
+    return loss + IMITATION * imitation_loss(change, target, x) + closeness * apart.square().mean()
 
 
 def optimise(quantised, loss, batches, steps, rate=1.0, progress=True):
@@ -301,16 +305,20 @@ def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32)
     optimise(quantised, loss, draw(), steps, progress=progress)
 
 
-def finish(quantised, student, config, pairs, steps, progress=True, batch=12):
-    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says."""
+def finish(quantised, student, config, pairs, steps, rate=FINISHING_RATE, closeness=0.0, progress=True, batch=12):
+    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says.
+
+    Args:
+        rate, closeness: see `optimise` and `finishing_loss`.
+    """
     crops = PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
     order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
     batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
 
     def loss(items):
-        return finishing_loss(quantised, student, items, config)
+        return finishing_loss(quantised, student, items, config, closeness)
 
-    optimise(quantised, loss, batches, steps, FINISHING_RATE, progress)
+    optimise(quantised, loss, batches, steps, rate, progress)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -422,7 +430,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
         output: file to write; by default the one beside the checkpoint where `runtime.make_engine` looks for it.
         data: folder with what the student was trained on, `data_root` of its configuration.
         frames: pictures of 256x256 to measure on, and to train on where there is no data, see `calibration_details`.
-        steps: of training; by default `FINISHING_STEPS` with data, else `DISTILLATION_STEPS`.
+        steps: of training; by default `FINISHING_STEPS` and then `CLOSING_STEPS` with data, else `DISTILLATION_STEPS`.
 
     Returns:
         The path of the file.
@@ -434,15 +442,16 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     if not isinstance(original, Student):
         raise CheckpointError(f"{checkpoint} holds an adapted teacher: to run as an int8 network, a student is needed")
     config = None if data is None else training_config(checkpoint, meta, data)
-    if steps is None:
-        steps = FINISHING_STEPS if config else DISTILLATION_STEPS
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
         pairs, validation_pairs, soft_pairs, _ = prepare_data(config, torch.device("cpu"), progress)
-        finish(quantised, student, config, pairs, steps, progress)
-        note = f"trained in {steps} steps on the student's pairs"
+        steps, closing = (FINISHING_STEPS, CLOSING_STEPS) if steps is None else (steps, steps)
+        finish(quantised, student, config, pairs, steps, progress=progress)
+        finish(quantised, student, config, pairs, closing, CLOSING_RATE, CLOSENESS, progress)
+        note = f"trained in {steps} and {closing} steps on the student's pairs"
     else:
+        steps = DISTILLATION_STEPS if steps is None else steps
         distil(quantised, student, samples, steps, progress)
         note = f"distilled in {steps} steps"
     metadata = {

@@ -26,6 +26,7 @@ import runtime
 from config import Config
 from dataset import Pair, PairDataset, make_pair
 from export import (
+    NEAR,
     WEIGHT_LIMIT,
     QuantisedHead,
     calibration_details,
@@ -470,6 +471,11 @@ def test_finishing_has_the_loss_of_the_training(exported):
         expected = distillation_loss(student(*batch["input"]), batch, config, config.epochs * config.steps_per_epoch)
         found = finishing_loss(in_codes(student), in_codes(student), batch, config)
     assert found.item() == pytest.approx(expected["loss"].item(), rel=0.01)
+    apart = in_codes(student)
+    apart.tail.bias += NEAR + 2
+    with torch.no_grad():
+        losses = [finishing_loss(apart, in_codes(student), batch, config, closeness) for closeness in (0, 0.5)]
+    assert losses[1] - losses[0] == pytest.approx(0.5 * 2**2, rel=1e-3)
     quantised = quantise(in_codes(student), calibration_details(1))
     finishing_loss(quantised, in_codes(student), batch, config).backward()
     slopes = [weights.grad for weights in quantised.parameters() if weights.requires_grad]
