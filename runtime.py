@@ -555,9 +555,11 @@ class OpenVINOEngine:
 
     def _check_sizes(self, network, cells):
         """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than the student."""
-        channels = [module.out_channels for module in self._student.modules() if isinstance(module, torch.nn.Conv2d)]
-        weights = [weights.numel() for weights in self._student.parameters()]
-        limit = max(cells * max(*channels, _PORTS["cells"][1][-1]), *weights)
+        convolutions = [module for module in self._student.modules() if isinstance(module, torch.nn.Conv2d)]
+        seen = _PORTS["cells"][1][-1]
+        weights = [module.weight.numel() for module in convolutions]
+        weights[0] = weights[0] // sum(FOLDED) * seen  # the first one reads means, too
+        limit = max(cells * max(seen, *(module.out_channels for module in convolutions)), *weights)
         for operation in network.get_ops():
             for port in operation.outputs():
                 if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
