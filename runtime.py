@@ -558,7 +558,7 @@ class OpenVINOEngine:
         convolutions = [module for module in self._student.modules() if isinstance(module, torch.nn.Conv2d)]
         seen = _PORTS["cells"][1][-1]
         weights = [module.weight.numel() for module in convolutions]
-        weights[0] = weights[0] // sum(FOLDED) * seen  # the first one reads means, too
+        weights.append(self._student.head.weight[:, 0].numel() * seen)  # the first one reads means, too
         limit = max(cells * max(seen, *(module.out_channels for module in convolutions)), *weights)
         for operation in network.get_ops():
             for port in operation.outputs():

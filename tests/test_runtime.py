@@ -351,6 +351,17 @@ def test_other_settings_are_computed_anew(soft, computed):
         assert (found[i][0] != found[j][0]).any()
 
 
+@pytest.mark.parametrize("name", ["_quads", "_mean_quads"])
+def test_a_failure_of_folding_is_no_secret(soft, monkeypatch, name):
+    engine = fresh()
+    engine(255 - soft[0], soft[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, name, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine(*soft)
+    assert_same(engine(*soft), fresh()(*soft))
+
+
 def test_after_a_failure_all_is_computed_anew(soft, monkeypatch):
     engine, infer = fresh(), runtime._FrameNetwork.infer
     engine(*soft)
