@@ -411,7 +411,8 @@ class OpenVINOEngine:
         self._reach = cell_reach(student)
         self._part, self._compiler, self._wishes = None, None, 0  # for parts of frames of all sizes
         try:
-            self._core = openvino.Core()
+            with _openvino_lock:
+                self._core = _core()
             self._check_device()
             self._network = self._read(path)
             self._test()
@@ -664,6 +665,19 @@ def _place(first, length, margin):
     end = begin + _WINDOW
     low, high = begin + margin if begin else 0, end - margin if end < length else length
     return slice(begin, end), slice(low, high), slice(low - begin, high - begin)
+
+
+@functools.cache
+def _core():
+    """OpenVINO's core, one for the whole process and until its end.
+
+    Each core gives the thread that first uses its CPU device another stack for signal handlers, and takes it away when
+    it is dropped. Where cores are not dropped in the reverse order, or in another thread, that leaves the thread with a
+    stack that is gone, and the next Ctrl-C ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _described(port):

@@ -219,9 +219,25 @@ else:
     os._exit(0)
 """
 
+AFTER_CTRL_C = """
+import signal
+from inference import RealTimeSharpener
+sharpeners = [RealTimeSharpener(device="openvino") for _ in range(3)]
+while sharpeners:
+    sharpeners.pop(0)  # OpenVINO's cores want to be dropped the other way round
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("sharpened")
+"""
 
-@pytest.mark.parametrize("program", [AFTER_THE_END, IN_A_CHILD], ids=["after the main thread's end", "after a fork"])
-def test_other_threads_and_processes_go_on(program):
+
+@pytest.mark.parametrize(
+    "program",
+    [AFTER_THE_END, IN_A_CHILD, AFTER_CTRL_C],
+    ids=["after the main thread's end", "after a fork", "after Ctrl-C"],
+)
+def test_threads_and_processes_go_on(program):
     if "fork" in program and sys.platform != "linux":
         pytest.skip("it is on Linux that processes are forked")
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
