@@ -1015,8 +1015,9 @@ def read_ahead(items, depth=4):
 def write_behind(write, depth=4):
     """Call `write` in a thread, at most `depth` items behind; gives a function that takes an item in its stead.
 
-    What `write` raises, that function raises when it is called next, or the end of the block. Then, or when the block
-    fails, items that still wait are dropped. The thread alone calls `write`; when the block ends, it has ended.
+    What `write` raises, that function raises when it is called next, or the end of the block; then items that still
+    wait are dropped, as they are where Ctrl-C ends the block. Where another exception does, they are written. The thread
+    alone calls `write`; when the block ends, it has ended.
     """
     waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
@@ -1038,12 +1039,19 @@ def write_behind(write, depth=4):
         with contextlib.suppress(queue.Full):  # then an item wakes the thread
             waiting.put_nowait(_END)
 
+    def finish():
+        waiting.put(_END)
+        thread.join()
+
     thread = threading.Thread(target=consume, name="write behind", daemon=True)
     thread.start()
     try:
-        yield enqueue
-        waiting.put(_END)
-        thread.join()
+        try:
+            yield enqueue
+        except Exception:
+            finish()
+            raise
+        finish()
         if failures:
             raise failures[0]
     finally:
