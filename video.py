@@ -967,7 +967,7 @@ _END = object()
 
 
 @contextlib.contextmanager
-def read_ahead(items, depth=4):
+def read_ahead(items, depth=2):
     """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
 
         with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
@@ -1012,7 +1012,7 @@ def read_ahead(items, depth=4):
 
 
 @contextlib.contextmanager
-def write_behind(write, depth=4):
+def write_behind(write, depth=2):
     """Call `write` in a thread, at most `depth` items behind; gives a function that takes an item in its stead.
 
     What `write` raises, that function raises when it is called next, or the end of the block; then items that still
