@@ -335,7 +335,10 @@ class VideoReader:
             raise VideoError(
                 f"{self.source} holds video of an unknown kind: it is damaged, or convert it to H.264 first"
             )
-        self._stream.thread_type = "AUTO"
+        # Each thread that decodes a frame of its own holds one back, which in a live stream is time. In a file it is
+        # memory, and half of the cores are for those who sharpen and encode.
+        self._stream.thread_type = "SLICE" if "://" in self.source else "AUTO"
+        self._stream.codec_context.thread_count = max(1, (os.cpu_count() or 1) // 2)
         self._check_size(self._stream.width, self._stream.height)
         self._stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # should a frame be another
         every = self._container.streams

@@ -4,6 +4,7 @@ import functools
 import http.server
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -828,6 +829,36 @@ def test_addresses_are_read_like_files(tmp_path):
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_frames_of_a_live_stream_come_as_they_arrive(tmp_path):
+    times = range(0, 2000, 40)
+    data = encode(tmp_path / "in.ts", times=times, options={"tune": "zerolatency", "g": "20"}).read_bytes()
+    found, ended = [], threading.Event()
+
+    def send():
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(data)
+            ended.wait(20)
+
+    def read():
+        with VideoReader(f"tcp://127.0.0.1:{server.getsockname()[1]}") as reader:
+            found.extend(None for _ in reader)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threads = [threading.Thread(target=work) for work in (send, read)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 15
+        while len(found) < len(times) - 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        count = len(found)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert count >= len(times) - 2  # the last of a stream is known when the next begins
+    assert len(found) == len(times)
 
 
 def test_a_reader_runs_once(tmp_path):
