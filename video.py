@@ -1019,8 +1019,8 @@ def write_behind(write, depth=2):
     """Call `write` in a thread, at most `depth` items behind; gives a function that takes an item in its stead.
 
     What `write` raises, that function raises when it is called next, or the end of the block; then items that still
-    wait are dropped, as they are where Ctrl-C ends the block. Where another exception does, they are written. The thread
-    alone calls `write`; when the block ends, it has ended.
+    wait are dropped, as they are where Ctrl-C ends the block. Where another exception does, they are written. The
+    thread alone calls `write`; when the block ends, it has ended.
     """
     waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
