@@ -51,7 +51,7 @@ from runtime import (
     DeviceError,
     OpenVINOEngine,
     artefact_path,
-    fold_cells,
+    fold_planes,
     pad_planes,
     weights_digest,
 )
@@ -73,7 +73,7 @@ CLOSENESS, NEAR = 0.004, 3  # of the two in the closing steps, where they are mo
 
 def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
-    cells = torch.from_numpy(fold_cells(*pad_planes(y, uv))).permute(2, 0, 1)[None].float()
+    cells = torch.from_numpy(fold_planes(*pad_planes(y, uv))[1]).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
     return folded - torch.cat([m[:, :1].expand(-1, count, -1, -1) for m, count in zip(means, FOLDED, strict=True)], 1)
 
@@ -169,7 +169,7 @@ class QuantisedHead(QuantisedConv):
         return torch.stack(needed).amax(dim=0).clamp(min=1e-9)
 
     def mean_weights(self):
-        """What the channels of means in `runtime.fold_cells` are multiplied by: integers `(O, sum(MEANS), k, k)`."""
+        """What the channels of means in `runtime.fold_planes` are multiplied by: integers `(O, sum(MEANS), k, k)`."""
         shared = []
         for weights, shares in zip(self.weight_integers().split(FOLDED, dim=1), MEANS, strict=True):
             rest = -weights.sum(dim=1)
@@ -355,11 +355,11 @@ class _Graph:
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, hold a frame as `runtime.fold_planes` and
-    `runtime.fold_cells` give it; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch``
-    `(1, 1, 1, 1)` and ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep``
-    is 1 for sharpened planes and 0 for the residual alone, 128 being none. Details are multiplied after the first
-    convolution, so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
+    Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
+    frame; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` and
+    ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for sharpened
+    planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution, so that it
+    reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
 
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """

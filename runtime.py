@@ -30,9 +30,9 @@ from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 3  # of an int8 network's inputs and outputs, `fold_cells` included; raise it when they change
+ARTEFACT_FORMAT = 3  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
 
-# Channels of folded luma, u and v, and of their means beside them: see `fold_cells`.
+# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`.
 FOLDED, MEANS = (16, 4, 4), (4, 2, 2)
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
@@ -292,41 +292,33 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v):
-    """Fold planes to 24 channels, the last axis: 16 of luma (rows, then columns, of 4x4 pixels), 4 of each chroma.
+def fold_planes(y, u, v, planes=None, cells=None):
+    """Fold a frame as the student's int8 network reads it, channels last.
+
+    The planes alone are what it adds its residual to. What it sees has their local means (`models.local_mean`) behind
+    them, rounded to codes, four times for luma and twice for each chroma: see `export.QuantisedHead`. They are computed
+    here and not in the network, where they would take a third of its time.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
+        planes, cells: arrays to fill; None makes new ones.
 
     Returns:
-        uint8 array ``(H/4, W/4, 24)``.
+        uint8 arrays: planes ``(H/4, W/4, 24)``, 16 channels of luma (rows, then columns, of 4x4 pixels) and 4 of each
+        chroma; cells ``(H/4, W/4, 32)``.
     """
-    return _merge(_quads(y, u, v))
-
-
-def fold_cells(y, u, v):
-    """What the student's int8 network sees of planes: as `fold_planes` gives them, and behind it their local means.
-
-    The means (`models.local_mean`) are rounded to codes, and come four times for luma and twice for each chroma: see
-    `export.QuantisedHead`. They are computed here and not in the network, where they would take a third of its time.
-
-    Args:
-        y, u, v: see `fold_planes`.
-
-    Returns:
-        uint8 array ``(H/4, W/4, 32)``.
-    """
-    return _merge(_quads(y, u, v) + _mean_quads(y, u, v))
+    quads = _quads(y, u, v)
+    return _merge(quads, planes), _merge(quads + _mean_quads(y, u, v), cells)
 
 
 def _quads(y, u, v):
-    """The channels of `fold_planes`, four at a time, as int32 arrays `(H/4, W/4)`, which are moved faster."""
+    """The channels of folded planes, four at a time, as int32 arrays `(H/4, W/4)`, which are moved faster."""
     chroma = [cv2.merge([plane[row::2].view(np.uint16) for row in range(2)]) for plane in (u, v)]  # (H/4, W/4, 2)
     return [y[row::4].view(np.int32) for row in range(4)] + [pair.view(np.int32)[..., 0] for pair in chroma]
 
 
 def _mean_quads(y, u, v):
-    """The other channels of `fold_cells`, likewise."""
+    """The channels of means behind them, likewise."""
     size = (y.shape[1] // 4, y.shape[0] // 4)
     halved = cv2.resize(y, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_AREA)  # twice is faster than by 4
     means = [_mean_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA)) for plane in (halved, u, v)]
@@ -334,8 +326,8 @@ def _mean_quads(y, u, v):
     return [cv2.merge(channels[i : i + 4]).view(np.int32)[..., 0] for i in range(0, len(channels), 4)]
 
 
-def _merge(quads, out=None):
-    """Put channels beside each other, in `out` where it is given; uint8."""
+def _merge(quads, out):
+    """Put channels beside each other, in `out` unless it is None; uint8."""
     return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
 
 
@@ -346,7 +338,7 @@ def _mean_3x3(cells):
 
 
 def unfold_planes(folded, height, width):
-    """The inverse of `fold_planes`: new planes ``y (H, W)`` and ``uv (2, ceil(H/2), ceil(W/2))``."""
+    """The inverse of `fold_planes` without means: new planes ``y (H, W)`` and ``uv (2, ceil(H/2), ceil(W/2))``."""
     rows, columns = folded.shape[:2]
     y = np.empty((rows, 4, columns), np.int32)
     y[...] = folded.view(np.int32)[..., :4].transpose(0, 2, 1)
@@ -448,9 +440,7 @@ class OpenVINOEngine:
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            quads = _quads(*padded)
-            _merge(quads, network.incoming)
-            _merge(quads + _mean_quads(*padded), network.cells)
+            fold_planes(*padded, network.incoming, network.cells)
             self._update(network, parameters, (scale, strength, keep))
             return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
 

@@ -45,7 +45,6 @@ from runtime import (
     OpenVINOEngine,
     TorchEngine,
     artefact_path,
-    fold_cells,
     fold_planes,
     make_engine,
     pad_planes,
@@ -94,7 +93,7 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 256, (height, width), np.uint8)
     uv = rng.integers(0, 256, (2, (height + 1) // 2, (width + 1) // 2), np.uint8)
-    folded = fold_planes(*pad_planes(y, uv))
+    folded, _ = fold_planes(*pad_planes(y, uv))
     rows, columns = (-(-side // 8) * 8 for side in (height, width))
     padded = [np.pad(y, ((0, rows - height), (0, columns - width)), mode="edge")]
     padded += [
@@ -109,13 +108,12 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
 
 def test_folded_means_are_the_students(soft):
     y, uv = crop(soft, 61, 83)
-    padded = pad_planes(y, uv)
-    cells = fold_cells(*padded)
-    np.testing.assert_array_equal(cells[..., :24], fold_planes(*padded))
+    planes, cells = fold_planes(*pad_planes(y, uv))
+    np.testing.assert_array_equal(cells[..., :24], planes)
     folded = torch.from_numpy(cells).permute(2, 0, 1)[None].float()
     found = cells.transpose(2, 0, 1).astype(float)
-    for planes, means, halvings in ((0, 16), (24, 28), 2), ((16, 20), (28, 30), 1), ((20, 24), (30, 32), 1):
-        expected = local_mean(folded[:, slice(*planes)])[0].numpy()
+    for pixels, means, halvings in ((0, 16), (24, 28), 2), ((16, 20), (28, 30), 1), ((20, 24), (30, 32), 1):
+        expected = local_mean(folded[:, slice(*pixels)])[0].numpy()
         error = np.abs(found[slice(*means)] - expected[:1]).max(axis=0)
         error[:: len(error) - 1, :: len(error[0]) - 1] -= 1  # at the corners of a frame it is not quite the mean
         # All else that differs is rounding to codes, at each halving and at the end.
@@ -417,8 +415,8 @@ def test_of_many_sizes_few_are_kept(soft):
 def test_another_runtime_reads_the_same_network(released, soft):
     y, uv = crop(soft, 96, 128)
     session = onnxruntime.InferenceSession(artefact_path(RELEASED_STUDENT), providers=["CPUExecutionProvider"])
-    padded = pad_planes(y, uv)
-    inputs = {"planes": fold_planes(*padded)[None], "cells": fold_cells(*padded)[None]}
+    planes, cells = fold_planes(*pad_planes(y, uv))
+    inputs = {"planes": planes[None], "cells": cells[None]}
     inputs |= {
         name: np.ones((1, 1, 1, size), np.float32) for name, size in {"stretch": 1, "amount": 24, "keep": 1}.items()
     }
