@@ -992,7 +992,7 @@ def test_what_the_block_raises_ends_both_threads(threads, error):
         written.append(item)
 
     endless = iter(lambda: 0, 1)
-    with pytest.raises(error), read_ahead(endless) as items, write_behind(write) as put:
+    with pytest.raises(error), read_ahead(endless) as items, write_behind(write, 4) as put:
         for count, item in enumerate(items):
             put(item)
             if count == 4:
