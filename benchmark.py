@@ -289,7 +289,7 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
             data = np.frombuffer(b"".join(packets), np.uint8)
             np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
     decoded = dataset.decode_clip(packets, unit.codec)[-last:]
-    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / 25)
+    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / dataset.FRAME_RATE)
     return [dataset.resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
 
 

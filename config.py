@@ -1,6 +1,6 @@
 """Training configuration: one dataclass, overridden by YAML files, overridden by ``key=value``.
 
-python train.py configs/release.yaml data_root=/photos epochs=20
+python train.py configs/pretrain.yaml data_root=/photos epochs=20
 """
 
 import contextlib

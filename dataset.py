@@ -92,7 +92,7 @@ PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is adde
     "gate": ("gate_pairs", 2_000_003),
     "late": ("late_pairs", 3_000_009),
 }
-LATE = ("late", "gate")
+LATE = ("late", "gate")  # purposes of pairs that were coded late in a slow clip
 PART_SIZE = 32  # pairs in one file of the cache
 FRAME_RATE = 25  # told to encoders
 LEAST_FRAMES = 12  # that a video to learn from must have
@@ -820,7 +820,7 @@ def read_teacher_pairs(folder, region):
 
 
 def periodic_pattern(side, rng):
-    """Stripes, chequers or waves `(side, side)` uint8, of 1 to 6 pixels and any contrast.
+    """Stripes and chequers of 1 to 6 pixels, or waves 2 to 12 long, `(side, side)` uint8, of any contrast.
 
     Fine cloth and dithered screens have them, photos nearly never, and to a folded network a period of its cells can
     look like damage: a student that saw none turned chequers of 2 pixels into their negative.

@@ -33,7 +33,7 @@ import torch
 import benchmark
 import speed
 from benchmark import record_key
-from dataset import DataError
+from dataset import FRAME_RATE, DataError
 from gate import History
 from inference import RealTimeSharpener, divide_strength, parse_amount
 from metrics import MetricError
@@ -49,7 +49,6 @@ from video import VideoError
 STUDENT = "student"
 CACHE = "data/cache/benchmark"
 CROPS = 16  # before/after pictures in a report, spread over its units
-STUDY_METHODS = ("input", "unsharp mask", STUDENT)
 
 
 def choose_units(arguments):
@@ -348,7 +347,7 @@ def run_study(argv):
 
 
 def make_stimuli(sharpener, data, folder):
-    """Make the scenes of a study: of each source a crop of 480x360 under noise, and as clips at two bit rates.
+    """Make the scenes of a study: of each source a crop of 480x360 under noise, and clips at QP 32 and at 300 kbit/s.
 
     Returns:
         Stimuli as `subjective.make_study` takes them.
@@ -373,7 +372,7 @@ def make_stimuli(sharpener, data, folder):
             if kind == "image":
                 write_png(files[name], frames[0])
             else:
-                write_clip(frames, files[name], 25)
+                write_clip(frames, files[name], FRAME_RATE)
         stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": kind, "files": files})
     return stimuli
 

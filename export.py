@@ -13,8 +13,8 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
   which with 8 would overflow now and then, so that each kind of processor would make another picture;
 * what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights; zero is 0, as
   processors with AMX multiply such numbers in half the time of others;
-* what the student sees are planes less their local means, and both are whole codes: the first convolution reads them
-  one beside the other, with opposite weights, so that nothing is rounded or cut off;
+* what the student sees are planes less their local means, which are rounded to whole codes: the first convolution reads
+  both, one beside the other with opposite weights, so that no difference is cut off;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
 

@@ -1,10 +1,10 @@
 """How much of a student's change a frame can use: estimated from the frame itself, so that good video stays as it is.
 
-A student sees some fifty pixels around each. Whether a soft patch there was enlarged or lies out of focus, and whether
-grain is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the student
-adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` has judges of these
-spectra, which train.py and export.py fit to pairs; the student's change is multiplied by what the most careful of them
-says.
+A student sees less than thirty pixels around each. Whether a soft patch there was enlarged or lies out of focus, and
+whether grain is noise or skin, only the whole frame tells: its spectrum breaks off where it was enlarged, and what the
+student adds is in phase with the picture where it sharpens and against it where it smooths. A `Gate` has judges of
+these spectra, which train.py and export.py fit to pairs; the student's change is multiplied by what the most careful of
+them says.
 """
 
 import itertools

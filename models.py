@@ -113,7 +113,7 @@ class PlaneNetwork(nn.Module):
         """Sharpen full-range planes in [0, 1].
 
         Args:
-            y: luma ``(N, 1, H, W)``, any H and W from 16.
+            y: luma ``(N, 1, H, W)``, of any size.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
             strength: scale of the residual; 0 is the identity.
 

@@ -33,6 +33,7 @@ from utils import (
     to_limited_range,
     unsharp,
 )
+from video import plane_pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Filters
@@ -107,9 +108,9 @@ class FFmpegFilter:
         _, source, sink = self._graphs[size]
         frame = av.VideoFrame(*size, "yuv420p")
         for target, plane in zip(frame.planes, (y, *uv), strict=True):
-            _pixels(target)[:] = plane
+            plane_pixels(target)[:] = plane
         source.push(frame)
-        sharp, *chroma = (_pixels(plane).copy() for plane in sink.pull().planes)
+        sharp, *chroma = (plane_pixels(plane).copy() for plane in sink.pull().planes)
         return sharp, np.stack(chroma)
 
     def _graph(self, width, height):
@@ -118,11 +119,6 @@ class FFmpegFilter:
         sink = graph.add("buffersink")
         graph.link_nodes(source, graph.add(self.name, self.options), sink).configure()
         return graph, source, sink  # a graph that nobody holds is freed, its nodes' memory included
-
-
-def _pixels(plane):
-    """The pixels of an 8-bit plane of a PyAV frame, as a view."""
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ class Peer:
 
 
 # Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
-# best VMAF-NEG as the strong one: found by search on 12 photos (`tuning_pairs`) and 12 training clips of talking heads,
+# best VMAF-NEG as the strong one: found by `tune` on `tuning_pairs` of 12 photos and of 12 training clips of heads,
 # each counting half. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
 #
 #     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6

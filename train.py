@@ -1,9 +1,9 @@
 """Distil a student.
 
     python train.py                                        # a usable student in minutes; no data needed
-    python train.py configs/release.yaml data_root=FOLDER  # the released student
-    python train.py configs/release.yaml epochs=4 name=try # any key of config.Config
-    python train.py configs/release.yaml --resume          # go on where a run was stopped
+    python train.py configs/pretrain.yaml data_root=FOLDER # the released student, the first of its five stages
+    python train.py epochs=4 name=try                      # any key of config.Config
+    python train.py epochs=4 name=try --resume             # go on where a run was stopped
     torchrun --nproc_per_node 2 train.py ...               # several devices
 
 A run writes under checkpoints/<name>/: student.pth (the best by validation, at the end with its gate; what inference.py
@@ -57,7 +57,7 @@ from report import summarise
 from runtime import DeviceError, TorchEngine, pick_device, weights_digest
 from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
 
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
@@ -602,7 +602,9 @@ def to_device(batch, device):
 
 
 def check_choices(config):
-    """Refuse, before anything is prepared, choices that there are not and a teacher that is none; see `train`."""
+    """Refuse, before anything is prepared, choices that there are not and checkpoints that are none; see `train`."""
+    if config.initial:
+        load_student(config.initial)
     teachers = ("auto", "bsrgan", "realesrgan", "none")
     for key, choices in {"precision": ("fp32", "bf16"), "network": ("student", "teacher"), "teacher": teachers}.items():
         value = getattr(config, key)

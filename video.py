@@ -38,7 +38,7 @@ from PIL import Image, ImageOps
 
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, first_line
 
-_MATRIX_RGB, _MATRIX_BT709, _MATRIX_BT601 = 0, 1, 6  # ITU-T H.273, MatrixCoefficients
+_MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
 _RANGE_LIMITED, _RANGE_FULL = 1, 2  # FFmpeg's AVColorRange; 0 is unspecified and means limited
 
@@ -399,7 +399,7 @@ class VideoReader:
         """Planes of this video's size, range and matrix as a picture: upright ``(H, W, 3)`` uint8 BGR."""
         picture = av.VideoFrame(self.format.width, self.format.height, "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
-            _plane(plane)[...] = source
+            plane_pixels(plane)[...] = source
         picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range
         return np.ascontiguousarray(np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns()))
 
@@ -514,7 +514,7 @@ class VideoReader:
     def _planes(self, frame):
         if frame.format.name == "gray":  # swscale would take it for full range whatever its tag says
             chroma = np.full((2, (frame.height + 1) // 2, (frame.width + 1) // 2), 128, np.uint8)
-            return _plane(frame.planes[0]).copy(), chroma
+            return plane_pixels(frame.planes[0]).copy(), chroma
         if frame.format.name not in ("yuv420p", "yuvj420p"):
             value_range = _RANGE_FULL if self.format.full_range else _RANGE_LIMITED
             frame = frame.reformat(
@@ -524,7 +524,7 @@ class VideoReader:
                 src_color_range=_RANGE_FULL if frame.format.is_rgb else value_range,
                 dst_color_range=value_range,
             )
-        return _plane(frame.planes[0]).copy(), np.stack([_plane(plane) for plane in frame.planes[1:]])
+        return plane_pixels(frame.planes[0]).copy(), np.stack([plane_pixels(plane) for plane in frame.planes[1:]])
 
     def _quarter_turns(self):
         """Counter-clockwise quarter turns that bring a frame upright, for `np.rot90`."""
@@ -747,7 +747,7 @@ class VideoWriter:
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
         for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
-            target = _plane(plane)
+            target = plane_pixels(plane)
             rows, columns = source.shape
             target[:rows, :columns] = source
             # One row or column more where the encoder wants an even size.
@@ -954,8 +954,8 @@ def _writing(path):
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
 
 
-def _plane(plane):
-    """The pixels ``(H, W)`` of a PyAV plane, where they lie."""
+def plane_pixels(plane):
+    """The pixels ``(H, W)`` uint8 of a plane of a PyAV frame, where they lie."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 

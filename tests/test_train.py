@@ -286,6 +286,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
         ("network=pupil", "network must be one of"),
         ("network=teacher teacher=adapted.pth", "teacher must be one of"),
         ("teacher=missing.pth", "no checkpoint at missing.pth"),
+        ("initial=missing.pth", "no checkpoint at missing.pth"),
     ):
         command = [sys.executable, "train.py", *argument.split()]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
