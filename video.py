@@ -19,6 +19,7 @@ picture, a video, a camera or a window is a `VideoError` whose message says what
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import queue
@@ -722,18 +723,33 @@ class VideoWriter:
                 raise error
             if self.empty:
                 raise VideoError(f"cannot write {self.path}: there is no frame")
-            if error is None:
-                self._mux_audio()
-            self._container.mux(self._stream.encode(None))
-            for track in self._tracks.values():
-                track.flush()
+            failures = []
+            interrupt = _Worker(functools.partial(self._finish, error is None, failures), "finish").through()
+            if failures:
+                raise failures[0]
             if isinstance(error, VideoError):
-                self._container.close()
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
                 raise VideoError(f"{error}; the {self.frames} frames before are in {partial}") from error
         if error is not None:
             log.warning("%s: interrupted, its first %d frames are kept", self.path, self.frames)
+        elif interrupt:
+            raise interrupt
+
+    def _finish(self, complete, failures):
+        """Write what the encoders still have, and close the file; what fails is added to `failures`.
+
+        It is done in a thread, so that Ctrl-C cannot break it off: the frames are all there.
+        """
+        try:
+            if complete:
+                self._mux_audio()
+            self._container.mux(self._stream.encode(None))
+            for track in self._tracks.values():
+                track.flush()
+            self._container.close()
+        except Exception as error:  # whatever it is, it is raised in the caller's thread
+            failures.append(error)
 
     @property
     def empty(self):
@@ -970,7 +986,7 @@ _END = object()
 
 
 @contextlib.contextmanager
-def read_ahead(items, depth=2):
+def read_ahead(items, depth=2, tick=None, patience=None):
     """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
 
         with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
@@ -979,6 +995,11 @@ def read_ahead(items, depth=2):
 
     What iterating over `items` raises, the iterator raises in its place. The thread alone uses `items`; when the block
     ends, it has ended, and so has the iterator.
+
+    Args:
+        tick: seconds after which the iterator gives a None where there is no item; None waits.
+        patience: seconds to wait for the thread at the end; one that waits longer for its next item, as for a dead
+            server, is left to itself. None waits.
     """
     waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
@@ -993,7 +1014,13 @@ def read_ahead(items, depth=2):
         waiting.put(_END)
 
     def consume():
-        while (item := waiting.get()) is not _END:
+        while True:
+            try:
+                item = waiting.get(timeout=tick)
+            except queue.Empty:
+                item = None
+            if item is _END:
+                break
             yield item
         if failures:
             raise failures[0]
@@ -1004,13 +1031,11 @@ def read_ahead(items, depth=2):
             while True:
                 waiting.get_nowait()
 
-    ahead = consume()
-    thread = threading.Thread(target=produce, name="read ahead", daemon=True)
-    thread.start()
+    ahead, worker = consume(), _Worker(produce, "read ahead")
     try:
         yield ahead
     finally:
-        _end(thread, leave)
+        worker.end(leave, patience)
         ahead.close()  # else iterating on would wait for ever
 
 
@@ -1044,10 +1069,9 @@ def write_behind(write, depth=2):
 
     def finish():
         waiting.put(_END)
-        thread.join()
+        worker.wait()
 
-    thread = threading.Thread(target=consume, name="write behind", daemon=True)
-    thread.start()
+    worker = _Worker(consume, "write behind")
     try:
         try:
             yield enqueue
@@ -1058,17 +1082,49 @@ def write_behind(write, depth=2):
         if failures:
             raise failures[0]
     finally:
-        _end(thread, leave)
+        worker.end(leave)
 
 
-def _end(thread, leave):
-    """Tell a thread to leave and wait for it, even through a further Ctrl-C: what it uses is closed next."""
-    try:
-        leave()
-        thread.join()
-    finally:
-        if thread.is_alive():
-            _end(thread, leave)
+class _Worker:
+    """Does `work` in a thread, whose end can be waited for through Ctrl-C.
+
+    With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
+    """
+
+    def __init__(self, work, name):
+        self._work, self._ended = work, threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._work()
+        finally:
+            self._ended.set()
+
+    def wait(self, patience=None):
+        """Wait for the end, at most `patience` seconds."""
+        if self._ended.wait(patience):
+            self._thread.join()
+
+    def end(self, leave, patience=None):
+        """Tell the thread to leave and wait for it, even through a further Ctrl-C: what it uses is closed next."""
+        try:
+            leave()
+            self.wait(patience)
+        except KeyboardInterrupt:
+            self.end(leave, patience)
+            raise
+
+    def through(self):
+        """Wait for the end whatever is pressed; returns the `KeyboardInterrupt` that came meanwhile, or None."""
+        interrupt = None
+        while not self._ended.is_set():
+            try:
+                self._ended.wait()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        return interrupt
 
 
 _quiet_lock, _quiet_levels = threading.Lock(), []  # OpenCV's level as it was, once for each block that is entered

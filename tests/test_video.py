@@ -4,6 +4,7 @@ import functools
 import http.server
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -1003,20 +1004,62 @@ def test_what_the_block_raises_ends_both_threads(threads, error):
         assert len(written) == 5
 
 
-def test_a_further_interrupt_does_not_leave_the_thread_behind(threads, monkeypatch):
-    join, interrupts = threading.Thread.join, iter([KeyboardInterrupt, KeyboardInterrupt])
+def press_ctrl_c(*times):
+    """Interrupt the main thread after so many seconds each."""
+    for seconds in times:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    def interrupted(thread):
-        for interrupt in interrupts:
-            raise interrupt
-        join(thread)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
-    for block in (write_behind(lambda item: time.sleep(0.2)), read_ahead(iter(lambda: 0, 1))):
-        interrupts = iter([KeyboardInterrupt, KeyboardInterrupt])
-        with pytest.raises(KeyboardInterrupt), block:
-            raise KeyboardInterrupt
-        assert not next(interrupts, None), "both interrupts have come"
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
+def test_a_further_interrupt_does_not_leave_the_thread_behind(threads):
+    done = []
+
+    def work(item):
+        time.sleep(0.6)
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt), write_behind(work) as put:
+        put("written")
+        press_ctrl_c(0.2, 0.4)
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+    assert done == ["written"]
+    with pytest.raises(KeyboardInterrupt), read_ahead(work(item) for item in ["read"]) as items:
+        press_ctrl_c(0.2, 0.4)
+        assert items
+        raise KeyboardInterrupt
+    assert done == ["written", "read"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
+def test_an_interrupt_while_the_encoder_is_emptied_keeps_the_file(tmp_path, monkeypatch, threads):
+    finish = VideoWriter._finish
+
+    def slowly(writer, *arguments):
+        time.sleep(0.5)
+        finish(writer, *arguments)
+
+    monkeypatch.setattr(VideoWriter, "_finish", slowly)
+    source = encode(tmp_path / "in.mp4", times=CONSTANT)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        VideoReader(source) as reader,
+        VideoWriter(tmp_path / "out.mp4", reader.format) as writer,
+    ):
+        for frame in reader:
+            writer.write(frame)
+        press_ctrl_c(0.2, 0.3)
+    assert read_times(tmp_path / "out.mp4") == CONSTANT
+
+
+def test_who_reads_is_not_waited_for_without_end(threads):
+    begin, release = time.monotonic(), threading.Event()
+    with read_ahead((release.wait(20) for _ in range(1)), tick=0.05, patience=0.2) as items:
+        assert [next(items) for _ in range(3)] == [None] * 3
+    assert time.monotonic() - begin < 10
+    release.set()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join()
 
 
 def test_leaving_early_ends_the_thread(threads):
