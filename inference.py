@@ -312,8 +312,8 @@ class RealTimeSharpener:
             else:
                 reader = stack.enter_context(VideoReader(input_source))
                 timed = ((frame, float(frame.pts * reader.format.time_base)) for frame in reader)
-                frames = stack.enter_context(read_ahead(timed))
-                source, rate = Schedule(frames, live=reader.frame_count is None), reader.format.rate
+                frames = stack.enter_context(read_ahead(timed, tick=0.1))
+                source, rate = Schedule(frames, reader.live), reader.format.rate
 
                 def sharpen(sharpener, frame, strength, history):
                     planes = sharpener.sharpen_planes(frame.y, frame.uv, reader.format.full_range, strength, history)

@@ -228,7 +228,7 @@ class Schedule:
     thousandth of the time is forgiven, as the sender's clock may be slower than ours.
 
     Args:
-        frames: iterable of ``(frame, seconds)``; the first is due now.
+        frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None where none has come yet.
         live: whether it comes at its own rate, and not as fast as it is read.
 
     Attributes:
@@ -243,8 +243,11 @@ class Schedule:
 
     def __iter__(self):
         begin, previous, given = None, None, -np.inf
-        for frame, seconds in self._frames:
-            now = time.perf_counter()
+        for item in self._frames:
+            if item is None:
+                yield None, None, None
+                continue
+            (frame, seconds), now = item, time.perf_counter()
             if begin is None or (self._live and abs(seconds - previous) > _CLOCK_JUMP):
                 begin = now - seconds
             elif self._live:
@@ -747,7 +750,7 @@ class Keeper:
         self._say, self._rate, self._folder, self._recorder = say, rate, Path(folder), None
 
     def __enter__(self):
-        self._saving = write_behind(self._save)
+        self._saving, self._unsaved = write_behind(self._save), threading.Semaphore(2)
         self._write = self._saving.__enter__()
         return self
 
@@ -760,8 +763,11 @@ class Keeper:
     def keep(self, controls, sharp, shown):
         """Save `sharp` if a picture is asked for, and record `shown` while a recording is."""
         if controls.picture:
-            self._write((self._path(".png"), sharp))
             controls.picture = False
+            if self._unsaved.acquire(blocking=False):
+                self._write((self._path(".png"), sharp))
+            else:  # the live picture does not wait
+                self._tell("not saved: those before are still being written")
         size = shown.shape[1::-1]
         if self._recorder and not (controls.recording and size == self._recorder.size):
             controls.recording = False
@@ -793,6 +799,8 @@ class Keeper:
             self._tell(f"saved {path}")
         except (VideoError, OSError) as error:
             self._tell(str(error))
+        finally:
+            self._unsaved.release()
 
     def _tell(self, message):
         log.info("%s", message)

@@ -25,6 +25,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections import deque
 from fractions import Fraction
 from pathlib import Path
@@ -48,6 +49,7 @@ BT601_LIMITED = {"value_range": _RANGE_LIMITED, "matrix": _MATRIX_BT601, "primar
 _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt709:p=bt709:r=tv,format=yuv420p"
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")
+_ARRIVAL_UNIT = Fraction(1, 1000)  # seconds, of time stamps that are made here
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 
@@ -298,7 +300,9 @@ class VideoReader:
 
     Attributes:
         format: the `VideoFormat`.
-        frame_count: estimated number of frames, or None (live stream).
+        frame_count: estimated number of frames, or None where that is unknown.
+        live: whether it comes from an address, without an end that is known. Then frames of formats without time
+            stamps of their own (MJPEG of network cameras) get those of their arrival.
         pixel_format: FFmpeg's name of what the file holds.
         video_stream, tracks, attachments, other_streams: PyAV's streams: the video, what is collected, the files
             within the file, and what is left out.
@@ -311,14 +315,17 @@ class VideoReader:
 
     def __init__(self, source, audio=False):
         self.source = str(source)
-        live = "://" in self.source
-        if not live:
+        self._remote = "://" in self.source
+        self._closed, self._busy = False, threading.Lock()
+        if not self._remote:
             existing_file(source)
         try:
             # The two limits in seconds hold for opening and for each read: a dead server must not hang the call.
-            self._container = av.open(self.source, timeout=(10, 30)) if live else open_video(source)
+            self._container = av.open(self.source, timeout=(10, 30)) if self._remote else open_video(source)
         except (av.FFmpegError, OSError) as error:
-            cause = "check the address" if live else "it is damaged, incomplete or something else; try a fresh copy"
+            cause = (
+                "check the address" if self._remote else "it is damaged, incomplete or something else; try a fresh copy"
+            )
             raise VideoError(f"{self.source} cannot be read as a video ({first_line(error)}): {cause}") from error
         try:
             self._open_streams(audio)
@@ -338,8 +345,8 @@ class VideoReader:
             )
         # Each thread that decodes a frame of its own holds one back, which in a live stream is time. In a file it is
         # memory, and half of the cores are for those who sharpen and encode.
-        self._stream.thread_type = "SLICE" if "://" in self.source else "AUTO"
-        self._stream.codec_context.thread_count = max(1, (os.cpu_count() or 1) // 2)
+        self._stream.thread_type = "SLICE" if self._remote else "AUTO"
+        self._stream.codec_context.thread_count = min(max(1, _usable_cores() // 2), 8)
         self._check_size(self._stream.width, self._stream.height)
         self._stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # should a frame be another
         every = self._container.streams
@@ -350,6 +357,9 @@ class VideoReader:
         # The data stream beside chapters in .mp4 is their text, which is written again with them.
         self.other_streams = [s for s in every if s.index not in known and not (self.chapters and s.type == "data")]
         self._check_complete()
+        untimed = bool(self._container.format.flags & av.format.Flags.no_timestamps.value)
+        self.live = self._remote and not (self._stream.frames or self._stream.duration or self._container.duration)
+        self._opened = time.monotonic() if self.live and untimed else None
         # Only who iterates counts what was met, only who takes counts what was taken: these may be two threads.
         self._audio, self._audio_met, self._audio_taken = deque(), 0, 0
         self._previous_pts, self._end = None, 0  # seconds
@@ -380,7 +390,7 @@ class VideoReader:
             width=frame.width,
             height=frame.height,
             rate=rate,
-            time_base=stream.time_base,
+            time_base=stream.time_base if self._opened is None else _ARRIVAL_UNIT,
             grid_rate=grid if grid and rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             value_range=value_range,
             matrix=matrix,
@@ -392,9 +402,17 @@ class VideoReader:
         )
 
     def __iter__(self):
-        for decoded in self._frames():
-            y, uv = self._planes(decoded)
-            yield Frame(y, uv, decoded.pts, decoded.duration or None, self._audio_met)
+        frames = self._frames()
+        while True:
+            with self._busy:
+                decoded = None if self._closed else next(frames, None)
+                if self._closed:
+                    self._container.close()
+                    return
+                if decoded is None:
+                    return
+                frame = Frame(*self._planes(decoded), decoded.pts, decoded.duration or None, self._audio_met)
+            yield frame
 
     def to_bgr(self, y, uv):
         """Planes of this video's size, range and matrix as a picture: upright ``(H, W, 3)`` uint8 BGR."""
@@ -413,8 +431,13 @@ class VideoReader:
         return packets
 
     def close(self):
-        """Release the file."""
-        self._container.close()
+        """Release the file; where a thread still waits for the next frame, it does so as soon as that comes."""
+        self._closed = True
+        if self._busy.acquire(timeout=0.5):
+            try:
+                self._container.close()
+            finally:
+                self._busy.release()
 
     def __enter__(self):
         return self
@@ -451,6 +474,8 @@ class VideoReader:
                         )
                     yield from deinterlacer.push(self._stamped(frame))
             yield from deinterlacer.push(None)
+        except av.ExitError as error:
+            raise VideoError(f"{self.source} sends nothing any more: check the connection") from error
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
                 f"{self.source} is damaged or incomplete ({first_line(error)}): try a fresh copy"
@@ -482,6 +507,9 @@ class VideoReader:
 
     def _stamped(self, frame):
         """Mend time stamps: those of AVI, which has none of its own, and those that are missing in raw streams."""
+        if self._opened is not None:
+            frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
+            frame.time_base = _ARRIVAL_UNIT
         if self._container.format.name == "avi" and not self._stream.codec_context.has_b_frames:
             frame.pts = frame.dts  # FFmpeg's guess is one frame late
         if frame.pts is None:
@@ -970,6 +998,10 @@ def _writing(path):
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
 
 
+def _usable_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def plane_pixels(plane):
     """The pixels ``(H, W)`` uint8 of a plane of a PyAV frame, where they lie."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
@@ -986,7 +1018,7 @@ _END = object()
 
 
 @contextlib.contextmanager
-def read_ahead(items, depth=2, tick=None, patience=None):
+def read_ahead(items, depth=2, tick=None, patience=2.0):
     """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
 
         with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
@@ -998,8 +1030,8 @@ def read_ahead(items, depth=2, tick=None, patience=None):
 
     Args:
         tick: seconds after which the iterator gives a None where there is no item; None waits.
-        patience: seconds to wait for the thread at the end; one that waits longer for its next item, as for a dead
-            server, is left to itself. None waits.
+        patience: seconds to wait for the thread at the end. One that still waits for its next item then, as for a dead
+            server, is left to itself and ends with that.
     """
     waiting, leaving, failures = queue.Queue(depth), threading.Event(), []
 
