@@ -50,6 +50,7 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds, of time stamps that are made here
+_GAP = 10  # seconds between packets of a stream: it was joined from two
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 
@@ -454,8 +455,10 @@ class VideoReader:
 
     def _decode(self):
         deinterlacer, expected, count = _Deinterlacer(self._stream, self.source), None, 0
+        timeline = _Timeline(self._container)
         try:
             for packet in self._container.demux(self._stream, *self.tracks):
+                timeline.mend(packet)
                 self._note_end(packet)
                 if packet.stream.index != self._stream.index:
                     if packet.size:  # the empty packet at the end only flushes decoders
@@ -561,6 +564,36 @@ class VideoReader:
             return 0
         a, b = self.format.display_matrix[:2]
         return round(np.arctan2(-b, a) / (np.pi / 2)) % 4
+
+
+class _Timeline:
+    """Makes one timeline of an MPEG transport or program stream that begins late, or anew where parts were joined."""
+
+    def __init__(self, container):
+        self._needed = container.format.name in ("mpegts", "mpeg")
+        start = Fraction(container.start_time or 0, 10**6)
+        self._shifts, self._streams, self._end = [-start if start > _GAP else 0], {}, 0  # seconds
+
+    def mend(self, packet):
+        """Shift a packet's time stamps so that each part follows the one before."""
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if not self._needed or stamp is None:
+            return
+        unit = packet.stream.time_base
+        seconds, latest = stamp * unit, len(self._shifts) - 1
+        part, last = self._streams.get(packet.stream.index, (latest, seconds))
+        if packet.stream.type == "subtitle":
+            part = latest
+        elif not 0 <= seconds - last <= _GAP:
+            part += 1
+            if part > latest:  # the first stream to come to it; others follow
+                self._shifts.append(self._end - seconds)
+        self._streams[packet.stream.index] = part, seconds
+        shift = round(self._shifts[part] / unit)
+        for name in ("pts", "dts"):
+            if (value := getattr(packet, name)) is not None:
+                setattr(packet, name, value + shift)
+        self._end = max(self._end, (stamp + shift + (packet.duration or 0)) * unit)
 
 
 class _Deinterlacer:
@@ -926,15 +959,18 @@ class _Track:
 
     def __init__(self, source, container, path):
         self._source, self._container = source, container
-        self._convert, note = None, "%s cannot hold %s %s: it is converted to %s"
+        self._convert, note = None, "%s cannot hold %s %s as it is: it is converted to %s"
+        context = source.codec_context
         try:
+            if path.suffix.lower() == ".avi" and context and context.name == "aac" and not context.extradata:
+                raise ValueError("AVI wants what AAC in a transport stream says in each packet beforehand")
             self._stream = container.add_stream_from_template(source)
         except ValueError:
-            if source.codec_context is None:
+            if context is None:
                 raise
             self._stream = self._add_audio(path) if source.type == "audio" else self._add_subtitles(path)
             self._convert = self._convert_audio if source.type == "audio" else self._convert_subtitle
-            log.warning(note, path, source.codec_context.name, source.type, self._stream.codec_context.name)
+            log.warning(note, path, context.name, source.type, self._stream.codec_context.name)
         _copy_tags(source, self._stream)
 
     def write(self, packet):

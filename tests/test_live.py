@@ -704,6 +704,24 @@ def test_pictures_and_recordings_are_kept(tmp_path):
     assert sorted(said) == [f"recorded {recording}", f"saved {picture}"]
 
 
+def test_the_picture_does_not_wait_for_those_to_be_saved(tmp_path, monkeypatch):
+    said, controls, release, save = [], Controls(), threading.Event(), live.write_image
+
+    def slowly(path, picture):
+        assert release.wait(20)
+        save(path, picture)
+
+    monkeypatch.setattr(live, "write_image", slowly)
+    with Keeper(said.append, 25, tmp_path) as keeper:
+        for _ in range(10):  # the key is held down
+            controls.press("p")
+            keeper.keep(controls, noise(16, 16), noise(16, 16))
+            time.sleep(0.002)
+        release.set()
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert sum("not saved" in message for message in said) == 8
+
+
 def test_what_cannot_be_kept_is_said(tmp_path):
     said, controls = [], Controls(picture=True, recording=True)
     (tmp_path / "file").touch()

@@ -862,6 +862,84 @@ def test_frames_of_a_live_stream_come_as_they_arrive(tmp_path):
     assert len(found) == len(times)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_transport_streams_that_were_joined_follow_each_other(tmp_path, suffix):
+    part = encode(tmp_path / "part.ts", times=range(0, 1000, 40), audio="aac")
+    (tmp_path / "joined.ts").write_bytes(2 * part.read_bytes())
+    copy(tmp_path / "joined.ts", tmp_path / f"out{suffix}")
+    steps = np.diff(read_times(tmp_path / f"out{suffix}"))
+    # The first frame is at 80 ms, but .avi has no time stamps and begins at 0.
+    assert len(steps) == 49 and (np.delete(steps, [0, 24]) == 40).all() and 40 <= steps[24] <= 240
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) >= 2 * 48000
+
+
+def test_a_transport_stream_that_begins_late_begins_at_once(tmp_path):
+    hours = 36_000_000
+    source = encode(tmp_path / "in.ts", times=range(hours, hours + 1000, 40))
+    times = copy(source, tmp_path / "out.mp4")
+    assert times[0] < 200 and np.array_equal(np.diff(times), [40] * 24)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.duration < 2e6
+
+
+class MotionJPEG(http.server.BaseHTTPRequestHandler):
+    """A network camera: a dozen pictures, ten a second, then nothing more until `ended` is set."""
+
+    ended = threading.Event()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for index in range(12):
+            data = cv2.imencode(".jpg", planes(index)[0])[1].tobytes()
+            self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
+            self.wfile.write(data + b"\r\n")
+            time.sleep(0.1)
+        self.ended.wait(20)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_network_camera_is_timed_by_arrival_and_left_where_it_stalls(threads):
+    MotionJPEG.ended.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), MotionJPEG) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            with VideoReader(f"http://127.0.0.1:{server.server_port}/camera.mjpg") as reader:
+                assert reader.live and reader.format.time_base == Fraction(1, 1000)
+                times = []
+                with read_ahead(reader, tick=0.05, patience=0.2) as frames:
+                    while len(times) < 11:
+                        frame = next(frames)
+                        times += [] if frame is None else [frame.pts]
+                    while next(frames) is not None:  # the last picture may come yet
+                        pass
+                    begin = time.monotonic()
+            assert time.monotonic() - begin < 5  # with a thread that waits for the next picture
+        finally:
+            MotionJPEG.ended.set()
+            server.shutdown()
+            serving.join()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join()
+    assert times == sorted(set(times)) and 850 < times[-1] - times[0] < 5000  # not 25 a second, as FFmpeg guesses
+
+
+def test_a_file_without_a_duration_is_not_live(tmp_path):
+    with av.open(str(tmp_path / "in.webm"), "w", container_options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx-vp9", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode(None))
+    with VideoReader(tmp_path / "in.webm") as reader:
+        assert reader.frame_count is None and not reader.live
+
+
 def test_a_reader_runs_once(tmp_path):
     with VideoReader(encode(tmp_path / "in.mp4", times=CONSTANT)) as reader:
         assert len(list(reader)) == 20
