@@ -823,7 +823,7 @@ def make_parser():
         ".webm vp9"
     )
     written.add_argument("--codec", metavar="NAME", help=codec_help)
-    crf_help = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, of others alike"
+    crf_help = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, or what is alike"
     written.add_argument("--crf", type=float, metavar="Q", help=crf_help)
 
     live = parser.add_argument_group("live picture")

@@ -359,7 +359,8 @@ class VideoReader:
         self.other_streams = [s for s in every if s.index not in known and not (self.chapters and s.type == "data")]
         self._check_complete()
         untimed = bool(self._container.format.flags & av.format.Flags.no_timestamps.value)
-        self.live = self._remote and not (self._stream.frames or self._stream.duration or self._container.duration)
+        endless = not (self._stream.frames or self._stream.duration or self._container.duration)
+        self.live = self._remote and not self.source.startswith("file:") and endless
         self._opened = time.monotonic() if self.live and untimed else None
         # Only who iterates counts what was met, only who takes counts what was taken: these may be two threads.
         self._audio, self._audio_met, self._audio_taken = deque(), 0, 0
@@ -576,24 +577,25 @@ class _Timeline:
 
     def mend(self, packet):
         """Shift a packet's time stamps so that each part follows the one before."""
-        stamp = packet.dts if packet.dts is not None else packet.pts
-        if not self._needed or stamp is None:
+        if not self._needed or packet.dts is None:
             return
         unit = packet.stream.time_base
-        seconds, latest = stamp * unit, len(self._shifts) - 1
+        seconds, latest = packet.dts * unit, len(self._shifts) - 1
         part, last = self._streams.get(packet.stream.index, (latest, seconds))
         if packet.stream.type == "subtitle":
             part = latest
         elif not 0 <= seconds - last <= _GAP:
-            part += 1
-            if part > latest:  # the first stream to come to it; others follow
+            if part < latest:  # another stream came to the next part before
+                part += 1
+            elif seconds < last or seconds + self._shifts[part] > self._end + _GAP:  # else it alone has a gap
                 self._shifts.append(self._end - seconds)
+                part += 1
         self._streams[packet.stream.index] = part, seconds
         shift = round(self._shifts[part] / unit)
-        for name in ("pts", "dts"):
-            if (value := getattr(packet, name)) is not None:
-                setattr(packet, name, value + shift)
-        self._end = max(self._end, (stamp + shift + (packet.duration or 0)) * unit)
+        packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
+        self._end = max(self._end, (packet.dts + (packet.duration or 0)) * unit)
 
 
 class _Deinterlacer:

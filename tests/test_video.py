@@ -874,6 +874,32 @@ def test_transport_streams_that_were_joined_follow_each_other(tmp_path, suffix):
         assert sum(frame.samples for frame in container.decode(audio=0)) >= 2 * 48000
 
 
+def test_a_gap_in_the_audio_of_a_transport_stream_stays(tmp_path):
+    with av.open(str(tmp_path / "in.ts"), "w") as container:
+        video, audio = container.add_stream("libx264", rate=25), container.add_stream("mp2", rate=48000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(15 * 25):
+            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+            if index < 25 or index >= 13 * 25:
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), "s16", "mono")
+                sound.sample_rate, sound.pts, sound.time_base = 48000, 1920 * index, Fraction(1, 48000)
+                container.mux(audio.encode(sound))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    times = []
+    for path in (tmp_path / "in.ts", tmp_path / "out.mkv"):
+        if path.suffix == ".mkv":
+            copy(tmp_path / "in.ts", path)
+        with av.open(str(path)) as container:
+            stamps = {0: [], 1: []}
+            for packet in container.demux():
+                if packet.size:
+                    stamps[packet.stream.index].append(float(packet.pts * packet.time_base))
+        times.append([stamps[1][0] - min(stamps[0]), stamps[1][-1] - min(stamps[0])])
+    assert times[0][1] - times[0][0] > 13
+    np.testing.assert_allclose(*times, atol=0.05)
+
+
 def test_a_transport_stream_that_begins_late_begins_at_once(tmp_path):
     hours = 36_000_000
     source = encode(tmp_path / "in.ts", times=range(hours, hours + 1000, 40))
