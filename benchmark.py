@@ -157,6 +157,8 @@ def load_frame(source):
         return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)
     frame = dataset.load_photo(source.path)
     height, width = (side - side % 2 for side in frame.shape[:2])
+    if not (height and width):
+        raise DataError(f"{source.path} is too small: leave it out")
     return np.ascontiguousarray(frame[:height, :width])
 
 

@@ -330,20 +330,36 @@ def run_study(argv):
     parser.add_argument("--summarise", action="store_true", help="evaluate the votes instead")
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
-    parser.add_argument("--limit", type=int, default=40, help="comparisons in a study, traps not counted (default: 40)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
+    parser.add_argument(
+        "--limit", type=parse_count, default=40, help="comparisons in a study, traps not counted (default: 40)"
+    )
+    parser.add_argument("--seed", type=parse_count, default=0, help="of the order and the sides")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in the network take part")
-    parser.add_argument("--port", type=int, default=0, help="default: one that is free")
+    parser.add_argument(
+        "--port", type=int, choices=range(1 << 16), metavar="N", default=0, help="default: one that is free"
+    )
     arguments = parser.parse_args(argv)
     folder = Path(arguments.folder)
     if arguments.summarise:
         print(format_summary(summarise_study(folder)))
         return 0
-    if not (folder / "study.json").exists():
+    if (folder / "study.json").exists():
+        making = ("checkpoint", "data", "limit", "seed")
+        if given := [name for name in making if getattr(arguments, name) != parser.get_default(name)]:
+            options = ", ".join(f"--{name}" for name in given)
+            raise StudyError(f"{folder} holds a study already: leave out {options}, or name another folder")
+    else:
         sharpener = RealTimeSharpener(arguments.checkpoint)
         make_study(folder, make_stimuli(sharpener, arguments.data, folder / "stimuli"), arguments.seed, arguments.limit)
     serve_study(folder, arguments.host, arguments.port)
     return 0
+
+
+def parse_count(text):
+    """A whole number from 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
 
 
 def make_stimuli(sharpener, data, folder):
@@ -360,7 +376,11 @@ def make_stimuli(sharpener, data, folder):
     calls = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
     units += [unit for unit in calls if unit.qp == 32 or unit.kbps == 300]
     for number, unit in enumerate(units):
-        sample = benchmark.make_sample(unit, CACHE, benchmark.CLIP_FRAMES)
+        try:
+            sample = benchmark.make_sample(unit, CACHE, benchmark.CLIP_FRAMES)
+        except (DataError, VideoError) as error:
+            print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
+            continue
         box = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
         kind, suffix = ("image", "png") if unit.protocol == "image" else ("video", "mp4")
         files = {}

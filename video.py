@@ -20,6 +20,7 @@ picture, a video, a camera or a window is a `VideoError` whose message says what
 import contextlib
 import dataclasses
 import functools
+import io
 import logging
 import os
 import queue
@@ -110,6 +111,7 @@ def read_image(path):
             orientation, profile = file.getexif().get(0x0112, 1), file.info.get("icc_profile")
             if file.format == "TIFF" and orientation > 4:  # Pillow 13 garbles them, OpenCV 5 does not read them
                 raise VideoError(f"{path} is a TIFF stored on its side (orientation {orientation}): turn it first")
+            _check_deep_tiff(path, file)
             file.load()
             if _has_16_bits(path, file):  # OpenCV's TIFF reader applies the orientation itself
                 deep = _read_16_bit(path, 1 if file.format == "TIFF" else orientation)
@@ -124,17 +126,26 @@ def read_image(path):
         raise
     except Exception as error:  # decoders stumble over damage in any way: KeyError, struct.error, zlib.error ...
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
-    if upright.mode == "CMYK":
-        profile = None  # it describes inks, not the RGB values that we go on with
+    grey = upright.mode in ("1", "L") and not upright.has_transparency_data
+    if upright.mode in ("CMYK", "LAB") or (profile and not grey and profile[16:20] == b"GRAY"):
+        profile = None  # it does not describe the RGB values that we go on with
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
-    elif upright.mode in ("1", "L"):
+    elif grey:
         return Picture(np.array(upright.convert("L")), None, profile)
     else:
         upright = upright.convert("RGB")
     pixels = np.array(upright)
     order = [2, 1, 0, 3][: pixels.shape[2]]
     return _split_alpha(np.ascontiguousarray(pixels[..., order]), profile)
+
+
+def _check_deep_tiff(path, file):
+    """Refuse 16-bit TIFFs that OpenCV misreads: separate planes, and other colours than RGB and grey from black."""
+    if file.format != "TIFF" or not _has_16_bits(path, file):
+        return
+    if file.tag_v2.get(284, 1) != 1 or file.tag_v2.get(262, 1) not in (1, 2, 5):
+        raise VideoError(f"{path} is a 16-bit TIFF stored as separate planes or a negative: convert it to PNG first")
 
 
 def check_image(path):
@@ -201,10 +212,12 @@ def write_image(path, picture):
                 return
             image = Image.fromarray(pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
             options = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp") else {}
+            if suffix in (".jpg", ".jpeg"):
+                options["subsampling"] = "4:4:4"
             if suffix in (".tif", ".tiff"):
                 options["compression"] = "tiff_deflate"
             image.save(temporary, icc_profile=picture.color_profile, **options)
-    except (OSError, cv2.error) as error:
+    except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
 
 
@@ -286,7 +299,8 @@ def open_video(path):
         av.FFmpegError, OSError: it cannot be read.
     """
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
-    return av.open(str(path), options=only, metadata_errors="replace")
+    # Of a relative path with a colon FFmpeg would take the beginning for a protocol.
+    return av.open(str(Path(path).absolute()), options=only, metadata_errors="replace")
 
 
 class VideoReader:
@@ -767,7 +781,7 @@ class VideoWriter:
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
             shift = {} if self.suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
             self._container = av.open(
-                str(self._temporary),
+                str(self._temporary.absolute()),
                 "w",
                 format="mp4" if self.suffix == ".m4v" else None,
                 container_options=shift,
@@ -960,13 +974,12 @@ class _Track:
     """
 
     def __init__(self, source, container, path):
-        self._source, self._container = source, container
+        self._source, self._container, self._path = source, container, path
         self._convert, note = None, "%s cannot hold %s %s as it is: it is converted to %s"
-        context = source.codec_context
+        self._avi, self._begun, context = path.suffix.lower() == ".avi", False, source.codec_context
         try:
-            if path.suffix.lower() == ".avi" and context and context.name == "aac" and not context.extradata:
-                raise ValueError("AVI wants what AAC in a transport stream says in each packet beforehand")
-            self._stream = container.add_stream_from_template(source)
+            _check_track(source, path)
+            self._stream = _add_copy(source, container)
         except ValueError:
             if context is None:
                 raise
@@ -976,6 +989,15 @@ class _Track:
         _copy_tags(source, self._stream)
 
     def write(self, packet):
+        if self._avi and self._source.type == "audio" and packet.pts is not None and not self._begun:
+            begin = packet.pts * packet.time_base
+            if begin < -0.1:  # seconds; a trimmed clip's sound before the cut would be heard, as AVI has no time stamps
+                return
+            if begin > 0.1:
+                log.warning(
+                    "%s: its sound begins %.1f s too early, as AVI has no time stamps: take .mp4", self._path, begin
+                )
+            self._begun = True
         if self._convert:
             self._convert(packet)
         elif self._source.type != "subtitle" or bytes(packet) != b"\0\0":  # with which .mp4's writer fills pauses
@@ -991,7 +1013,8 @@ class _Track:
         context = self._source.codec_context
         codec, rate = ("libopus", 48000) if path.suffix.lower() == ".webm" else ("aac", context.rate)
         stream = self._container.add_stream(codec, rate=rate)
-        stream.codec_context.layout = context.layout
+        layout = _layout(context)
+        stream.codec_context.layout = "5.1" if layout == "5.1(side)" else layout  # libopus knows no sides
         return stream
 
     def _add_subtitles(self, path):
@@ -1019,6 +1042,35 @@ class _Track:
         text.stream = self._stream
         text.time_base, text.pts, text.dts, text.duration = packet.time_base, packet.pts, packet.pts, packet.duration
         self._container.mux(text)
+
+
+def _layout(context):
+    """The layout of sound; where a file says only how many channels there are (AVI, ASF, PCM), the usual one."""
+    usual = {"1 channels": "mono", "2 channels": "stereo", "6 channels": "5.1", "8 channels": "7.1"}
+    return usual.get(context.layout.name, context.layout.name)
+
+
+def _add_copy(source, container):
+    """Add a track like `source` to a container, for the same packets; ValueError if it does not know their codec."""
+    stream = container.add_stream_from_template(source)
+    if source.type == "audio" and source.codec_context:
+        stream.codec_context.layout = _layout(source.codec_context)
+    return stream
+
+
+def _check_track(source, path):
+    """Raise a ValueError where a file of this name could not hold an audio track as it is, by trying one in memory."""
+    if source.type != "audio" or source.codec_context is None:
+        return
+    suffix = path.suffix.lower()
+    if suffix == ".avi" and source.codec_context.name in ("vorbis", "eac3", "dca"):
+        raise ValueError("without time stamps their packets would be taken for other lengths")
+    try:
+        with av.open(io.BytesIO(), "w", format={".mkv": "matroska", ".m4v": "mp4"}.get(suffix, suffix[1:])) as trial:
+            _add_copy(source, trial)
+            trial.start_encoding()
+    except av.FFmpegError as error:
+        raise ValueError(first_line(error)) from error
 
 
 def _copy_tags(source, stream):

@@ -221,3 +221,9 @@ def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
     assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
     with pytest.raises(DataError, match="nothing could be measured"):
         bm.run(wanted[:1], methods, tmp_path / "cache", vmaf=False)
+
+
+def test_a_picture_without_an_even_size_is_left_out_by_name(tmp_path):
+    cv2.imwrite(str(tmp_path / "line.png"), np.zeros((40, 1, 3), np.uint8))
+    with pytest.raises(DataError, match=r"line\.png is too small"):
+        bm.load_frame(bm.Source("lines", "line.png", str(tmp_path / "line.png")))

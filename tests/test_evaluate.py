@@ -64,6 +64,8 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, tmp_path):
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
         (["subjective", "nothing", "--summarise"], "no study"),
+        (["subjective", "nothing", "--seed", "-1"], "not a whole number"),
+        (["subjective", "nothing", "--port", "70000"], "invalid choice"),
     ):
         result = run(*arguments)
         assert result.returncode == 2, result.stderr
@@ -82,3 +84,11 @@ def test_stimuli_of_a_study_make_a_study(data, student, tmp_path, monkeypatch):
     assert [scene["kind"] for scene in stimuli] == ["image", "video", "video"]
     study = make_study(tmp_path / "study", stimuli, seed=0, limit=6)
     assert len([trial for trial in study["trials"] if trial["trap"] is None]) == 6
+
+
+def test_a_study_that_is_there_is_not_taken_for_another(run, tmp_path):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.json").write_text("{}")
+    result = run("subjective", "study", "--data", "elsewhere", "--seed", "5")
+    assert result.returncode == 2
+    assert "holds a study already: leave out --data, --seed, or name another folder" in result.stderr

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 from av.subtitles.subtitle import SubtitleSet
-from PIL import Image
+from PIL import Image, ImageCms
 
 from video import (
     Frame,
@@ -860,6 +861,77 @@ def test_frames_of_a_live_stream_come_as_they_arrive(tmp_path):
             thread.join()
     assert count >= len(times) - 2  # the last of a stream is known when the next begins
     assert len(found) == len(times)
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "target"),
+    [
+        ("in.avi", "pcm_s16le", "out.mp4"),  # its sound has channels, but no layout
+        ("in.avi", "pcm_mulaw", "out.mkv"),
+        ("in.mkv", "libopus", "out.mov"),  # whose writer refuses it when it begins
+        ("in.mkv", "eac3", "out.avi"),
+    ],
+)
+def test_sound_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, source, codec, target):
+    encode(tmp_path / source, times=CONSTANT, audio=codec)
+    copy(tmp_path / source, tmp_path / target)
+    with av.open(str(tmp_path / target)) as container:
+        samples, begin = 0, None
+        for frame in container.decode(audio=0):
+            begin = frame.time if begin is None else begin
+            samples += frame.samples
+    assert 47_000 < samples < 51_000 and abs(begin) < 0.1
+
+
+def test_avi_says_that_late_sound_comes_early(tmp_path, caplog):
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        video, audio = container.add_stream("libx264", rate=25), container.add_stream("mp2", rate=48000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(50):
+            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+            if index >= 25:
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), "s16", "mono")
+                sound.sample_rate, sound.pts, sound.time_base = 48000, 1920 * index, Fraction(1, 48000)
+                container.mux(audio.encode(sound))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
+    assert not caplog.text
+    copy(tmp_path / "in.mkv", tmp_path / "out.avi")
+    assert "sound begins 1.0 s too early" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names have no colons there")
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "in.mp4", times=CONSTANT).rename("call10:30.mp4")
+    assert copy("call10:30.mp4", "out10:30.mp4") == CONSTANT
+    assert read_times("out10:30.mp4") == CONSTANT
+
+
+@pytest.mark.parametrize(("tag", "value"), [(284, 2), (262, 0)], ids=["separate planes", "a negative"])
+def test_deep_tiffs_that_would_be_misread_are_refused(tmp_path, tag, value):
+    path, pixels = tmp_path / "in.tif", np.random.default_rng(0).integers(0, 65536, (24, 32, 3), np.uint16)
+    cv2.imwrite(str(path), pixels if tag == 284 else pixels[..., 0])
+    data, usual = path.read_bytes(), 1  # one after the other; 0 is black
+    entry = struct.pack("<HHII", tag, 3, 1, usual)
+    assert data.count(entry) == 1 and read_image(path).pixels.dtype == np.uint16
+    path.write_bytes(data.replace(entry, struct.pack("<HHII", tag, 3, 1, value)))
+    with pytest.raises(VideoError, match="separate planes or a negative"):
+        read_image(path)
+
+
+def test_jpegs_keep_the_resolution_of_colour(tmp_path):
+    colours = np.zeros((32, 32, 3), np.uint8)
+    colours[:, ::2, 2] = colours[:, 1::2, 0] = 200
+    write_image(tmp_path / "out.jpg", Picture(colours))
+    assert np.abs(read_image(tmp_path / "out.jpg").pixels.astype(int) - colours).mean() < 10
+
+
+def test_a_profile_of_other_colours_is_not_kept(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    Image.new("LAB", (16, 16)).save(tmp_path / "in.tif", icc_profile=profile)
+    assert read_image(tmp_path / "in.tif").color_profile is None
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
