@@ -64,8 +64,6 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, tmp_path):
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
         (["subjective", "nothing", "--summarise"], "no study"),
-        (["subjective", "nothing", "--seed", "-1"], "not a whole number"),
-        (["subjective", "nothing", "--port", "70000"], "invalid choice"),
     ):
         result = run(*arguments)
         assert result.returncode == 2, result.stderr
@@ -92,3 +90,6 @@ def test_a_study_that_is_there_is_not_taken_for_another(run, tmp_path):
     result = run("subjective", "study", "--data", "elsewhere", "--seed", "5")
     assert result.returncode == 2
     assert "holds a study already: leave out --data, --seed, or name another folder" in result.stderr
+    for option, value, message in (("--seed", "-1", "not a whole number"), ("--port", "70000", "invalid choice")):
+        result = run("subjective", "study", option, value)
+        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
