@@ -335,9 +335,7 @@ def run_study(argv):
     )
     parser.add_argument("--seed", type=parse_count, default=0, help="of the order and the sides")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in the network take part")
-    parser.add_argument(
-        "--port", type=int, choices=range(1 << 16), metavar="N", default=0, help="default: one that is free"
-    )
+    parser.add_argument("--port", type=parse_port, default=0, help="default: one that is free")
     arguments = parser.parse_args(argv)
     folder = Path(arguments.folder)
     if arguments.summarise:
@@ -359,6 +357,13 @@ def parse_count(text):
     """A whole number from 0, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def parse_port(text):
+    """A number of a TCP port, for argparse."""
+    if parse_count(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: there are 65535")
     return int(text)
 
 
