@@ -345,7 +345,7 @@ def run_study(argv):
         making = ("checkpoint", "data", "limit", "seed")
         if given := [name for name in making if getattr(arguments, name) != parser.get_default(name)]:
             options = ", ".join(f"--{name}" for name in given)
-            raise StudyError(f"{folder} holds a study already: leave out {options}, or name another folder")
+            print(f"{folder} holds a study already, which is served; for one with {options} name another folder")
     else:
         sharpener = RealTimeSharpener(arguments.checkpoint)
         make_study(folder, make_stimuli(sharpener, arguments.data, folder / "stimuli"), arguments.seed, arguments.limit)

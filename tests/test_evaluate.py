@@ -88,8 +88,8 @@ def test_a_study_that_is_there_is_not_taken_for_another(run, tmp_path):
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.json").write_text("{}")
     result = run("subjective", "study", "--data", "elsewhere", "--seed", "5")
-    assert result.returncode == 2
-    assert "holds a study already: leave out --data, --seed, or name another folder" in result.stderr
+    assert "holds a study already, which is served; for one with --data, --seed name another folder" in result.stdout
+    assert "--data" not in run("subjective", "study").stdout
     for option, value, message in (("--seed", "-1", "not a whole number"), ("--port", "70000", "not a port")):
         result = run("subjective", "study", option, value)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
