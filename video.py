@@ -524,7 +524,7 @@ class VideoReader:
             raise VideoError(f"{self.source} is incomplete: its index names data beyond its end; try a fresh copy")
 
     def _stamped(self, frame):
-        """Mend time stamps: those of AVI, which has none of its own, and those that are missing in raw streams."""
+        """Mend time stamps: those of AVI and of live streams without any, and those that are missing in raw streams."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
@@ -800,10 +800,10 @@ class VideoWriter:
                 raise error
             if self.empty:
                 raise VideoError(f"cannot write {self.path}: there is no frame")
-            failures = []
-            interrupt = _Worker(functools.partial(self._finish, error is None, failures), "finish").through()
-            if failures:
-                raise failures[0]
+            finishing = _Worker(functools.partial(self._finish, error is None), "finish")
+            interrupt = finishing.through()
+            if finishing.failure:
+                raise finishing.failure
             if isinstance(error, VideoError):
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
@@ -813,20 +813,17 @@ class VideoWriter:
         elif interrupt:
             raise interrupt
 
-    def _finish(self, complete, failures):
-        """Write what the encoders still have, and close the file; what fails is added to `failures`.
+    def _finish(self, complete):
+        """Write what the encoders still have, and close the file.
 
         It is done in a thread, so that Ctrl-C cannot break it off: the frames are all there.
         """
-        try:
-            if complete:
-                self._mux_audio()
-            self._container.mux(self._stream.encode(None))
-            for track in self._tracks.values():
-                track.flush()
-            self._container.close()
-        except Exception as error:  # whatever it is, it is raised in the caller's thread
-            failures.append(error)
+        if complete:
+            self._mux_audio()
+        self._container.mux(self._stream.encode(None))
+        for track in self._tracks.values():
+            track.flush()
+        self._container.close()
 
     @property
     def empty(self):
@@ -976,9 +973,9 @@ class _Track:
     def __init__(self, source, container, path):
         self._source, self._container, self._path = source, container, path
         self._convert, note = None, "%s cannot hold %s %s as it is: it is converted to %s"
-        self._avi, self._begun, context = path.suffix.lower() == ".avi", False, source.codec_context
+        self._avi, self._begun, context = container.format.name == "avi", False, source.codec_context
         try:
-            _check_track(source, path)
+            _check_track(source, container.format.name)
             self._stream = _add_copy(source, container)
         except ValueError:
             if context is None:
@@ -1058,15 +1055,14 @@ def _add_copy(source, container):
     return stream
 
 
-def _check_track(source, path):
-    """Raise a ValueError where a file of this name could not hold an audio track as it is, by trying one in memory."""
+def _check_track(source, container_format):
+    """Raise a ValueError where a container could not hold an audio track as it is, by trying one in memory."""
     if source.type != "audio" or source.codec_context is None:
         return
-    suffix = path.suffix.lower()
-    if suffix == ".avi" and source.codec_context.name in ("vorbis", "eac3", "dca"):
+    if container_format == "avi" and source.codec_context.name in ("vorbis", "eac3", "dca"):
         raise ValueError("without time stamps their packets would be taken for other lengths")
     try:
-        with av.open(io.BytesIO(), "w", format={".mkv": "matroska", ".m4v": "mp4"}.get(suffix, suffix[1:])) as trial:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
             _add_copy(source, trial)
             trial.start_encoding()
     except av.FFmpegError as error:
@@ -1211,16 +1207,21 @@ class _Worker:
     """Does `work` in a thread, whose end can be waited for through Ctrl-C.
 
     With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
+
+    Attributes:
+        failure: what `work` raised, or None.
     """
 
     def __init__(self, work, name):
-        self._work, self._ended = work, threading.Event()
+        self._work, self._ended, self.failure = work, threading.Event(), None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self):
         try:
             self._work()
+        except BaseException as error:  # whatever it is, who waits raises it
+            self.failure = error
         finally:
             self._ended.set()
 

@@ -883,18 +883,23 @@ def test_sound_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, sourc
     assert 47_000 < samples < 51_000 and abs(begin) < 0.1
 
 
-def test_avi_says_that_late_sound_comes_early(tmp_path, caplog):
-    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+def encode_with_pauses(path, count, heard):
+    """Write `count` frames, 25 a second, and sound while those are shown whose numbers are in `heard`."""
+    with av.open(str(path), "w") as container:
         video, audio = container.add_stream("libx264", rate=25), container.add_stream("mp2", rate=48000)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        for index in range(50):
+        for index in range(count):
             container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-            if index >= 25:
+            if index in heard:
                 sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), "s16", "mono")
                 sound.sample_rate, sound.pts, sound.time_base = 48000, 1920 * index, Fraction(1, 48000)
                 container.mux(audio.encode(sound))
         container.mux(video.encode(None))
         container.mux(audio.encode(None))
+
+
+def test_avi_says_that_late_sound_comes_early(tmp_path, caplog):
+    encode_with_pauses(tmp_path / "in.mkv", 50, range(25, 50))
     copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
     assert not caplog.text
     copy(tmp_path / "in.mkv", tmp_path / "out.avi")
@@ -947,17 +952,7 @@ def test_transport_streams_that_were_joined_follow_each_other(tmp_path, suffix):
 
 
 def test_a_gap_in_the_audio_of_a_transport_stream_stays(tmp_path):
-    with av.open(str(tmp_path / "in.ts"), "w") as container:
-        video, audio = container.add_stream("libx264", rate=25), container.add_stream("mp2", rate=48000)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        for index in range(15 * 25):
-            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-            if index < 25 or index >= 13 * 25:
-                sound = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), "s16", "mono")
-                sound.sample_rate, sound.pts, sound.time_base = 48000, 1920 * index, Fraction(1, 48000)
-                container.mux(audio.encode(sound))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
+    encode_with_pauses(tmp_path / "in.ts", 15 * 25, [*range(25), *range(13 * 25, 15 * 25)])
     times = []
     for path in (tmp_path / "in.ts", tmp_path / "out.mkv"):
         if path.suffix == ".mkv":
