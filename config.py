@@ -12,20 +12,19 @@ import yaml
 
 MAX_FILE_BYTES = 1 << 20
 LIMITS = {  # least and most, where memory depends on a value or nothing works without; others are below 2**63
-    "channels": (1, 256),  # these four as models.py reads them again
+    "channels": (1, 256),  # these three as models.py reads them again
     "blocks": (0, 32),
     "wide": (0, 384),
-    "trunk_blocks": (1, 23),
     "branch_width": (0, 4096),
     "data_seed": (0, 2**32),
     "pairs": (1, 10**7),
     "validation_pairs": (1, 10**6),
-    "late_pairs": (0, 10**7),
-    "gate_pairs": (0, 10**7),
+    "real_pairs": (0, 10**7),
     "epochs": (1, 10**6),
     "steps_per_epoch": (1, 10**7),
     "region": (1, 8192),
     "crop": (1, 8192),
+    "strength": (1, 2),
     "batch_size": (1, 65536),
     "prepare_workers": (0, 1024),
     "loader_workers": (0, 1024),
@@ -53,28 +52,25 @@ class Config:
     cache_dir: str = "data/cache"
     pairs: int = 320
     validation_pairs: int = 48
-    late_pairs: int = 0  # to train on besides `pairs`: after a second of a call, see dataset.make_pair
-    gate_pairs: int = 0  # that the gate is fitted to besides `pairs`: likewise, and of soft sources
+    real_pairs: int = 0  # crops of the sources' videos as they are, which only the teacher can teach: dataset.make_real
     region: int = 320  # side of a stored pair in pixels
     crop: int = 128  # side of a training crop in pixels
-    image_share: float = 0.0  # of the crops that are drawn from damaged images, the rest being video; 0: as prepared
+    crispness: float = 0.3  # how far the target of soft pairs goes from the truth to steeper edges: dataset.crisp
     pattern_share: float = 0.0  # of the crops that show a fine pattern in part, undamaged: see dataset.periodic_pattern
-    classic_share: float = 0.0  # of the crops that are damaged as in classic super-resolution: dataset.halve_with_noise
+    classic_share: float = 0.0  # of the crops that are halved with noise: degradation.halve_with_noise
     prepare_workers: int = 2
     loader_workers: int = 0
 
     # Teacher
-    teacher: str = "auto"  # auto, bsrgan, realesrgan, none, or a checkpoint: of an adapted one, or of a student
-    teacher_pairs: int = 24  # how many of `pairs` the teacher looks at; its output is computed once
-    teacher_share: float = 0.15  # of the crops in a batch that are drawn from pairs with a teacher's output
+    teacher: str = "auto"  # of real pairs: auto, bsrgan, realesrgan, none
+    teacher_share: float = 0.15  # of the crops in a batch whose goal is the teacher's output
     bsrgan_pairs: str = ""  # folder under data_root with lr/ and sr/: images and the official BSRGAN's outputs
 
     # What is trained
-    network: str = "student"  # student; or teacher: see models.AdaptedTeacher, pretrained where `teacher` names one
-    trunk_blocks: int = 23  # of the teacher
-    channels: int = 32  # of the student
+    channels: int = 32
     blocks: int = 4
     wide: int = 0  # channels within a block; 0: half as many again as outside
+    strength: int = 1  # 1 trains what strength 1 gives; 2 what is added to that, and leaves the rest of `initial` alone
     initial: str = ""  # the checkpoint of such a network, to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none
 
@@ -90,9 +86,10 @@ class Config:
     # Loss weights
     l1: float = 1.0
     ssim: float = 0.08
-    teacher_l1: float = 0.2
-    teacher_kl: float = 0.004
-    teacher_features: float = 0.0  # of a checkpoint: see train.attention_transfer
+    edges: float = 1.0
+    halo: float = 3.0
+    teacher_l1: float = 1.0
+    teacher_kl: float = 0.01
     temperature: float = 2.0
 
 

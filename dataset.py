@@ -1,9 +1,7 @@
-"""What a call does to a picture, and the sets of pairs made with it.
+"""Training pairs: crisp pictures, what degradation.py makes of them, and crops of real video whose truth is unknown.
 
-A *degradation* turns a clean picture into what arrives at the other end: scaled down, noisy, blurred, compressed by
-JPEG or by a real video codec, and scaled back up. A *pair* is such an input with its ground truth. Pairs are prepared
-once, in parallel, into a cache of memory-mapped files (`prepare_pairs`); training streams random crops from it
-(`PairDataset`).
+A *pair* is an input with its ground truth. Pairs are prepared once, in parallel, into a cache of memory-mapped files
+(`prepare_pairs`); training streams random crops from it (`PairDataset`).
 
 All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of workers.
 """
@@ -17,7 +15,6 @@ import os
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from fractions import Fraction
 from pathlib import Path
 
 import cv2  # before av: see video.py
@@ -33,15 +30,19 @@ from torch.utils.data import Dataset
 from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
-from utils import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    atomic_path,
-    bgr_to_planes,
-    first_line,
-    to_full_range,
-    to_limited_range,
+from degradation import (
+    DataError,
+    crop_planes,
+    degrade_call,
+    degrade_image,
+    halve_with_noise,
+    low_resolution,
+    pack_planes,
+    resize,
+    resize_planes,
+    unpack_planes,
 )
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
 from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
@@ -84,205 +85,23 @@ FONTS = (  # that Matplotlib brings
     "cmss10",
 )
 
-CACHE_VERSION = 3  # raise when the same configuration would give other pairs
-LATE_VERSION = 1  # likewise, of late ones
+CACHE_VERSION = 4  # raise when the same configuration would give other pairs
 PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
     "training": ("pairs", 0),
     "validation": ("validation_pairs", 1_000_003),
-    "gate": ("gate_pairs", 2_000_003),
-    "late": ("late_pairs", 3_000_009),
+    "real": ("real_pairs", 2_000_003),
 }
-LATE = ("late", "gate")  # purposes of pairs that were coded late in a slow clip
 PART_SIZE = 32  # pairs in one file of the cache
-FRAME_RATE = 25  # told to encoders
 LEAST_FRAMES = 12  # that a video to learn from must have
 LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
+MOST_TRIES = 100  # to find a picture that is large enough
+CRISPING = {1: (2, 0.33), 2: (5, 0.1)}  # of `crisp`, for each strength: rounds of steepening, share of halo that stays
+FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
+GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
+TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
+CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
+REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
-
-
-class DataError(RuntimeError):
-    """Data is missing or unreadable. The message says which and what to do."""
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Degradations of an image (H, W) or (H, W, 3), uint8 in and out
-
-
-def resize(image, size, kernel="lanczos"):
-    """Resample to `size` = (width, height); the kernel widens when shrinking, so nothing aliases.
-
-    Kernels: area, bilinear, bicubic, lanczos (three lobes, as FFmpeg's).
-    """
-    kernels = {
-        "area": Image.Resampling.BOX,
-        "bilinear": Image.Resampling.BILINEAR,
-        "bicubic": Image.Resampling.BICUBIC,
-        "lanczos": Image.Resampling.LANCZOS,
-    }
-    return np.asarray(Image.fromarray(image).resize(size, kernels[kernel]))
-
-
-def add_noise(image, sigma, rng, grey=False):
-    """Add Gaussian noise of standard deviation `sigma` (in 255ths); `grey` gives all channels the same noise."""
-    shape = image.shape[:2] + (1,) * (image.ndim - 2) if grey else image.shape
-    noisy = image + rng.normal(0, sigma, shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-
-
-def blur(image, sigma):
-    """Blur with a Gaussian of standard deviation `sigma` in pixels."""
-    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
-
-
-def jpeg(image, quality):
-    """Compress with JPEG at `quality` (1-100) and decompress."""
-    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
-    return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Degradations of planes and clips (lists of planes)
-
-
-def resize_planes(y, uv, size, kernel="lanczos"):
-    """Resample planes to luma `size` = (width, height), plane by plane as video scalers do."""
-    width, height = size
-    chroma_size = ((width + 1) // 2, (height + 1) // 2)
-    return resize(y, size, kernel), np.stack([resize(plane, chroma_size, kernel) for plane in uv])
-
-
-def low_resolution(size, scale):
-    """The even (width, height) that `size` has when scaled down by `scale`, as encoders want it."""
-    return tuple(2 * max(1, round(side / scale / 2)) for side in size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Codec:
-    """How a call uses a codec: FFmpeg's encoder and decoder, and the encoder's low-delay options.
-
-    Attributes:
-        encoder, decoder: their names.
-        quantisers: (lightest, heaviest) damage of constant quantisers that calls know.
-        options: always set.
-        constant: set for a constant quantiser ``{qp}``.
-        controlled: set for rate control at ``{kbps}`` kbit/s with a buffer of one second.
-    """
-
-    encoder: str
-    decoder: str
-    quantisers: tuple
-    options: dict
-    constant: dict
-    controlled: dict
-
-
-X265_PARAMS = "log-level=none:pools=none:frame-threads=1"
-SVT_AV1_PARAMS = "pred-struct=1:rtc=1:lp=1"
-BUFFERED = {"b": "{kbps}k", "maxrate": "{kbps}k", "bufsize": "{kbps}k"}
-CODECS = {
-    "x264": Codec(
-        encoder="libx264",
-        decoder="h264",
-        quantisers=(16, 40),
-        options={"preset": "veryfast", "tune": "zerolatency"},
-        constant={"qp": "{qp}"},
-        controlled=BUFFERED,
-    ),
-    "x265": Codec(
-        encoder="libx265",
-        decoder="hevc",
-        quantisers=(16, 40),
-        options={"preset": "ultrafast", "tune": "zerolatency"},
-        constant={"x265-params": "qp={qp}:" + X265_PARAMS},
-        controlled={"x265-params": "bitrate={kbps}:vbv-maxrate={kbps}:vbv-bufsize={kbps}:" + X265_PARAMS},
-    ),
-    "vp8": Codec(
-        encoder="libvpx",
-        decoder="vp8",
-        quantisers=(8, 58),
-        options={"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"},
-        # libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
-        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
-        controlled={"minrate": "{kbps}k", **BUFFERED},
-    ),
-    "vp9": Codec(
-        encoder="libvpx-vp9",
-        decoder="vp9",
-        quantisers=(14, 58),
-        options={"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0"},
-        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
-        controlled={"minrate": "{kbps}k", **BUFFERED},
-    ),
-    "av1": Codec(
-        encoder="libsvtav1",
-        decoder="libdav1d",
-        quantisers=(18, 60),
-        options={"preset": "10"},
-        constant={"qp": "{qp}", "svtav1-params": SVT_AV1_PARAMS},
-        controlled={"b": "{kbps}k", "svtav1-params": "rc=2:" + SVT_AV1_PARAMS},
-    ),
-}
-
-
-def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
-    """Encode a clip with a real low-delay codec, in memory; one thread, so it repeats exactly.
-
-    Args:
-        clip: list of uint8 planes `(y, uv)` of even size, in the range (full or limited) that they have.
-        codec: a key of `CODECS`.
-        qp: the codec's own constant quantiser, or None.
-        kbps: without `qp`: kbit/s for the encoder's rate control.
-        rate: frames per second told to the encoder.
-
-    Returns:
-        List of bytes, the packets in order.
-
-    Raises:
-        DataError: the codec does not take frames of this size; some are too small for AV1 and x265.
-    """
-    os.environ.setdefault("SVT_LOG", "1")  # errors only
-    profile = CODECS[codec]
-    options = profile.options | (profile.controlled if qp is None else profile.constant)
-    height, width = clip[0][0].shape
-    encoder = av.CodecContext.create(profile.encoder, "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
-    encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
-    encoder.options = {key: value.format(qp=qp, kbps=kbps) for key, value in options.items()}
-    try:
-        encoder.open()
-    except av.FFmpegError as error:
-        raise DataError(f"{codec} cannot encode frames of {width}x{height} ({first_line(error)})") from error
-    packets = []
-    for pts, planes in enumerate(clip):
-        frame = av.VideoFrame.from_ndarray(pack_planes(*planes), format="yuv420p")
-        frame.pts = pts
-        packets += encoder.encode(frame)
-    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
-
-
-def decode_clip(packets, codec):
-    """Decode what `encode_clip` made to a list of planes."""
-    decoder = av.CodecContext.create(CODECS[codec].decoder, "r")
-    decoder.thread_count = 1
-    frames = [frame for packet in [*map(av.Packet, packets), None] for frame in decoder.decode(packet)]
-    return [unpack_planes(frame.to_ndarray()) for frame in frames]
-
-
-def codec_roundtrip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
-    """Encode a clip and decode it again: see `encode_clip`."""
-    return decode_clip(encode_clip(clip, codec, qp, kbps, rate), codec)
-
-
-def pack_planes(y, uv):
-    """Stack even-sized planes to one I420 picture `(3*H/2, W)`."""
-    return np.concatenate([y, uv.reshape(-1, y.shape[1])])
-
-
-def unpack_planes(packed):
-    """Split an I420 picture `(3*H/2, W)` into views `y (H, W)` and `uv (2, H/2, W/2)`."""
-    height, width = packed.shape[0] * 2 // 3, packed.shape[1]
-    return packed[:height], packed[height:].reshape(2, height // 2, width // 2)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -474,196 +293,105 @@ def _div2k_folder(config):
 # Pairs
 
 
-def make_pair(sources, seed, index, region, purpose="training"):
-    """Make one pair, decided by `seed`, `index` and `purpose` alone.
+def make_pair(sources, seed, index, region):
+    """Make one pair, decided by `seed` and `index` alone.
 
     Args:
         sources: result of `list_sources`.
         region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
-        purpose: see `prepare_pairs`. Late pairs are as things stand after a second of a call: what goes through a codec
-            are clips of `LATE_FRAMES`, half of them under rate control. Of ``"late"`` all go through a codec, and pans
-            are slow; of ``"gate"`` as many as in training, and half of the sources are soft by themselves, see
-            `_soften`.
 
     Returns:
         ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
-        degradation (``kind``, ``scale`` and more).
+        degradation (``kind``, ``scale``, ``soft`` and more).
     """
     rng = np.random.default_rng((seed, index))
+    kind = str(rng.choice(["clean", "image", "call"], p=[0.05, 0.22, 0.73]))
+    count = 1
+    if kind == "call":
+        count = LATE_FRAMES if rng.random() < 0.25 else int(rng.integers(3, LEAST_FRAMES + 1))
+    for _ in range(MOST_TRIES):
+        name = _draw_name(sources, rng)
+        if (clip := _crisp_clip(name, count, region, rng)) is not None:
+            break
+    else:
+        raise DataError(f"{MOST_TRIES} pictures such as {name} are too small for region={region}: replace them")
+    damaged, truth, description = clip[-1], clip[-1], {"scale": 1.0, "soft": False}
+    if kind == "image":
+        damaged, description = degrade_image(truth, rng)
+    elif kind == "call":
+        damaged, description = degrade_call(clip, rng)
+    return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": kind, **description}
+
+
+def make_real(sources, seed, index, region):
+    """Cut one crop out of a video at its own size, soft and compressed as it is: nobody knows its truth.
+
+    Of two random places the one with more detail is taken.
+
+    Returns:
+        ``(input, None, description)``, see `make_pair`.
+    """
+    rng = np.random.default_rng((seed, index))
+    name = _draw_name(sources, rng)
+    ((y, uv),) = read_clip(name, 1, rng)
+    corners = [[2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in y.shape[::-1]] for _ in range(2)]
+    crops = [crop_planes(y, uv, left, top, region) for left, top in corners]
+    crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
+    return pack_planes(*crop), None, {"source": name, "kind": "real", "scale": 1.0, "soft": True}
+
+
+def _draw_name(sources, rng):
     weights = np.array([weight for weight, _ in sources])
     names = sources[rng.choice(len(sources), p=weights / weights.sum())][1]
-    name = names[rng.integers(len(names))]
-    kinds = [0, 0, 0, 1] if purpose == "late" else [0.07, 0.11, 0.30, 0.52]
-    kind = rng.choice(["clean", "mild", "image", "codec"], p=kinds)
-    count = int(rng.integers(3, LEAST_FRAMES + 1)) if kind in ("codec", "mild") else 1
-    slow = purpose == "late"
-    clip = _clean_clip(name, LATE_FRAMES if purpose in LATE and count > 1 else count, region, rng, slow)
-    if purpose == "gate" and rng.random() < 0.5:
-        clip = _soften(clip, rng)
-    truth = clip[-1]
-    if kind == "clean":
-        damaged, description = truth, {"scale": 1.0}
-    elif kind == "mild":
-        damaged, description = _mild_degradation(clip, rng)
-    elif kind == "image":
-        damaged, description = _image_degradation(truth, rng)
-    else:
-        damaged, description = _codec_degradation(clip, rng, controlled=purpose in LATE)
-    return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": str(kind), **description}
+    return names[rng.integers(len(names))]
 
 
-def _clean_clip(name, count, region, rng, slow=False):
-    """`count` clean frames of region x region pixels as full-range planes; photos are panned over, perhaps `slow`."""
-    if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        # The video has been compressed before: shrinking it gives a clean truth, at its own size it is a soft one.
+def _crisp_clip(name, count, region, rng):
+    """Return `count` crisp frames of region x region pixels as full-range planes; photos are panned over.
+
+    What does not fill the region is mirrored at its edges; None if it does not fill half of it.
+    """
+    if _is_video(name):
         clip = read_clip(name, count, rng)
         height, width = clip[0][0].shape
-        scale = max(1.0, min(rng.uniform(1.0, 2.2), min(height, width) / region))
-        size = (max(region, round(width / scale)), max(region, round(height / scale)))
-        clip = [resize_planes(*planes, size, "area") for planes in clip]
-        left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in size)
+        scale = max(CRISP_VIDEO, min(rng.uniform(CRISP_VIDEO, 2.4), min(height, width) / region))
+        size = low_resolution((width, height), scale)
+        if 2 * min(size) < region:
+            return None
+        clip = [_pad_planes(*resize_planes(*planes, size, "area"), region) for planes in clip]
+        left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in clip[0][0].shape[::-1])
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
         photo = render_text(rng, (region + 32, region + 32))
     else:
         photo = load_photo(name)
-        shrink = rng.uniform(1.0, max(1.0, min(3.0, min(photo.shape[:2]) / region)))
+        shrink = max(CRISP_PHOTO, min(rng.uniform(CRISP_PHOTO, 3.0), min(photo.shape[:2]) / region))
         size = tuple(round(side / shrink) for side in photo.shape[1::-1])
-        photo = resize(photo, size, "area" if rng.random() < 0.5 else "lanczos")
-        photo = _pad(photo, region)
-        if rng.random() < 0.25:  # out of focus at the source: what was soft must stay soft
-            photo = blur(photo, rng.uniform(0.4, 1.6))
+        if 2 * min(size) < region:
+            return None
+        photo = _pad(resize(photo, size, "area" if rng.random() < 0.5 else "lanczos"), region)
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
-    velocity = rng.uniform(-4, 4, 2) * (rng.random() < 0.7)
-    if slow:  # an encoder that skips what hardly moves falls behind by up to a pixel: what is there is displaced
-        velocity *= 10 ** rng.uniform(-1, 0)
+    velocity = rng.uniform(-4, 4, 2) * rng.choice([0, 1, 0.1], p=[0.3, 0.5, 0.2])
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
 
 
-def _soften(clip, rng):
-    """A clip as many cameras and videos give it, before any call: enlarged from fewer pixels, compressed, or both."""
-    size, which = clip[0][0].shape[::-1], rng.choice(["enlarged", "compressed", "both"])
-    if which != "compressed":
-        small, down = low_resolution(size, rng.uniform(1.2, 2.5)), str(rng.choice(["bicubic", "area", "bilinear"]))
-        clip = [resize_planes(*planes, small, down) for planes in clip]
-    if which != "enlarged":
-        codec = str(rng.choice(list(CODECS)))
-        lightest, heaviest = CODECS[codec].quantisers
-        clip = _compress(clip, codec, int(rng.uniform(lightest, lightest + 0.7 * (heaviest - lightest))))
-    if which != "compressed":
-        up = _random_upscaler(rng)
-        clip = [resize_planes(*planes, size, up) for planes in clip]
-    return clip
+def _is_video(name):
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _pad_planes(y, uv, side):
+    """Mirror planes that are smaller than `side` at their right and lower edge."""
+    bottom, right = (max(0, side - length) for length in y.shape)
+    half = [(0, (bottom + 1) // 2), (0, (right + 1) // 2)]
+    return np.pad(y, [(0, bottom), (0, right)], mode="symmetric"), np.pad(uv, [(0, 0), *half], mode="symmetric")
 
 
 def _pad(frame, side):
     """Mirror a frame that is smaller than `side` at its right and lower edge."""
     bottom, right = (max(0, side - length) for length in frame.shape[:2])
     return np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
-
-
-def _mild_degradation(clip, rng):
-    """Barely damaged, at full size: what the student should leave alone."""
-    which = rng.choice(["codec", "jpeg", "noise"], p=[0.6, 0.2, 0.2])
-    if which == "codec":
-        codec = str(rng.choice(list(CODECS)))
-        lightest, heaviest = CODECS[codec].quantisers
-        qp = int(rng.uniform(lightest - 4, lightest + 0.35 * (heaviest - lightest)))
-        return _compress(clip, codec, qp)[-1], {"scale": 1.0, "codec": codec, "qp": qp}
-    if which == "jpeg":
-        quality = int(rng.integers(88, 99))
-        return tuple(each_plane(clip[-1], jpeg, quality)), {"scale": 1.0, "jpeg": quality}
-    sigma = rng.uniform(0.3, 1.5)
-    return tuple(each_plane(clip[-1], add_noise, sigma, rng)), {"scale": 1.0, "noise": sigma}
-
-
-def _image_degradation(truth, rng):
-    """Blur, shrink, noise, JPEG, enlarge; each of them random, or the classic: halved with a little noise."""
-    y, uv = truth
-    classic = rng.random() < 0.35
-    region = y.shape[0]
-    scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
-    down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
-    sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
-    sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.5, 0.3])
-    quality = int(rng.integers(40, 98)) if rng.random() < 0.4 else 0
-    up = _random_upscaler(rng)
-    if classic:
-        scale, down, sigma_blur, sigma_noise, quality, up = 2.0, "bicubic", 0.0, rng.uniform(1, 3), 0, "lanczos"
-
-    planes = (y, uv)
-    if sigma_blur:
-        planes = (blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv]))
-    planes = resize_planes(*planes, low_resolution((region, region), scale), down)
-    if sigma_noise:
-        grey = rng.random() < 0.4
-        planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
-    if quality:
-        planes = tuple(each_plane(planes, jpeg, quality))
-    damaged = resize_planes(*planes, (region, region), up)
-    return damaged, {"scale": float(scale), "down": down, "noise": float(sigma_noise), "jpeg": quality}
-
-
-def _codec_degradation(clip, rng, controlled=False):
-    """Shrink, sometimes camera noise, a real codec, enlarge; the last frame is a P frame.
-
-    Where `controlled`, half of the codecs have a bit rate instead of a constant quantiser.
-    """
-    region = clip[0][0].shape[0]
-    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.12, 0.16, 0.44, 0.16, 0.12]))
-    down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
-    codec = str(rng.choice(list(CODECS), p=[0.42, 0.15, 0.13, 0.16, 0.14]))
-    lightest, heaviest = CODECS[codec].quantisers
-    qp = int(rng.integers(lightest, heaviest + 1))
-    noise = rng.uniform(0.5, 4) if rng.random() < 0.15 else 0.0
-    size = low_resolution((region, region), scale)
-    rate = {"qp": qp}
-    if controlled and rng.random() < 0.5:
-        bits = 10 ** rng.uniform(-2, -0.5)  # for a pixel of a frame
-        rate = {"kbps": max(10, round(bits * size[0] * size[1] * FRAME_RATE / 1000))}
-
-    small = [resize_planes(*planes, size, down) for planes in clip]
-    if noise:
-        small = [tuple(each_plane(planes, add_noise, noise, rng)) for planes in small]
-    decoded = _compress(small, codec, **rate)[-1]
-    damaged = resize_planes(*decoded, (region, region), _random_upscaler(rng)) if scale > 1 else decoded
-    return damaged, {"scale": scale, "down": down, "codec": codec, **rate, "noise": float(noise)}
-
-
-def _compress(clip, codec, qp=None, kbps=None):
-    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
-    limited = [to_limited_range(*planes) for planes in clip]
-    return [to_full_range(*planes) for planes in codec_roundtrip(limited, codec, qp, kbps)]
-
-
-def each_plane(planes, function, *arguments):
-    """Apply a degradation of images to luma and to each chroma plane."""
-    y, uv = planes
-    return function(y, *arguments), np.stack([function(plane, *arguments) for plane in uv])
-
-
-def at_scale(planes, scale, damage):
-    """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
-    size = planes[0].shape[::-1]
-    small = resize_planes(*planes, low_resolution(size, scale), "bicubic")
-    return resize_planes(*damage(small), size)
-
-
-def halve_with_noise(planes, rng):
-    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
-    return at_scale(planes, 2, lambda small: each_plane(small, add_noise, 2, rng))
-
-
-def _random_upscaler(rng):
-    return str(rng.choice(["lanczos", "bicubic", "bilinear"], p=[0.65, 0.2, 0.15]))
-
-
-def crop_planes(y, uv, left, top, side):
-    """Cut a square of even `left`, `top` and `side` out of planes."""
-    x, row, half = left // 2, top // 2, side // 2
-    return y[top : top + side, left : left + side], uv[:, row : row + half, x : x + half]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -673,11 +401,11 @@ def crop_planes(y, uv, left, top, side):
 def prepare_pairs(config, purpose="training", progress=True):
     """Make all pairs that `config` asks for, once, and return the folder that holds them.
 
-    The purpose is ``"training"``, ``"validation"``, ``"late"`` (to train on besides), or ``"gate"`` (for it alone); see
-    `make_pair` for how the last two differ.
+    The purpose is ``"training"`` or ``"validation"`` (see `make_pair`), or ``"real"`` (see `make_real`).
 
     Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
-    ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth) and a ``.json`` beside it.
+    ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth), of real ones `(n, 1, ...)`, and a
+    ``.json`` beside it.
 
     Raises:
         DataError: a source is missing or unreadable, `config.region` and `config.crop` do not go together, or a process
@@ -691,19 +419,30 @@ def prepare_pairs(config, purpose="training", progress=True):
         )
     key, offset = PURPOSES[purpose]
     total, seed = getattr(config, key), config.data_seed + offset
-    sources = list_sources(config, purpose == "validation")
-    identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": config.region, "total": total}
-    identity |= {"late": LATE_VERSION} if purpose in LATE else {}
+    sources, region = list_sources(config, purpose == "validation"), config.region
+    if purpose == "real" and total:
+        sources, region = _videos(sources), REAL_REGION
+        if config.crop > region:
+            raise DataError(f"crop={config.crop} is too large for crops of real video, which have {region} pixels")
+    identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
 
+    make = make_real if purpose == "real" else make_pair
     starts = range(0, total, PART_SIZE)
     jobs = [
-        (str(folder / f"pairs-{start // PART_SIZE:05d}"), sources, seed, start, min(start + PART_SIZE, total))
+        (
+            make,
+            str(folder / f"pairs-{start // PART_SIZE:05d}"),
+            sources,
+            seed,
+            region,
+            range(start, min(start + PART_SIZE, total)),
+        )
         for start in starts
     ]
-    jobs = [(*job, config.region, purpose) for job in jobs if not Path(job[0] + ".json").exists()]
+    jobs = [job for job in jobs if not Path(job[1] + ".json").exists()]
     if not jobs:
         return folder
     context = multiprocessing.get_context("spawn")
@@ -711,7 +450,7 @@ def prepare_pairs(config, purpose="training", progress=True):
         with (
             tqdm(
                 total=total,
-                initial=total - sum(job[4] - job[3] for job in jobs),
+                initial=total - sum(len(job[-1]) for job in jobs),
                 desc=f"{purpose} pairs",
                 disable=not progress,
             ) as bar,
@@ -727,6 +466,14 @@ def prepare_pairs(config, purpose="training", progress=True):
     return folder
 
 
+def _videos(sources):
+    """The videos among `sources`, each with the same weight."""
+    names = sorted(name for _, names in sources for name in names if _is_video(name))
+    if not names:
+        raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
+    return [(1.0, names)]
+
+
 def _start_worker():
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -739,12 +486,13 @@ def _start_worker():
 
 
 def _prepare_part(job):
-    stem, sources, seed, first, last, region, purpose = job
-    pairs = [make_pair(sources, seed, index, region, purpose) for index in range(first, last)]
-    save_array(stem + ".npy", np.stack([np.stack(pair[:2]) for pair in pairs]))
+    make, stem, sources, seed, region, indices = job
+    pairs = [make(sources, seed, index, region) for index in indices]
+    pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
+    save_array(stem + ".npy", np.stack([np.stack(pair) for pair in pictures]))
     with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
-    return last - first
+    return len(indices)
 
 
 def save_array(path, array):
@@ -757,16 +505,26 @@ def save_array(path, array):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One stored pair, memory-mapped: I420 pictures `(3*region/2, region)` uint8, full range; None where unknown."""
+    """One stored pair, memory-mapped: I420 pictures `(3*region/2, region)` uint8, full range.
+
+    Attributes:
+        input: what the student sees.
+        goal: the truth, or, where nobody knows it, the teacher's output.
+        taught: whether `goal` is the teacher's.
+        description: see `make_pair`.
+    """
 
     input: np.ndarray
-    truth: np.ndarray | None
-    teacher: np.ndarray | None
+    goal: np.ndarray
+    taught: bool
     description: dict
 
 
 def open_pairs(folder, teacher_outputs=None):
-    """List the `Pair` objects of a prepared folder in order, with the teacher's outputs, a dict of index -> file.
+    """List the `Pair` objects of a prepared folder in order.
+
+    Args:
+        teacher_outputs: files with the teacher's outputs, for pairs whose truth is unknown.
 
     Raises:
         DataError: a file is damaged.
@@ -775,20 +533,25 @@ def open_pairs(folder, teacher_outputs=None):
     for listing in sorted(Path(folder).glob("pairs-*.json")):
         try:
             pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
-            for (damaged, truth), description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
-                path = (teacher_outputs or {}).get(len(pairs))
-                teacher = np.load(path, mmap_mode="r") if path else None
-                pairs.append(Pair(damaged, truth, teacher, description))
+            for stored, description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
+                taught = len(stored) == 1
+                goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught else stored[1]
+                pairs.append(Pair(stored[0], goal, taught, description))
         except (ValueError, EOFError) as error:
             raise DataError(f"the cache {folder} is damaged: remove it, and it is made anew") from error
     return pairs
 
 
-def read_teacher_pairs(folder, region):
-    """Cut images and a x4 teacher's outputs for them (``lr/NAME``, ``sr/NAME``) into pairs without ground truth.
+def open_inputs(folder):
+    """List the inputs of a prepared folder in order: I420 pictures, memory-mapped."""
+    files = sorted(Path(folder).glob("pairs-*.npy"))
+    return [stored[0] for file in files for stored in np.load(file, mmap_mode="r")]
 
-    The student's input is the image enlarged with Lanczos to the size of the output and to half of it (where the
-    output is shrunk too), as calls are rarely enlarged by 4.
+
+def read_teacher_pairs(folder, region):
+    """Cut images and a x4 teacher's outputs for them (``lr/NAME``, ``sr/NAME``) into pairs without truth.
+
+    The outputs are brought back to the images' size by an area kernel: see `train.teach`.
 
     Raises:
         DataError: a folder or an image is missing, or sizes are not in the ratio of 1 to 4.
@@ -805,18 +568,50 @@ def read_teacher_pairs(folder, region):
         height, width = small.shape[:2]
         if large.shape[:2] != (4 * height, 4 * width):
             raise DataError(f"{path} is {large.shape[1]}x{large.shape[0]}, not four times its input {width}x{height}")
-        for scale in (4, 2):
-            size = (scale * width, scale * height)
-            pictures = [resize(small, size, "lanczos"), resize(large, size, "area") if scale < 4 else large]
-            damaged, teacher = (bgr_to_planes(_pad(picture, region)) for picture in pictures)
-            rows, columns = damaged[0].shape
-            for top in range(0, rows - region + 1, region):
-                for left in range(0, columns - region + 1, region):
-                    packed = [pack_planes(*crop_planes(*planes, left, top, region)) for planes in (damaged, teacher)]
-                    pairs.append(
-                        Pair(packed[0], None, packed[1], {"source": path.name, "kind": "bsrgan", "scale": scale})
-                    )
+        planes = [bgr_to_planes(_pad(picture, region)) for picture in (small, resize(large, (width, height), "area"))]
+        rows, columns = planes[0][0].shape
+        description = {"source": path.name, "kind": "bsrgan", "scale": 1.0, "soft": True}
+        for top in range(0, rows - region + 1, region):
+            for left in range(0, columns - region + 1, region):
+                damaged, goal = (pack_planes(*crop_planes(*p, left, top, region)) for p in planes)
+                pairs.append(Pair(damaged, goal, True, description))
     return pairs
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the student is trained towards
+
+
+def crisp(y, source, amount=1.0, strength=1):
+    """Calm what is flat in luma, and make its edges steeper without halo.
+
+    Faint grain goes (coring). Then, several times, an unsharp mask of two radii is limited to the range of the 3x3
+    neighbours, so that edges become steeper and not higher. Of what still leaves the range that the 7x7 neighbours have
+    in `source`, and so would be seen as halo, little stays.
+
+    Args:
+        y: luma `(H, W)` uint8 or float32 in codes.
+        source: what the student sees of it, uint8.
+        amount: of the steepening, 0 to 1; 0 only takes the grain.
+        strength: 1 or 2, at which it is the target.
+
+    Returns:
+        `(H, W)` float32 in codes.
+    """
+    y = y.astype(np.float32)
+    calm = y - CORING * np.clip(y - cv2.GaussianBlur(y, (0, 0), 1.5), -GRAIN, GRAIN)
+    if amount == 0:
+        return calm
+    sharp, near, wide = calm, np.ones((3, 3), np.uint8), np.ones((7, 7), np.uint8)
+    rounds, halo = CRISPING[strength]
+    for _ in range(rounds):
+        detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 1) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 2.5))
+        detail = np.sign(detail) * np.maximum(np.abs(detail) - FAINT_DETAIL, 0)
+        low, high = cv2.erode(sharp, near), cv2.dilate(sharp, near)
+        slack = 0.04 * (high - low)
+        sharp = np.clip(sharp + detail, low - slack, high + slack)
+    inside = np.clip(sharp, cv2.erode(source, wide), cv2.dilate(source, wide))
+    return calm + amount * (inside + halo * (sharp - inside) - calm)
 
 
 def periodic_pattern(side, rng):
@@ -842,46 +637,51 @@ def periodic_pattern(side, rng):
 class PairDataset(Dataset):
     """Random crops of pairs, flipped and turned; an item is decided by its key alone.
 
-    A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 planes in [0, 1]:
-    ``input``, ``truth`` and ``teacher``, each `(y (1, S, S), uv (2, S/2, S/2))`, and ``known``: `(2,)`, 1 where truth
-    and teacher are known (unknown ones are zero).
+    A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
+    ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
+    `crisp`; ``bounds`` `(2, S, S)`, the range of each pixel's neighbours in the input, widened to hold the target; and
+    ``taught``, 1 where the goal is the teacher's.
 
     Args:
         pairs: list of `Pair`.
-        crop: side S in pixels.
-        pattern_share: of the crops, in which a rectangle of input and truth shows the same `periodic_pattern`.
-        classic_share: of the crops, whose input is made anew from the truth by `halve_with_noise`; the teacher's
-            output, which is of another input, counts as unknown there.
+        config: `config.Config`, of which ``crop``, ``crispness``, ``pattern_share`` and ``classic_share`` are used.
     """
 
-    def __init__(self, pairs, crop, pattern_share=0.0, classic_share=0.0):
-        self.pairs, self.crop = pairs, crop
-        self.pattern_share, self.classic_share = pattern_share, classic_share
+    def __init__(self, pairs, config):
+        self.pairs, self.config = pairs, config
 
     def __getitem__(self, key):
-        pair = self.pairs[key[-1]]
+        pair, config = self.pairs[key[-1]], self.config
         rng = np.random.default_rng(key)
-        region, crop = pair.input.shape[1], self.crop
+        region, crop = pair.input.shape[1], config.crop
         # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
         left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
         turns = rng.random(3) < 0.5
-        packed = {"input": pair.input, "truth": pair.truth, "teacher": pair.teacher}
-        pictures = {
-            name: crop_planes(*unpack_planes(picture), left, top, crop)
-            for name, picture in packed.items()
-            if picture is not None
-        }
-        if self.pattern_share and rng.random() < self.pattern_share:
+        source, goal = (crop_planes(*unpack_planes(p), left, top, crop) for p in (pair.input, pair.goal))
+        if pair.taught:
+            goal = [a + TEACHER_WEIGHT * (b.astype(np.float32) - a) for a, b in zip(source, goal, strict=True)]
+        kind, amount = pair.description["kind"], 1.0 if pair.taught else config.crispness * pair.description["soft"]
+        if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
             pattern, box = periodic_pattern(crop, rng), tuple(map(slice, corner, corner + size))
-            pictures = {name: (_painted(y, pattern, box), uv) for name, (y, uv) in pictures.items()}
-        elif self.classic_share and "truth" in pictures and rng.random() < self.classic_share:
-            pictures["input"] = halve_with_noise(pictures["truth"], rng)
-            pictures.pop("teacher", None)  # it saw another input
-        known = torch.tensor([float(name in pictures) for name in ("truth", "teacher")])
-        nothing = torch.zeros(1, crop, crop), torch.zeros(2, crop // 2, crop // 2)
-        tensors = {name: _turned(*planes, *turns) for name, planes in pictures.items()}
-        return {name: tensors.get(name, nothing) for name in packed} | {"known": known}
+            source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
+        elif not pair.taught and rng.random() < config.classic_share:
+            source, kind = halve_with_noise(goal, rng), "image"
+        target = goal[0] if kind in ("clean", "image") else crisp(goal[0], source[0], amount, config.strength)
+        return {
+            "input": _turned(*source, *turns),
+            "goal": _turned(*goal, *turns),
+            "target": _turned(target, goal[1], *turns)[0],
+            "bounds": _turned(source[0], _bounds(source[0], target), *turns)[1],
+            "taught": torch.tensor(float(pair.taught)),
+        }
+
+
+def _bounds(source, target, reach=7):
+    """Range of each pixel's neighbours in `source`, widened to hold `target`: `(2, H, W)`, least and greatest."""
+    window = np.ones((reach, reach), np.uint8)
+    low, high = cv2.erode(source, window), cv2.dilate(source, window)
+    return np.stack([np.minimum(low, target), np.maximum(high, target)])
 
 
 def _painted(y, pattern, box):

@@ -1,0 +1,459 @@
+"""What a camera and a call do to a picture: optics, sensor, scaling, noise, JPEG, real video codecs.
+
+Training pairs (dataset.py) and the benchmark (benchmark.py) are made by the same functions. Images are uint8 arrays
+`(H, W)` or `(H, W, 3)`; planes are `(y, uv)` as in utils.py; a clip is a list of planes, consecutive frames.
+
+All randomness comes from the `np.random.Generator` that is passed in.
+"""
+
+import dataclasses
+import os
+from fractions import Fraction
+
+import cv2  # before av: see video.py
+
+# isort: split
+import av
+import numpy as np
+from PIL import Image
+
+from utils import first_line, to_full_range, to_limited_range, unsharp
+
+FRAME_RATE = 25  # told to encoders
+
+
+class DataError(RuntimeError):
+    """Data is missing or unreadable. The message says which and what to do."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Degradations of an image (H, W) or (H, W, 3), uint8 in and out
+
+
+def resize(image, size, kernel="lanczos"):
+    """Resample to `size` = (width, height); the kernel widens when shrinking, so nothing aliases.
+
+    Kernels: area, bilinear, bicubic, lanczos (three lobes, as FFmpeg's).
+    """
+    kernels = {
+        "area": Image.Resampling.BOX,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+        "lanczos": Image.Resampling.LANCZOS,
+    }
+    return np.asarray(Image.fromarray(image).resize(size, kernels[kernel]))
+
+
+def add_noise(image, sigma, rng, grey=False):
+    """Add Gaussian noise of standard deviation `sigma` (in 255ths); `grey` gives all channels the same noise."""
+    shape = image.shape[:2] + (1,) * (image.ndim - 2) if grey else image.shape
+    noisy = image + rng.normal(0, sigma, shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def blur(image, sigma):
+    """Blur with a Gaussian of standard deviation `sigma` in pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+
+def jpeg(image, quality):
+    """Compress with JPEG at `quality` (1-100) and decompress."""
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Degradations of planes and clips (lists of planes)
+
+
+def resize_planes(y, uv, size, kernel="lanczos"):
+    """Resample planes to luma `size` = (width, height), plane by plane as video scalers do."""
+    width, height = size
+    chroma_size = ((width + 1) // 2, (height + 1) // 2)
+    return resize(y, size, kernel), np.stack([resize(plane, chroma_size, kernel) for plane in uv])
+
+
+def low_resolution(size, scale):
+    """The even (width, height) that `size` has when scaled down by `scale`, as encoders want it."""
+    return tuple(2 * max(1, round(side / scale / 2)) for side in size)
+
+
+def each_plane(planes, function, *arguments):
+    """Apply a degradation of images to luma and to each chroma plane."""
+    y, uv = planes
+    return function(y, *arguments), np.stack([function(plane, *arguments) for plane in uv])
+
+
+def crop_planes(y, uv, left, top, side):
+    """Cut a square of even `left`, `top` and `side` out of planes."""
+    x, row, half = left // 2, top // 2, side // 2
+    return y[top : top + side, left : left + side], uv[:, row : row + half, x : x + half]
+
+
+def at_scale(planes, scale, damage):
+    """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
+    size = planes[0].shape[::-1]
+    small = resize_planes(*planes, low_resolution(size, scale), "bicubic")
+    return resize_planes(*damage(small), size)
+
+
+def halve_with_noise(planes, rng):
+    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
+    return at_scale(planes, 2, lambda small: each_plane(small, add_noise, 2, rng))
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How a call uses a codec: FFmpeg's encoder and decoder, and the encoder's low-delay options.
+
+    Attributes:
+        encoder, decoder: their names.
+        quantisers: (lightest, heaviest) damage of constant quantisers that calls know.
+        options: always set.
+        constant: set for a constant quantiser ``{qp}``.
+        controlled: set for rate control at ``{kbps}`` kbit/s with a buffer of one second.
+    """
+
+    encoder: str
+    decoder: str
+    quantisers: tuple
+    options: dict
+    constant: dict
+    controlled: dict
+
+
+X265_PARAMS = "log-level=none:pools=none:frame-threads=1"
+SVT_AV1_PARAMS = "pred-struct=1:rtc=1:lp=1"
+BUFFERED = {"b": "{kbps}k", "maxrate": "{kbps}k", "bufsize": "{kbps}k"}
+CODECS = {
+    "x264": Codec(
+        encoder="libx264",
+        decoder="h264",
+        quantisers=(16, 40),
+        options={"preset": "veryfast", "tune": "zerolatency"},
+        constant={"qp": "{qp}"},
+        controlled=BUFFERED,
+    ),
+    "x265": Codec(
+        encoder="libx265",
+        decoder="hevc",
+        quantisers=(16, 40),
+        options={"preset": "ultrafast", "tune": "zerolatency"},
+        constant={"x265-params": "qp={qp}:" + X265_PARAMS},
+        controlled={"x265-params": "bitrate={kbps}:vbv-maxrate={kbps}:vbv-bufsize={kbps}:" + X265_PARAMS},
+    ),
+    "vp8": Codec(
+        encoder="libvpx",
+        decoder="vp8",
+        quantisers=(8, 58),
+        options={"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"},
+        # libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
+        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+        controlled={"minrate": "{kbps}k", **BUFFERED},
+    ),
+    "vp9": Codec(
+        encoder="libvpx-vp9",
+        decoder="vp9",
+        quantisers=(14, 58),
+        options={"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0"},
+        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
+        controlled={"minrate": "{kbps}k", **BUFFERED},
+    ),
+    "av1": Codec(
+        encoder="libsvtav1",
+        decoder="libdav1d",
+        quantisers=(18, 60),
+        options={"preset": "10"},
+        constant={"qp": "{qp}", "svtav1-params": SVT_AV1_PARAMS},
+        controlled={"b": "{kbps}k", "svtav1-params": "rc=2:" + SVT_AV1_PARAMS},
+    ),
+}
+
+
+def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
+    """Encode a clip with a real low-delay codec, in memory; one thread, so it repeats exactly.
+
+    Args:
+        clip: list of uint8 planes `(y, uv)` of even size, in the range (full or limited) that they have.
+        codec: a key of `CODECS`.
+        qp: the codec's own constant quantiser, or None.
+        kbps: without `qp`: kbit/s for the encoder's rate control.
+        rate: frames per second told to the encoder.
+
+    Returns:
+        List of bytes, the packets in order.
+
+    Raises:
+        DataError: the codec does not take frames of this size; some are too small for AV1 and x265.
+    """
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
+    profile = CODECS[codec]
+    options = profile.options | (profile.controlled if qp is None else profile.constant)
+    height, width = clip[0][0].shape
+    encoder = av.CodecContext.create(profile.encoder, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, rate), Fraction(rate)
+    encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
+    encoder.options = {key: value.format(qp=qp, kbps=kbps) for key, value in options.items()}
+    try:
+        encoder.open()
+    except av.FFmpegError as error:
+        raise DataError(f"{codec} cannot encode frames of {width}x{height} ({first_line(error)})") from error
+    packets = []
+    for pts, planes in enumerate(clip):
+        frame = av.VideoFrame.from_ndarray(pack_planes(*planes), format="yuv420p")
+        frame.pts = pts
+        packets += encoder.encode(frame)
+    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+
+
+def decode_clip(packets, codec):
+    """Decode what `encode_clip` made to a list of planes."""
+    decoder = av.CodecContext.create(CODECS[codec].decoder, "r")
+    decoder.thread_count = 1
+    frames = [frame for packet in [*map(av.Packet, packets), None] for frame in decoder.decode(packet)]
+    return [unpack_planes(frame.to_ndarray()) for frame in frames]
+
+
+def codec_roundtrip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
+    """Encode a clip and decode it again: see `encode_clip`."""
+    return decode_clip(encode_clip(clip, codec, qp, kbps, rate), codec)
+
+
+def pack_planes(y, uv):
+    """Stack even-sized planes to one I420 picture `(3*H/2, W)`."""
+    return np.concatenate([y, uv.reshape(-1, y.shape[1])])
+
+
+def unpack_planes(packed):
+    """Split an I420 picture `(3*H/2, W)` into views `y (H, W)` and `uv (2, H/2, W/2)`."""
+    height, width = packed.shape[0] * 2 // 3, packed.shape[1]
+    return packed[:height], packed[height:].reshape(2, height // 2, width // 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The camera
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """What a camera does to a crisp scene before any codec sees it. The defaults do nothing.
+
+    In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (a
+    crop of it, enlarged at the end) and noise, the camera's denoiser smears, and its sharpener overshoots.
+
+    Attributes:
+        lens: point spread function: ``"gaussian"`` or ``"disc"``.
+        blur: its standard deviation in pixels; 0 is a perfect lens.
+        stretch: the Gaussian's standard deviation in the direction of `angle`, relative to `blur`.
+        motion: pixels that the scene moves in the direction of `angle` during the exposure.
+        angle: in radians.
+        crop: factor by which the sensor's pixels are enlarged to the frame.
+        upscaler: kernel of that, see `resize`.
+        noise: standard deviation of the sensor's noise, in 255ths.
+        denoise: strength of the bilateral denoiser, relative to the noise.
+        sharpen: amount of the camera's own unsharp mask.
+        radius: its standard deviation in pixels.
+    """
+
+    lens: str = "gaussian"
+    blur: float = 0.0
+    stretch: float = 1.0
+    motion: float = 0.0
+    angle: float = 0.0
+    crop: float = 1.0
+    upscaler: str = "bicubic"
+    noise: float = 0.0
+    denoise: float = 0.0
+    sharpen: float = 0.0
+    radius: float = 1.0
+
+    @property
+    def is_soft(self):
+        """Whether the frame holds visibly less than its size can."""
+        return self.blur >= 0.4 or self.crop >= 1.15 or self.motion >= 2
+
+    def __call__(self, clip, rng):
+        """Return what the camera makes of a clip; each frame has noise of its own, drawn from `rng`."""
+        return [self._expose(planes, rng) for planes in clip]
+
+    def _expose(self, planes, rng):
+        size = planes[0].shape[::-1]
+        planes = self._filter(planes, blur_kernel(self.lens, self.blur, self.stretch, self.angle))
+        planes = self._filter(planes, motion_kernel(self.motion, self.angle))
+        if self.crop > 1:
+            planes = resize_planes(*planes, low_resolution(size, self.crop), "area")
+        if self.noise:
+            planes = each_plane(planes, add_noise, self.noise, rng)
+        if self.denoise:
+            spread = max(1.0, 3 * self.denoise * self.noise)
+            planes = each_plane(planes, lambda plane: cv2.bilateralFilter(plane, 5, spread, 1.5 + self.denoise))
+        if self.sharpen:
+            planes = unsharp(planes[0], self.sharpen, self.radius), planes[1]
+        return resize_planes(*planes, size, self.upscaler) if self.crop > 1 else planes
+
+    @staticmethod
+    def _filter(planes, kernel):
+        """Filter luma with a kernel; chroma, which has half the pixels, with the kernel at half its size."""
+        if kernel is None:
+            return planes
+        half = cv2.resize(kernel, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        half = np.pad(half / half.sum(), [(0, 1 - side % 2) for side in half.shape])  # an odd size has a centre
+        y, uv = planes
+        return filter_plane(y, kernel), np.stack([filter_plane(plane, half) for plane in uv])
+
+
+def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
+    """Return the point spread function of a lens, `(S, S)` float32 with sum 1; None for a perfect one.
+
+    Args:
+        lens: ``"gaussian"``, or ``"disc"``, what is out of focus: its radius is twice `sigma`, so that its standard
+            deviation in each direction is `sigma`.
+        sigma, stretch, angle: see `Camera`.
+    """
+    if sigma <= 0:
+        return None
+    radius = int(np.ceil(3 * sigma * max(1, stretch)))
+    fine = np.arange(-radius - 0.5 + 0.125, radius + 0.5, 0.25)  # four samples a pixel
+    across, down = np.meshgrid(fine, fine)
+    along = (across * np.cos(angle) + down * np.sin(angle)) / stretch
+    beside = down * np.cos(angle) - across * np.sin(angle)
+    squared = (along**2 + beside**2) / sigma**2
+    kernel = (squared <= 4) if lens == "disc" else np.exp(-squared / 2)
+    side = 2 * radius + 1
+    kernel = kernel.reshape(side, 4, side, 4).mean(axis=(1, 3), dtype=np.float32)
+    return kernel / kernel.sum()
+
+
+def motion_kernel(length, angle):
+    """Return the trace of a scene that moves `length` pixels during the exposure, `(S, S)` float32 with sum 1."""
+    if length <= 0:
+        return None
+    radius = int(np.ceil(length / 2))
+    kernel = np.zeros((2 * radius + 1,) * 2, np.float32)
+    steps = np.linspace(-length / 2, length / 2, 8 * radius + 1)
+    for across, down in zip(radius + steps * np.cos(angle), radius + steps * np.sin(angle), strict=True):
+        left, top = int(across), int(down)  # bilinear: each point is shared by four pixels
+        for row, column, share in (
+            (top, left, (left + 1 - across) * (top + 1 - down)),
+            (top, left + 1, (across - left) * (top + 1 - down)),
+            (top + 1, left, (left + 1 - across) * (down - top)),
+            (top + 1, left + 1, (across - left) * (down - top)),
+        ):
+            if share > 0:
+                kernel[row, column] += share
+    return kernel / kernel.sum()
+
+
+def filter_plane(plane, kernel):
+    """Convolve a uint8 plane with a symmetric kernel; edges are mirrored."""
+    return cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+def draw_camera(rng, soft):
+    """Draw a `Camera`: a soft one as built into laptops and old telephones, or a crisp one."""
+    if not soft:
+        return Camera(
+            noise=rng.uniform(0.5, 2) * (rng.random() < 0.4),
+            sharpen=rng.uniform(0.1, 0.4) * (rng.random() < 0.25),
+            radius=rng.uniform(0.7, 1.2),
+        )
+    enlarged = rng.random() < 0.5
+    blurred = not enlarged or rng.random() < 0.4
+    noisy = rng.random() < 0.4
+    moving = rng.random() < 0.12
+    return Camera(
+        lens=str(rng.choice(["gaussian", "disc"], p=[0.75, 0.25])),
+        blur=rng.uniform(0.4, 1.0 if enlarged else 1.6) * blurred,
+        stretch=rng.uniform(0.7, 1.4) if rng.random() < 0.4 else 1.0,
+        motion=rng.uniform(2, 6) * moving,
+        angle=rng.uniform(0, np.pi),
+        crop=rng.uniform(1.15, 2) if enlarged else 1.0,
+        upscaler=str(rng.choice(["bicubic", "bilinear", "lanczos"], p=[0.5, 0.3, 0.2])),
+        noise=rng.uniform(1, 8) * noisy,
+        denoise=rng.uniform(0.5, 1.5) * noisy,
+        sharpen=rng.uniform(0.2, 1.0) * (rng.random() < 0.25),
+        radius=rng.uniform(0.8, 1.6),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Random degradations
+
+
+def degrade_call(clip, rng):
+    """Degrade a crisp clip as a call does: a camera, perhaps JPEG, perhaps fewer pixels, a codec, enlarging.
+
+    Returns:
+        ``(planes, description)`` of the last frame, a predicted one; ``soft`` says whether it lacks detail that its
+        size could hold.
+    """
+    size = clip[0][0].shape[::-1]
+    camera = draw_camera(rng, soft=rng.random() < 0.7)
+    scale = float(rng.choice([1.0, 1.5, 2.0, 3.0, 4.0], p=[0.45, 0.12, 0.24, 0.11, 0.08]))
+    small = low_resolution(size, scale)
+    description = {"scale": scale, "soft": scale > 1 or camera.is_soft, "camera": dataclasses.asdict(camera)}
+    clip = camera(clip, rng)
+    if rng.random() < 0.15:  # many webcams send JPEG
+        description["jpeg"] = int(rng.integers(60, 96))
+        clip = [each_plane(planes, jpeg, description["jpeg"]) for planes in clip]
+    if scale > 1:
+        description["down"] = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
+        clip = [resize_planes(*planes, small, description["down"]) for planes in clip]
+    if rng.random() < 0.9:
+        rate = _draw_rate(small, rng)
+        description |= rate
+        clip = _compress(clip, **rate)
+    damaged = clip[-1] if scale == 1 else resize_planes(*clip[-1], size, _random_upscaler(rng))
+    return damaged, description
+
+
+def _draw_rate(size, rng):
+    """Draw a codec, and a constant quantiser or, for a third, a bit rate: arguments of `codec_roundtrip`."""
+    codec = str(rng.choice(list(CODECS), p=[0.44, 0.15, 0.13, 0.16, 0.12]))
+    if rng.random() < 0.33:
+        bits = 10 ** rng.uniform(-2, -0.5)  # for a pixel of a frame
+        return {"codec": codec, "kbps": max(10, round(bits * size[0] * size[1] * FRAME_RATE / 1000))}
+    lightest, heaviest = CODECS[codec].quantisers
+    return {"codec": codec, "qp": int(rng.integers(lightest, heaviest + 1))}
+
+
+def degrade_image(truth, rng):
+    """Degrade planes as super-resolution does: blur, shrink, noise, JPEG, enlarge; or the classic, halved with noise.
+
+    Returns:
+        ``(planes, description)``.
+    """
+    y, uv = truth
+    classic = rng.random() < 0.35
+    region = y.shape[0]
+    scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
+    down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
+    sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
+    sigma_noise = rng.choice([0.0, 2.0, rng.uniform(0, 8)], p=[0.2, 0.5, 0.3])
+    quality = int(rng.integers(40, 98)) if rng.random() < 0.4 else 0
+    up = _random_upscaler(rng)
+    if classic:
+        scale, down, sigma_blur, sigma_noise, quality, up = 2.0, "bicubic", 0.0, rng.uniform(1, 3), 0, "lanczos"
+
+    planes = (y, uv)
+    if sigma_blur:
+        planes = (blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv]))
+    planes = resize_planes(*planes, low_resolution((region, region), scale), down)
+    if sigma_noise:
+        grey = rng.random() < 0.4
+        planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
+    if quality:
+        planes = tuple(each_plane(planes, jpeg, quality))
+    damaged = resize_planes(*planes, (region, region), up)
+    return damaged, {"scale": float(scale), "soft": False, "down": down, "noise": float(sigma_noise), "jpeg": quality}
+
+
+def _compress(clip, codec, qp=None, kbps=None):
+    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
+    limited = [to_limited_range(*planes) for planes in clip]
+    return [to_full_range(*planes) for planes in codec_roundtrip(limited, codec, qp, kbps)]
+
+
+def _random_upscaler(rng):
+    return str(rng.choice(["lanczos", "bicubic", "bilinear"], p=[0.65, 0.2, 0.15]))
