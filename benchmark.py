@@ -1,7 +1,12 @@
-"""The benchmark: pictures and clips damaged as calls damage them, and how near each method brings them to the truth.
+"""The benchmark: what methods make of soft, noisy and compressed pictures and clips.
 
+* Protocol ``real``: videos as they are, at their own size, without a truth: edges, noise, halo and flicker against the
+  input (`metrics.visible_change`).
+* Protocol ``camera``: crisp photos and clips seen by a soft or by a crisp camera (`CAMERAS`), then through a codec,
+  mostly at their own size; against the crisp truth.
 * Protocol ``call``: talking heads and pans over photos, scaled down, through low-delay x264, x265, VP9 and AV1 at
-  constant quantisers and at fixed bit rates, decoded, enlarged with Lanczos, sharpened. After the conditions of
+  constant quantisers and at fixed bit rates, decoded, enlarged with Lanczos, sharpened.
+* Protocol ``x4``: the same through a quarter of the lines and x265 at six quantisers: in kind the conditions of
   Microsoft's video super-resolution challenge for conferencing (ICME 2025).
 * Protocol ``image``: photos by category under named conditions from clean to severe.
 
@@ -30,8 +35,25 @@ import numpy as np
 from tqdm import tqdm
 
 import dataset
+import degradation
 import metrics
-from dataset import DataError
+from degradation import (
+    FRAME_RATE,
+    Camera,
+    DataError,
+    add_noise,
+    at_scale,
+    blur,
+    decode_clip,
+    each_plane,
+    encode_clip,
+    halve_with_noise,
+    jpeg,
+    low_resolution,
+    pack_planes,
+    resize,
+    resize_planes,
+)
 from report import DEFAULT_CONDITION
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
 from video import VideoError, VideoReader
@@ -39,7 +61,7 @@ from video import VideoError, VideoReader
 log = logging.getLogger(__name__)
 
 STREAM_VERSION = 1  # of how streams are made
-VERSION = 2  # of what a unit's figures mean: raise it to have all measured anew
+VERSION = 3  # of what a unit's figures mean: raise it to have all measured anew
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
@@ -49,6 +71,23 @@ CODECS = ("x264", "x265", "vp9", "av1")
 # From good to bad, alike in PSNR over the codecs; and kbit/s.
 QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
 BITRATES = (150, 300, 600)
+
+X4_QUANTISERS = (17, 22, 27, 32, 37, 42)  # of x265, from 270 lines for 1080
+REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 12  # of a real clip: measured, left out before, and needed in all
+CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
+CAMERAS = {  # name: what protocol camera sees through
+    "perfect": Camera(),
+    "crisp": Camera(blur=0.25, noise=1.0, sharpen=0.2),
+    "slightly soft": Camera(blur=0.6),
+    "soft lens": Camera(blur=0.9),
+    "out of focus": Camera(lens="disc", blur=1.4),
+    "astigmatic": Camera(blur=0.8, stretch=1.5, angle=0.6),
+    "sensor crop": Camera(blur=0.3, crop=1.5),
+    "half the pixels": Camera(crop=2, upscaler="bilinear"),
+    "cheap webcam": Camera(blur=0.6, noise=5, denoise=1.0, sharpen=0.5),
+    "sharpened webcam": Camera(blur=0.7, crop=1.3, noise=2, denoise=0.7, sharpen=1.0, radius=1.2),
+    "moving": Camera(blur=0.5, motion=4, angle=0.3),
+}
 
 SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
 
@@ -68,7 +107,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A source under one condition. In protocol ``call`` either `qp` or `kbps` is set."""
+    """A source under one condition. With a `codec` either `qp` or `kbps` is set; `camera` is a key of `CAMERAS`."""
 
     protocol: str
     source: Source
@@ -77,13 +116,16 @@ class Unit:
     codec: str | None = None
     qp: int | None = None
     kbps: int | None = None
+    camera: str | None = None
 
     def identity(self):
         """What names the unit in a report."""
         named = {"protocol": self.protocol, "category": self.source.category, "name": self.source.name}
         named["condition"] = self.condition
-        if self.protocol == "call":
+        if self.codec:
             named |= {"scale": self.scale, "codec": self.codec, "rate": _rate_name(self.qp, self.kbps)}
+        if self.camera:
+            named["camera"] = "soft" if CAMERAS[self.camera].is_soft else "crisp"
         return named
 
 
@@ -93,7 +135,8 @@ class Sample:
 
     Attributes:
         identity: names it in records.
-        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames.
+        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames; the truth is None where
+            nobody knows it.
         full_range: the range of both.
         frames: the frames' numbers in their clip.
         words: what is written in the truth, for pictures of text.
@@ -101,7 +144,7 @@ class Sample:
 
     identity: dict
     input: list
-    truth: list
+    truth: list | None
     full_range: bool = True
     frames: tuple = (0,)
     words: list | None = None
@@ -163,21 +206,26 @@ def load_frame(source):
 
 
 @functools.lru_cache(maxsize=1)  # the units of a source follow each other
-def load_clip(source, count=CLIP_FRAMES):
+def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
     """Read the first frames of a video, or pan over a photo.
 
+    Args:
+        count: how many frames to read.
+        least: how many it must have.
+        crisp: shrink them until they are crisp at their own size.
+
     Returns:
-        ``(clip, full_range)``: `count` planes of even size.
+        ``(clip, full_range)``: planes of even size.
 
     Raises:
-        DataError: the video is shorter.
+        DataError: the video is shorter than `least`.
         VideoError: it cannot be read.
     """
     if not source.is_video:
         photo = load_frame(source)
         height, width = photo.shape[:2]
-        shrink = max(1, max(height, width) / PAN_SIDE)
-        photo = dataset.resize(photo, (round(width / shrink), round(height / shrink)), "area")
+        shrink = max(dataset.CRISP_PHOTO if crisp else 1, max(height, width) / PAN_SIDE)
+        photo = resize(photo, (round(width / shrink), round(height / shrink)), "area")
         travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
         frames = dataset.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
@@ -189,8 +237,13 @@ def load_clip(source, count=CLIP_FRAMES):
             height, width = (side - side % 2 for side in frame.y.shape)
             clip.append((frame.y[:height, :width], frame.uv[:, : height // 2, : width // 2]))
             if len(clip) == count:
-                return clip, full_range
-    raise DataError(f"the video {source.path} has {len(clip)} frames, the benchmark needs {count}: leave it out")
+                break
+    if len(clip) < least:
+        raise DataError(f"the video {source.path} has {len(clip)} frames, the benchmark needs {least}: leave it out")
+    if crisp:
+        size = low_resolution(clip[0][0].shape[::-1], CRISP_VIDEO)
+        clip = [resize_planes(*planes, size, "area") for planes in clip]
+    return clip, full_range
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -204,28 +257,28 @@ def leave_clean(planes, rng):
 
 def light_jpeg(planes, rng):
     """JPEG of quality 90 at full size: barely visible."""
-    return dataset.each_plane(planes, dataset.jpeg, 90)
+    return each_plane(planes, jpeg, 90)
 
 
 def halve_with_jpeg(planes, rng):
     """JPEG of quality 50 at half size."""
-    return dataset.at_scale(planes, 2, lambda small: dataset.each_plane(small, dataset.jpeg, 50))
+    return at_scale(planes, 2, lambda small: each_plane(small, jpeg, 50))
 
 
 def severe(planes, rng):
     """Blur, noise of sigma 6/255 and JPEG of quality 40 at a third of the size."""
 
     def damage(small):
-        noisy = dataset.each_plane(dataset.each_plane(small, dataset.blur, 0.7), dataset.add_noise, 6, rng)
-        return dataset.each_plane(noisy, dataset.jpeg, 40)
+        noisy = each_plane(each_plane(small, blur, 0.7), add_noise, 6, rng)
+        return each_plane(noisy, jpeg, 40)
 
-    return dataset.at_scale(planes, 3, damage)
+    return at_scale(planes, 3, damage)
 
 
 IMAGE_CONDITIONS = {  # name: (scale that the picture was shrunk by, degradation)
     "clean": (1, leave_clean),
     "light jpeg": (1, light_jpeg),
-    "bicubic+noise": (2, dataset.halve_with_noise),
+    "bicubic+noise": (2, halve_with_noise),
     "jpeg": (2, halve_with_jpeg),
     "severe": (3, severe),
 }
@@ -242,7 +295,35 @@ def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Protocol call
+# Protocols of clips
+
+
+def real_units(sources):
+    """Every video as it is."""
+    return [Unit("real", source, "as it is") for source in sources if source.is_video]
+
+
+def camera_units(sources, codecs=CODECS):
+    """Every source seen by each camera, through one codec and quantiser each, in turn; every fifth scaled by 1.5."""
+    units = []
+    for i, source in enumerate(sources):
+        for j, camera in enumerate(CAMERAS):
+            codec = codecs[(i + j) % len(codecs)]
+            qp = QUANTISERS[codec][(i + j + j // len(codecs)) % len(QUANTISERS[codec])]
+            scale = 1.5 if (i + j) % 5 == 4 else 1
+            condition = f"{camera}, x{scale:g} {codec} {_rate_name(qp, None)}"
+            units.append(Unit("camera", source, condition, scale, codec, qp, camera=camera))
+    return units
+
+
+def x4_units(sources):
+    """Every video through a quarter of its lines and x265 at six quantisers."""
+    return [
+        Unit("x4", source, f"x265 {_rate_name(qp, None)}", 4, "x265", qp)
+        for source in sources
+        if source.is_video
+        for qp in X4_QUANTISERS
+    ]
 
 
 def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
@@ -278,21 +359,21 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
         ``(the last frames, kbit/s)``.
     """
     size = clip[0][0].shape[::-1]
-    small = [dataset.resize_planes(*planes, dataset.low_resolution(size, unit.scale), "bicubic") for planes in clip]
-    decides = (STREAM_VERSION, dataset.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)
+    small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in clip]
+    decides = (STREAM_VERSION, degradation.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)
     digest = hashlib.sha256(repr(decides).encode())
     for planes in small:
-        digest.update(dataset.pack_planes(*planes))
+        digest.update(pack_planes(*planes))
     path = Path(cache_dir) / "streams" / f"{digest.hexdigest()[:32]}.npz"
     packets = _stored_packets(path)
     if packets is None:
-        packets = dataset.encode_clip(small, unit.codec, unit.qp, unit.kbps)
+        packets = encode_clip(small, unit.codec, unit.qp, unit.kbps)
         with atomic_path(path) as temporary:
             data = np.frombuffer(b"".join(packets), np.uint8)
             np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
-    decoded = dataset.decode_clip(packets, unit.codec)[-last:]
-    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / dataset.FRAME_RATE)
-    return [dataset.resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
+    decoded = decode_clip(packets, unit.codec)[-last:]
+    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / FRAME_RATE)
+    return [resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
 
 
 def _stored_packets(path):
@@ -316,8 +397,13 @@ def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
         damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))
         words = _words(unit.source) if unit.source.category == "text" and metrics.tesseract_available() else None
         return Sample(unit.identity(), [damaged], [truth], words=words)
-    clip, full_range = load_clip(unit.source)
-    damaged, kbps = send(clip, unit, cache_dir, last)
+    if unit.protocol == "real":
+        clip, full_range = load_clip(unit.source, REAL_START + REAL_FRAMES, REAL_LEAST)
+        start = min(REAL_START, len(clip) - 2)
+        return Sample(unit.identity(), clip[start:], None, full_range, tuple(range(start, len(clip))))
+    clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
+    seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
+    damaged, kbps = send(seen, unit, cache_dir, last)
     frames = tuple(range(len(clip) - last, len(clip)))
     identity = {**unit.identity(), "kbps": round(kbps, 1)}
     return Sample(identity, damaged, clip[-last:], full_range, frames)
@@ -328,7 +414,7 @@ def _words(source):
     return metrics.read_words(bgr_to_planes(load_frame(source))[0])
 
 
-def evaluate(samples, methods, thorough=False, vmaf=False):
+def evaluate(samples, methods, thorough=False, vmaf=False, jod=False):
     """Measure methods on samples; training and the benchmark share this one path.
 
     Args:
@@ -336,41 +422,46 @@ def evaluate(samples, methods, thorough=False, vmaf=False):
         methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
         thorough: measure everything that suits the sample, not only PSNR and SSIM of luma.
         vmaf: with `thorough`: VMAF, VMAF NEG and MS-SSIM too, which need imageio-ffmpeg.
+        jod: with `thorough`: ColorVideoVDP of clips too, which needs cvvdp.
 
     Returns:
         One dict per sample and method: the sample's identity, ``method``, ``frames``, ``metrics`` (each a list, one
-        figure a frame or one for the clip) and ``phase_error``, the 4x4 list of mean squared luma errors at each phase
-        of the student's folding grid.
+        figure a frame or one for the clip) and, where the truth is known, ``phase_error``, the 4x4 list of mean squared
+        luma errors at each phase of the student's folding grid.
     """
     records = []
     for sample in samples:
         for name, method in methods.items():
             output = [method(*planes, sample.full_range) for planes in sample.input]
-            found = defaultdict(list)
-            for planes, truth in zip(output, sample.truth, strict=True):
-                for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb=thorough).items():
-                    found[metric].append(value)
-            if thorough:
-                found |= _thorough_metrics(output, sample, vmaf)
-            phases = np.mean([phase_error(o[0], t[0]) for o, t in zip(output, sample.truth, strict=True)], axis=0)
-            records.append(
-                {
-                    **sample.identity,
-                    "method": name,
-                    "frames": list(sample.frames),
-                    "metrics": dict(found),
-                    "phase_error": phases.tolist(),
-                }
-            )
+            record = {**sample.identity, "method": name, "frames": list(sample.frames)}
+            if sample.truth is None:
+                found = metrics.visible_change(output, sample.input)
+                flicker = [value for value in found.pop("flicker") if math.isfinite(value)]
+                found["flicker"] = [float(np.mean(flicker))] if flicker else []
+            else:
+                found = _against_truth(output, sample, thorough, vmaf, jod)
+                phases = [phase_error(o[0], t[0]) for o, t in zip(output, sample.truth, strict=True)]
+                record["phase_error"] = np.mean(phases, axis=0).tolist()
+            records.append(record | {"metrics": found})
     return records
 
 
-def _thorough_metrics(output, sample, vmaf):
+def _against_truth(output, sample, thorough, vmaf, jod):
+    found = defaultdict(list)
+    for planes, truth in zip(output, sample.truth, strict=True):
+        for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb=thorough).items():
+            found[metric].append(value)
+    return dict(found) | (_thorough_metrics(output, sample, vmaf, jod) if thorough else {})
+
+
+def _thorough_metrics(output, sample, vmaf, jod):
     found = {}
-    is_clip = sample.identity["protocol"] == "call"
+    is_clip = sample.identity["protocol"] != "image"
     if vmaf and min(output[0][0].shape) >= metrics.MS_SSIM_SIDE + 1:
         scores = metrics.vmaf_scores(output, sample.truth, sample.full_range)
         found |= scores if is_clip else {"ms_ssim": scores["ms_ssim"]}
+    if is_clip and jod:
+        found["jod"] = [metrics.jod(output, sample.truth, sample.full_range)]
     if is_clip:
         kinds = zip(("flicker_static", "flicker_moving"), metrics.flicker(output, sample.truth), strict=True)
         found |= {name: [value] for name, value in kinds if math.isfinite(value)}
@@ -425,14 +516,23 @@ def vmaf_available():
     return True, ""
 
 
-def run(units, methods, cache_dir, vmaf, few=()):
+def jod_available():
+    """Whether ColorVideoVDP can be measured here: ``(bool, why not)``."""
+    try:
+        metrics.load_colour_video_vdp()
+    except metrics.MetricError as error:
+        return False, str(error)
+    return True, ""
+
+
+def run(units, methods, cache_dir, vmaf, jod=False, few=()):
     """Measure methods on units, with a progress bar; what is in the cache is not measured again.
 
     Args:
         units: list of `Unit`.
         methods: list of `peers.Peer`; their description and name must tell them apart from all others.
         cache_dir: folder for streams and figures.
-        vmaf: measure VMAF, VMAF NEG and MS-SSIM.
+        vmaf, jod: see `evaluate`.
         few: names of methods that are so slow that they see only the units of `is_for_all`, and of clips 2 frames.
 
     Returns:
@@ -448,8 +548,8 @@ def run(units, methods, cache_dir, vmaf, few=()):
         for method in methods:
             if method.name in few and not is_for_all(unit):
                 continue
-            frames = 2 if method.name in few else MEASURED_FRAMES
-            path = _record_path(unit, method, frames, vmaf, cache_dir)
+            frames = 2 if method.name in few else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
+            path = _record_path(unit, method, frames, (vmaf, jod), cache_dir)
             with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))
                 continue
@@ -458,9 +558,10 @@ def run(units, methods, cache_dir, vmaf, few=()):
             except (DataError, VideoError) as error:  # one bad file must not cost the hours of the others
                 log.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
                 break
-            part = {field: getattr(sample, field)[-frames:] for field in ("input", "truth", "frames")}
+            part = {field: getattr(sample, field)[-frames:] for field in ("input", "frames")}
+            part["truth"] = sample.truth and sample.truth[-frames:]
             measured = dataclasses.replace(sample, **part)
-            (record,) = evaluate([measured], {method.name: method.at(unit.scale)}, thorough=True, vmaf=vmaf)
+            (record,) = evaluate([measured], {method.name: method.at(unit.scale)}, thorough=True, vmaf=vmaf, jod=jod)
             record = without_infinity(record)
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
@@ -474,12 +575,14 @@ def is_for_all(unit):
     """Whether even slow methods are measured on a unit: one condition of each source."""
     if unit.protocol == "image":
         return unit.condition == DEFAULT_CONDITION
-    return unit.codec == "x264" and unit.qp == 32
+    if unit.protocol == "real":
+        return False
+    return unit.qp == 32 and unit.codec == ("x265" if unit.protocol == "x4" else "x264")
 
 
-def _record_path(unit, method, frames, vmaf, cache_dir):
-    tools = (vmaf, metrics.tesseract_available() and unit.source.category == "text")
-    decides = (VERSION, unit.identity(), _fingerprint(unit.source.path), method.name, method.description, frames, tools)
+def _record_path(unit, method, frames, tools, cache_dir):
+    tools = (*tools, metrics.tesseract_available() and unit.source.category == "text")
+    decides = (VERSION, unit, _fingerprint(unit.source.path), method.name, method.description, frames, tools)
     digest = hashlib.sha256(repr(decides).encode()).hexdigest()
     return Path(cache_dir) / "figures" / f"{digest[:32]}.json"
 
@@ -523,7 +626,9 @@ def worst_frames(records, method, metric="ssim_y", count=10):
     for record in records:
         if record["method"] != method:
             continue
-        before = inputs[record_key(record)]["metrics"][metric]
+        before = inputs[record_key(record)]["metrics"].get(metric)
+        if before is None:  # the truth is not known
+            continue
         values = zip(record["metrics"][metric], before, record["frames"], strict=True)
         changes = [(value - came, frame, came, value) for value, came, frame in values]
         harmed.append((*min(changes), record_key(record)))

@@ -5,6 +5,7 @@
     python evaluate.py --data FOLDER              # your own pictures and videos, one sub-folder a category
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
+    python evaluate.py sheets --data FOLDER       # crops under letters, for viewers who give scores; --tally sums up
     python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
     python evaluate.py grid                       # whether the grid of the student's folding shows in its errors
     python evaluate.py speed                      # milliseconds by size and engine, file to file, against the machine
@@ -31,11 +32,11 @@ import numpy as np
 import torch
 
 import benchmark
+import sheets
 import speed
 from benchmark import record_key
-from dataset import FRAME_RATE, DataError
-from gate import History
-from inference import RealTimeSharpener, divide_strength, parse_amount
+from degradation import FRAME_RATE, DataError
+from inference import RealTimeSharpener, parse_amount
 from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
 from page import write_report
@@ -67,15 +68,24 @@ def choose_units(arguments):
         return units + benchmark.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
     scales, codecs = arguments.scales or benchmark.SCALES, arguments.codecs or benchmark.CODECS
     by_protocol = {
+        "real": benchmark.real_units(sources),
+        "camera": benchmark.camera_units(sources, codecs),
         "call": benchmark.call_units(sources, arguments.full, scales, codecs),
+        "x4": benchmark.x4_units(sources),
         "image": benchmark.image_units(sources),
     }
-    if arguments.protocol != "both":
-        by_protocol = {arguments.protocol: by_protocol[arguments.protocol]}
+    wanted = arguments.protocol or list(by_protocol)
+    by_protocol = {protocol: units for protocol, units in by_protocol.items() if protocol in wanted}
     if not any(by_protocol.values()):
-        raise DataError("there are only videos, which protocol image does not measure: use --protocol call")
-    shares = {"call": arguments.share[0], "image": arguments.share[-1]}
-    units = [u for protocol, units in by_protocol.items() for u in benchmark.draw_units(units, shares[protocol])]
+        raise DataError(
+            f"nothing fits --protocol {' '.join(wanted)}: real and x4 measure videos, image measures pictures"
+        )
+    shares = {"real": 1.0, "image": arguments.share[-1]}
+    units = [
+        u
+        for protocol, units in by_protocol.items()
+        for u in benchmark.draw_units(units, shares.get(protocol, arguments.share[0]))
+    ]
     if not units:
         raise DataError("--share leaves nothing to measure: choose a larger one")
     return units
@@ -86,15 +96,9 @@ def choose_methods(sharpener, arguments):
     digest = file_digest(sharpener.checkpoint)
 
     def student(name, strength):
-        def follow(scale):
-            return functools.partial(sharpener.sharpen_planes, strength=strength, history=History())
-
-        scale, amount = divide_strength(strength)
-        most = "up to " if sharpener.gate else ""
-        masked = f" ({scale:g}, and an unsharp mask of {most}{amount:g})" if amount else ""
-        gated = "with its gate" if sharpener.gate else "without a gate"
-        description = f"strength {strength:g}{masked}, {gated}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
-        return Peer(name, description, follow)
+        sharpen = functools.partial(sharpener.sharpen_planes, strength=strength)
+        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
+        return Peer(name, description, lambda scale: sharpen)
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
     methods.append(student(STUDENT, sharpener.strength))
@@ -127,8 +131,8 @@ def write_crops(units, records, methods, folder):
     for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
         sample = benchmark.make_sample(by_key[key], CACHE)
         index = -1 if frame is None else sample.frames.index(frame)
-        box = benchmark.detailed_box(sample.truth[index][0])
-        pictures = {"truth": sample.truth[index]}
+        box = benchmark.detailed_box((sample.truth or sample.input)[index][0])
+        pictures = {"truth": sample.truth[index]} if sample.truth else {}
         for method in methods:
             pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
         files = {}
@@ -219,14 +223,16 @@ def git_commit():
 def measure(arguments, command):
     """Run the benchmark and write its report; returns the exit code."""
     started = time.perf_counter()
-    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength, not arguments.no_gate)
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
     methods = choose_methods(sharpener, arguments)
     units = choose_units(arguments)
     vmaf, reason = (False, "") if arguments.quick else benchmark.vmaf_available()
-    if reason:
-        print(f"VMAF and MS-SSIM are left out: {reason}", file=sys.stderr)
+    jod, missing = (False, "") if arguments.quick else benchmark.jod_available()
+    for names, why in (("VMAF and MS-SSIM are", reason), ("ColorVideoVDP is", missing)):
+        if why:
+            print(f"{names} left out: {why}", file=sys.stderr)
     slow = [method.name for method in methods if method.name in NETWORKS]
-    records = benchmark.run(units, methods, CACHE, vmaf, slow)
+    records = benchmark.run(units, methods, CACHE, vmaf, jod, slow)
     measured = {record_key(record) for record in records}
     units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / arguments.name
@@ -263,7 +269,9 @@ def format_grid(records):
     """How evenly the error lies over the student's 4x4 folding grid, a line each for input and student."""
     spreads = []
     for name in ("input", STUDENT):
-        errors = [record["phase_error"] for record in records if record["method"] == name]
+        errors = [record["phase_error"] for record in records if record["method"] == name and "phase_error" in record]
+        if not errors:
+            return "The folding grid needs a truth."
         spreads.append(f"{name} {100 * benchmark.phase_spread(errors):.1f} %")
     return f"Spread of the error over the phases of the folding grid: {', '.join(spreads)}"
 
@@ -353,6 +361,66 @@ def run_study(argv):
     return 0
 
 
+def run_sheets(argv):
+    """``evaluate.py sheets``: make blind sheets of real clips, or sum up viewers' scores."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py sheets",
+        description="The same crops of real clips, at their own size, by several methods under letters.",
+    )
+    parser.add_argument(
+        "folder", nargs="?", default="results/sheets", help="where they are kept (default: results/sheets)"
+    )
+    parser.add_argument("--tally", nargs="+", metavar="CSV", help="filled-in copies of scores.csv: sum them up instead")
+    parser.add_argument("--data", help="folder of videos, one sub-folder a category")
+    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
+    parser.add_argument("--peers", nargs="+", choices=(*FILTERS, *NETWORKS), default=["unsharp mask, strong", "RCAS"])
+    parser.add_argument("--crops", type=parse_count, default=2, help="of each clip (default: 2)")
+    parser.add_argument("--seed", type=parse_count, default=0, help="of the order and the letters")
+    arguments = parser.parse_args(argv)
+    if arguments.tally:
+        print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
+        return 0
+    arguments.device, arguments.strength, arguments.quick = "auto", 1.0, False
+    methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments)
+    methods = {method.name: method.at(1) for method in methods}
+    units = benchmark.real_units(benchmark.list_sources(arguments.data, arguments.match))
+    scenes = [scene for unit in units for scene in real_crops(unit, methods, arguments.crops)]
+    if not scenes:
+        raise DataError("sheets show real clips: name a folder with videos by --data")
+    paths = sheets.make_sheets(arguments.folder, scenes, arguments.seed)
+    print(f"{len(paths)} sheets and scores.csv are in {arguments.folder}; key.json says which letter was which method")
+    return 0
+
+
+def real_crops(unit, methods, count, size=(240, 180)):
+    """Cut the `count` most detailed places out of the last frame of a real clip.
+
+    Args:
+        unit: of protocol ``real``.
+        methods: dict of name -> method.
+        size: (width, height) of a crop.
+
+    Returns:
+        List of ``(name, {method: crop})``, crops uint8 BGR.
+    """
+    try:
+        sample = benchmark.make_sample(unit, CACHE)
+    except (DataError, VideoError) as error:
+        print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
+        return []
+    planes, scenes = sample.input[-1], []
+    outputs = {name: method(*planes, sample.full_range) for name, method in methods.items()}
+    seen = planes[0].copy()
+    for number in range(count):
+        box = x, y, width, height = benchmark.detailed_box(seen, size)
+        seen[y : y + height, x : x + width] = 128  # the next one lies elsewhere
+        crops = {name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()}
+        scenes.append((f"{unit.source.name}, {number + 1}", crops))
+    return scenes
+
+
 def parse_count(text):
     """A whole number from 0, for argparse."""
     if not text.isdecimal():
@@ -368,37 +436,33 @@ def parse_port(text):
 
 
 def make_stimuli(sharpener, data, folder):
-    """Make the scenes of a study: of each source a crop of 480x360 under noise, and clips at QP 32 and at 300 kbit/s.
+    """Make the scenes of a study: crops of real clips as they are, and of calls at half size, QP 32 and 300 kbit/s.
 
     Returns:
         Stimuli as `subjective.make_study` takes them.
     """
-    methods = {"input": benchmark.as_it_came}
-    methods |= {peer.name: peer.at(2) for peer in peers(["unsharp mask"])}
-    stimuli = []
-    sources = benchmark.list_sources(data)
-    units = benchmark.image_units(sources, (DEFAULT_CONDITION,))
-    calls = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
-    units += [unit for unit in calls if unit.qp == 32 or unit.kbps == 300]
-    for number, unit in enumerate(units):
+    methods = {"input": benchmark.as_it_came, STUDENT: sharpener.sharpen_planes}
+    methods |= {peer.name: peer.at(1) for peer in peers(["unsharp mask"])}
+    sources, stimuli = benchmark.list_sources(data), []
+    for unit in benchmark.real_units(sources):
+        for scene, crops in real_crops(unit, methods, 2, (480, 360)):
+            files = {name: folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.png" for name in crops}
+            for name, crop in crops.items():
+                write_png(files[name], crop)
+            stimuli.append({"scene": scene, "kind": "image", "files": files})
+    units = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
+    for unit in [unit for unit in units if unit.qp == 32 or unit.kbps == 300]:
         try:
             sample = benchmark.make_sample(unit, CACHE, benchmark.CLIP_FRAMES)
         except (DataError, VideoError) as error:
             print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
             continue
-        box = benchmark.detailed_box(sample.truth[-1][0], (480, 360))
-        kind, suffix = ("image", "png") if unit.protocol == "image" else ("video", "mp4")
-        files = {}
-        methods[STUDENT] = functools.partial(sharpener.sharpen_planes, history=History())
+        box, files = benchmark.detailed_box(sample.truth[-1][0], (480, 360)), {}
         for name, method in {**methods, "truth": None}.items():
             clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
-            frames = [cut_frame(planes, sample.full_range, box) for planes in clip]
-            files[name] = folder / f"{number:03d}-{name.replace(' ', '-')}.{suffix}"
-            if kind == "image":
-                write_png(files[name], frames[0])
-            else:
-                write_clip(frames, files[name], FRAME_RATE)
-        stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": kind, "files": files})
+            files[name] = folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.mp4"
+            write_clip([cut_frame(planes, sample.full_range, box) for planes in clip], files[name], FRAME_RATE)
+        stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": "video", "files": files})
     return stimuli
 
 
@@ -451,13 +515,17 @@ def parse_arguments(argv):
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
-    parser.add_argument("--no-gate", action="store_true", help="sharpen good input as much as bad: see gate.py")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
     parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument("--protocol", choices=("both", "call", "image"), default="both", help="default: both")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=("real", "camera", "call", "x4", "image"),
+        help="what to measure (default: all)",
+    )
     parser.add_argument("--full", action="store_true", help="call: every scale with every codec and rate; takes hours")
     parser.add_argument(
         "--share",
@@ -465,7 +533,7 @@ def parse_arguments(argv):
         type=float,
         default=[1.0],
         metavar="SHARE",
-        help="measure only this share of all conditions (default: 1); two numbers: of protocols call and image",
+        help="measure only this share of all conditions (default: 1); two numbers: of clips and of pictures",
     )
     parser.add_argument("--scales", nargs="+", type=float, choices=benchmark.SCALES, help="call: only these scales")
     parser.add_argument("--codecs", nargs="+", choices=benchmark.CODECS, help="call: only these codecs")
@@ -476,7 +544,7 @@ def parse_arguments(argv):
     if arguments.match != parser.get_default("match") and not arguments.data:
         parser.error("--match chooses among the files of --data: name a folder")
     if len(arguments.share) > 2:
-        parser.error("--share takes one number, or two: of protocol call and of protocol image")
+        parser.error("--share takes one number, or two: of clips and of pictures")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 
@@ -486,6 +554,8 @@ def main(argv=None):
     try:
         if argv[:1] == ["compare"]:
             return run_comparison(argv[1:])
+        if argv[:1] == ["sheets"]:
+            return run_sheets(argv[1:])
         if argv[:1] == ["subjective"]:
             return run_study(argv[1:])
         if argv[:1] == ["speed"]:

@@ -8,6 +8,7 @@ A plane is `(H, W)` uint8; planes are `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))`
 of planes, consecutive frames of one size.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from utils import first_line, luma_metrics, planes_to_bgr, to_full_range, to_limited_range
@@ -203,6 +205,43 @@ def _write_raw(path, clip, size, full_range):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# ColorVideoVDP
+
+
+def jod(clip, truth, full_range=True, rate=25):
+    """ColorVideoVDP of a clip in just-objectionable differences: 10 is the truth itself, 1 less is clearly worse.
+
+    Mantiuk et al., ACM Transactions on Graphics 43(4), 2024, for a 24 inch full HD screen at 0.6 m
+    (``standard_fhd``); colours as `utils.planes_to_bgr` makes them, for both sides alike.
+
+    Args:
+        clip, truth: lists of planes, of one length and size, consecutive frames.
+        full_range: range of both.
+        rate: frames per second.
+
+    Raises:
+        MetricError: cvvdp is not installed.
+    """
+    frames = [
+        np.stack([planes_to_bgr(*(p if full_range else to_full_range(*p)))[..., ::-1] for p in side])
+        for side in (clip, truth)
+    ]  # (F, H, W, 3) RGB
+    score, _ = load_colour_video_vdp().predict(*frames, dim_order="FHWC", frames_per_second=rate)
+    return float(score)
+
+
+@functools.cache
+def load_colour_video_vdp():
+    """Return the metric of `jod`, or raise `MetricError` where cvvdp is not installed."""
+    try:
+        # Needed for this metric only, so a development requirement.
+        import pycvvdp
+    except ImportError as error:
+        raise MetricError(f"ColorVideoVDP needs cvvdp ({first_line(error)}): pip install cvvdp") from error
+    return pycvvdp.cvvdp(display_name="standard_fhd", device=torch.device("cpu"), quiet=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Temporal stability
 
 STILL_WINDOW = 5  # pixels: the side of the neighbourhood
@@ -239,6 +278,64 @@ def flicker(clip, truth):
                 pixels[kind] += np.count_nonzero(where)
         previous = truth_y
     return tuple(float(c / p) if p else float("nan") for c, p in zip(changes, pixels, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a viewer sees where no truth is known
+
+EDGE_SHARE, FLAT_SHARE = 0.05, 0.4  # of the pixels: those of the steepest slopes, those of the least activity
+STILL_BLURRED = 1.0  # grey levels: the change of a blurred input up to which a pixel stands still
+
+
+def visible_change(clip, source):
+    """Compare a clip with the one it was made from, where no truth is known, as a viewer does.
+
+    Args:
+        clip, source: lists of planes, of one length and size, consecutive frames in one range. Luma is compared.
+
+    Returns:
+        Dict of lists, one float a frame:
+
+        * ``edges``: mean gradient where the source has its steepest 5 %, relative to the source's; 1 is as it came.
+        * ``noise``: standard deviation of the high-pass in the calmest 40 % of the source, relative to the source's.
+        * ``halo``: codes by which pixels beside those edges leave the range of their 7x7 neighbours in the source.
+        * ``flicker``: absolute change since the frame before, in codes, where the source stands still; it is one frame
+          shorter, and NaN where nothing stands still.
+
+    Raises:
+        ValueError: the clips differ in length or size.
+    """
+    found = {"edges": [], "noise": [], "halo": [], "flicker": []}
+    window, before = np.ones((7, 7), np.uint8), None
+    for (y, _), (source_y, _) in zip(clip, source, strict=True):
+        if y.shape != source_y.shape:
+            raise ValueError(f"expected two clips of one size, got {y.shape} and {source_y.shape}")
+        y, came = y.astype(np.float32), source_y.astype(np.float32)
+        slope = _gradient(came, 1.5)
+        edge = slope >= np.quantile(slope, 1 - EDGE_SHARE)
+        found["edges"].append(float(_gradient(y)[edge].mean() / max(_gradient(came)[edge].mean(), 1e-6)))
+        activity = cv2.blur(np.abs(_high_pass(came, 3)), (25, 25))
+        flat = activity <= np.quantile(activity, FLAT_SHARE)
+        noise, noise_before = (_high_pass(plane, 1.5)[flat].std() + 0.05 for plane in (y, came))
+        found["noise"].append(float(noise / noise_before))
+        beyond = np.maximum(y - cv2.dilate(came, window), 0) + np.maximum(cv2.erode(came, window) - y, 0)
+        found["halo"].append(float(beyond[cv2.dilate(edge.view(np.uint8), window) > 0].mean()))
+        if before is not None:
+            still = np.abs(cv2.GaussianBlur(came - before[1], (0, 0), 2)) < STILL_BLURRED
+            change = np.abs(y - before[0])[still]
+            found["flicker"].append(float(change.mean()) if change.size else float("nan"))
+        before = y, came
+    return found
+
+
+def _gradient(y, sigma=0.7):
+    """Length of the gradient of blurred float32 luma, in codes a pixel."""
+    y = cv2.GaussianBlur(y, (0, 0), sigma)
+    return np.hypot(cv2.Sobel(y, cv2.CV_32F, 1, 0), cv2.Sobel(y, cv2.CV_32F, 0, 1)) / 8
+
+
+def _high_pass(y, sigma):
+    return y - cv2.GaussianBlur(y, (0, 0), sigma)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

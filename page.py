@@ -309,10 +309,10 @@ def _tiles(report):
     protocol = next(protocol for protocol in PROTOCOLS if of_protocol(report, protocol))
     records = of_protocol(report, protocol)
     tiles = []
-    for metric in measured(records, MAIN_METRICS):
+    for metric in measured(records, SUMMARY_METRICS[protocol])[:4]:
         changes = unit_changes(records, STUDENT, metric)
         interval = f"95 % interval {format_interval(metric, *bootstrap_interval(clusters(changes)))}"
-        share = harm(records, STUDENT, metric)
+        share = harm(records, STUDENT, metric) if metric in HARM_METRICS else None
         below = f"{format_share(share['share'])} of frames below the input" if share else ""
         value = format_change(metric, finite_mean(changes.values()))
         tiles.append((heading(metric), value, interval, below))
@@ -325,8 +325,8 @@ def _tiles(report):
         f"<span>{escape(second)}</span></dd></div>"
         for label, value, first, second in tiles
     )
-    where = {"call": "all calls", "image": "all pictures"}[protocol]
-    return f'<h2 class="tiles-title">{STUDENT}, mean change over {where}</h2><dl class="tiles">{cells}</dl>'
+    where = PROTOCOLS[protocol][0]
+    return f'<h2 class="tiles-title">{STUDENT}, mean change: {where.lower()}</h2><dl class="tiles">{cells}</dl>'
 
 
 def _table(caption, columns, groups):
@@ -388,12 +388,13 @@ def _summary_section(report):
             metrics = measured(part, SUMMARY_METRICS[protocol])
             units = by_unit(part)
             groups = [(None, _result_rows(report, part, metrics))]
-            if protocol == "image" and title == name:
+            key = {"image": "category", "camera": "camera"}.get(protocol)
+            if key and title == name:
                 groups = []
-                for category in dict.fromkeys(unit[1] for unit in units):
-                    chosen = [record for record in part if record["category"] == category]
-                    buckets = len([unit for unit in units if unit[1] == category])
-                    groups.append((f"{category}, {count_of(buckets, 'bucket')}", _result_rows(report, chosen, metrics)))
+                for value in dict.fromkeys(record[key] for record in part):
+                    chosen = [record for record in part if record[key] == value]
+                    buckets = count_of(len(by_unit(chosen)), "bucket")
+                    groups.append((f"{value}, {buckets}", _result_rows(report, chosen, metrics)))
             things = len({name for _, _, name, _ in units})
             caption = f"{title}: mean change over {count_of(things, noun)} in {count_of(len(units), 'bucket')}"
             columns = ["method", *(heading(metric) for metric in metrics), "ms at 1080p"]
@@ -468,7 +469,10 @@ def _codec_title(codec, scale):
 
 
 def _cost_section(report):
-    records = comparable(of_protocol(report, "call") or of_protocol(report, "image"))[-1]
+    protocol = next((name for name in ("camera", "call", "x4", "image") if of_protocol(report, name)), None)
+    if protocol is None:
+        return ""
+    records = comparable(of_protocol(report, protocol))[-1]
     times = {method["name"]: method.get("ms_1080p") for method in report["methods"]}
     names = method_names(report)
     plots = []
@@ -538,7 +542,7 @@ def _harm_cell(found, metric):
 
 def _conditions_section(report):
     protocols = {protocol: title for protocol, (title, _) in PROTOCOLS.items() if of_protocol(report, protocol)}
-    present = measured(report["records"], MAIN_METRICS)
+    present = measured(report["records"], (*SUMMARY_METRICS["real"], *MAIN_METRICS, "jod"))
     panels = []
     for protocol in protocols:
         for metric in present:

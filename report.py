@@ -65,29 +65,34 @@ METRICS = {
     "ms_ssim": Metric("MS-SSIM", "", 4, 1, 0.0005),
     "psnr_rgb": Metric("PSNR-RGB", "dB", 2, 1, 0.05),
     "ssim_rgb": Metric("SSIM-RGB", "", 4, 1, 0.0005),
+    "jod": Metric("JOD", "", 2, 1, 0.02),
     "ocr": Metric("words read", "", 3, 1, 0.005),
+    "edges": Metric("edges", "", 3, 1, None),
+    "noise": Metric("noise", "", 3, -1, None),
+    "halo": Metric("halo", "codes", 2, -1, None),
+    "flicker": Metric("flicker", "codes", 3, -1, None),
     "flicker_static": Metric("flicker, still", "", 3, -1, None),
     "flicker_moving": Metric("flicker, moving", "", 3, -1, None),
 }
+CLIP_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "jod", "ms_ssim", "flicker_static", "flicker_moving")
 SUMMARY_METRICS = {
-    "call": (
-        "psnr_y",
-        "ssim_y",
-        "psnr_rgb",
-        "ssim_rgb",
-        "vmaf_neg",
-        "vmaf",
-        "ms_ssim",
-        "flicker_static",
-        "flicker_moving",
-    ),
+    "real": ("edges", "noise", "halo", "flicker"),
+    "camera": CLIP_METRICS,
+    "call": CLIP_METRICS,
+    "x4": CLIP_METRICS,
     "image": ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "ms_ssim", "ocr"),
 }
 DEFAULT_CONDITION = "bicubic+noise"  # of `benchmark.IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
-HARM_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "ms_ssim", "ocr")
+HARM_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "jod", "ms_ssim", "ocr")
 MAIN_METRICS = ("psnr_y", "ssim_y", "vmaf_neg")  # of the curves, the distribution and the table of conditions
 NO_BREAK = "\N{NO-BREAK SPACE}"
-PROTOCOLS = {"call": ("Calls", "clip"), "image": ("Pictures", "picture")}
+PROTOCOLS = {
+    "real": ("Real clips as they are", "clip"),
+    "camera": ("Cameras", "clip"),
+    "call": ("Calls", "clip"),
+    "x4": ("Calls from a quarter of the lines", "clip"),
+    "image": ("Pictures", "picture"),
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -140,7 +145,7 @@ def _check(report):
     for place, keys in places.items():
         for index, entry in enumerate(report[place]):
             wanted = keys
-            if place == "records" and isinstance(entry, dict) and entry.get("protocol") == "call":
+            if place == "records" and isinstance(entry, dict) and entry.get("protocol") in ("camera", "call", "x4"):
                 wanted = (*keys, "scale", "codec", "rate")
             missing = [key for key in wanted if not isinstance(entry, dict) or key not in entry]
             if missing:
@@ -477,19 +482,15 @@ def markdown_summary(report):
     The row ``input`` holds levels, the others changes against it; the best of a column is bold. Of the pictures in
     the default condition, by category, all are levels: what is promised of them is one.
     """
-    times = {method["name"]: method.get("ms_1080p") for method in report["methods"]}
     parts = []
-    titles = ("Calls", "Calls where all methods were measured")
-    for title, records in zip(titles, comparable(of_protocol(report, "call")), strict=False):
-        metrics = measured(records, SUMMARY_METRICS["call"])
-        rows = {row["method"]: row for row in summarise(records, [], metrics)}
-        rows = {name: rows[name] for name in method_names(report) if name in rows}
-        lines = [["method", *(heading(metric) for metric in metrics), "ms at 1080p"]]
-        for name in rows:
-            cells = [_markdown_cell(rows, name, metric) for metric in metrics]
-            lines.append([name, *cells, format_milliseconds(times.get(name) or None)])
-        clips = count_of(len({record["name"] for record in records}), "clip")
-        parts.append(f"{title} ({clips}, {count_of(rows['input']['units'], 'encoding')}):\n\n{markdown_table(lines)}")
+    for protocol, (name, _) in PROTOCOLS.items():
+        records = of_protocol(report, protocol)
+        if protocol == "image":
+            continue
+        for group, chosen in {"": records} if protocol != "camera" else by_camera(records).items():
+            titles = (f"{name}{group}", f"{name}{group} where all methods were measured")
+            for title, part in zip(titles, comparable(chosen), strict=False):
+                parts.append(_clip_table(report, title, part, SUMMARY_METRICS[protocol]))
     pictures = of_protocol(report, "image")
     for key, chosen, cell in (
         ("category", [r for r in pictures if r["condition"] == DEFAULT_CONDITION], _level_cell),
@@ -510,6 +511,26 @@ def markdown_summary(report):
             else:
                 parts.append(f"Pictures by condition ({count}; changes of {what}):\n\n{markdown_table(lines)}")
     return "\n\n".join(parts) + "\n"
+
+
+def by_camera(records):
+    """Records of protocol ``camera`` as part of a title -> records: of soft and of crisp cameras."""
+    kinds = {f", {kind}": [record for record in records if record["camera"] == kind] for kind in ("soft", "crisp")}
+    return {kind: chosen for kind, chosen in kinds.items() if chosen}
+
+
+def _clip_table(report, title, records, metrics):
+    """Markdown table of each method over `records`, all of which have been measured with every method."""
+    times = {method["name"]: method.get("ms_1080p") for method in report["methods"]}
+    metrics = measured(records, metrics)
+    rows = {row["method"]: row for row in summarise(records, [], metrics)}
+    rows = {name: rows[name] for name in method_names(report) if name in rows}
+    lines = [["method", *(heading(metric) for metric in metrics), "ms at 1080p"]]
+    for name in rows:
+        cells = [_markdown_cell(rows, name, metric) for metric in metrics]
+        lines.append([name, *cells, format_milliseconds(times.get(name) or None)])
+    clips = count_of(len({record["name"] for record in records}), "clip")
+    return f"{title} ({clips}, {count_of(rows['input']['units'], 'encoding')}):\n\n{markdown_table(lines)}"
 
 
 def _level_cell(rows, name, metric):
