@@ -4,8 +4,8 @@
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, finished on the student's training pairs
 
 Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
-text, and takes some minutes. With the data that the student was trained on it takes an hour, loses less, and the
-checkpoint's gate is fitted to what the network does. On one machine the same student gives the same file.
+text, and takes some minutes. With the data that the student was trained on it takes longer and loses less. On one
+machine the same student gives the same file.
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
@@ -17,8 +17,6 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
   both, one beside the other with opposite weights, so that no difference is cut off;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
-
-The gate is not part of it: what runs the network asks gate.py how much of its change to keep.
 
 Rounding is part of the loss when the float student is distilled into the int8 one, or when the int8 one learns from the
 truth, as the float one did (straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et
@@ -43,19 +41,18 @@ from tqdm import tqdm
 
 from config import Config, ConfigError, make_config
 from dataset import DataError, PairDataset, list_sources, make_pair, periodic_pattern, unpack_planes
-from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, Student, load_student
+from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import (
     ARTEFACT_FORMAT,
     FOLDED,
     MEANS,
     DeviceError,
-    OpenVINOEngine,
     artefact_path,
     fold_planes,
     pad_planes,
     weights_digest,
 )
-from train import MACHINE_KEYS, add_gate, distillation_loss, epoch_keys, prepare_data
+from train import MACHINE_KEYS, distillation_loss, epoch_keys, prepare_data
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -65,6 +62,7 @@ CALIBRATION_SEED = 20261122
 DISTILLATION_STEPS, FINISHING_STEPS, CLOSING_STEPS = 6000, 12000, 2500
 FINISHING_RATE, CLOSING_RATE = 0.5, 0.25  # of distillation's learning rates
 IMITATION = 0.0005  # of the float student, beside the truth
+BOOST_IMITATION = 0.02  # of what strength 2 adds, for which there is nothing beside
 CLOSENESS, NEAR = 0.004, 3  # of the two in the closing steps, where they are more than so many codes apart
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -82,14 +80,19 @@ def in_codes(student):
     """Copy a student with its gains and the step of 8-bit codes folded into head and tail: see `residual`."""
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
-    student.tail.weight.mul_(255 / INPUT_GAIN)
-    student.tail.bias.mul_(255 / INPUT_GAIN)
+    for last in (student.tail, student.boost):
+        last.weight.mul_(255 / INPUT_GAIN)
+        last.bias.mul_(255 / INPUT_GAIN)
     return student
 
 
-def residual(student, x):
-    """What a student `in_codes` adds to folded planes, from their `details` `(N, 24, h, w)`."""
-    return student.tail(student.body(F.relu(student.head(x))))
+def residuals(student, x):
+    """What a student `in_codes` adds to folded planes, from their `details` `(N, 24, h, w)`: `(N, 48, h, w)`.
+
+    First what strength 1 adds, then what strength 2 adds to that.
+    """
+    features = student.body(F.relu(student.head(x)))
+    return torch.cat([student.tail(features), student.boost(features)], dim=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ def quantise(student, samples):
     convolutions = {name: module for name, module in student.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_pre_hook(measure) for module in convolutions.values()]
     for sample in samples:
-        residual(student, sample)
+        residuals(student, sample)
     for hook in hooks:
         hook.remove()
     quantised = copy.deepcopy(student)
@@ -251,12 +254,13 @@ def finishing_loss(quantised, student, batch, config, closeness=0.0):
     y, uv = batch["input"]
     codes = [(plane * 255).round().byte().numpy() for plane in (y[:, 0], uv)]
     x = torch.cat([details(*planes) for planes in zip(*codes, strict=True)])
-    change = residual(quantised, x)
-    output = y + F.pixel_shuffle(change[:, :16], 4) / 255, uv + F.pixel_shuffle(change[:, 16:], 2) / 255
+    change = residuals(quantised, x)
+    output = y + F.pixel_shuffle(change[:, :16], 4) / 255, uv + F.pixel_shuffle(change[:, 16:24], 2) / 255
     loss = distillation_loss(output, batch, config, config.epochs * config.steps_per_epoch)["loss"]
-    target = residual(student, x)
+    target = residuals(student, x)
     apart = F.relu((change - target).abs() - NEAR)[..., 2:-2, 2:-2]
-    return loss + IMITATION * imitation_loss(change, target, x) + closeness * apart.square().mean()
+    imitation = [imitation_loss(*parts, x) for parts in zip(change.split(24, 1), target.split(24, 1), strict=True)]
+    return loss + IMITATION * imitation[0] + BOOST_IMITATION * imitation[1] + closeness * apart.square().mean()
 
 
 def optimise(quantised, loss, batches, steps, rate=1.0, progress=True):
@@ -300,7 +304,7 @@ def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32)
             )
 
     def loss(x):
-        return imitation_loss(residual(quantised, x), residual(student, x), x)
+        return imitation_loss(residuals(quantised, x), residuals(student, x), x)
 
     optimise(quantised, loss, draw(), steps, progress=progress)
 
@@ -311,7 +315,7 @@ def finish(quantised, student, config, pairs, steps, rate=FINISHING_RATE, closen
     Args:
         rate, closeness: see `optimise` and `finishing_loss`.
     """
-    crops = PairDataset(pairs, config.crop, config.pattern_share, config.classic_share)
+    crops = PairDataset(pairs, config)
     order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
     batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
 
@@ -356,10 +360,11 @@ def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
     Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
-    frame; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` and
-    ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for sharpened
-    planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution, so that it
-    reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
+    frame; its outputs are folded like the first: ``sharp`` for strengths up to 1, ``crisp`` with what is added beyond,
+    which does not have to be computed for the other. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` multiplies
+    the details that the student sees, ``amount`` and ``extra`` `(1, 1, 1, 24)` the two maps; ``keep`` is 1 for
+    sharpened planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution,
+    so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
 
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
@@ -388,18 +393,21 @@ def build_model(quantised, metadata):
     for block in quantised.body:
         x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
     change = graph.add("Mul", to_back(layer(quantised.tail, x)), "amount")
+    boost = graph.add("Mul", to_back(layer(quantised.boost, x)), "extra")
 
     middle = graph.constant(np.float32(128))
     kept = graph.add("Add", graph.add("Mul", graph.add("Sub", pixels, middle), "keep"), middle)
     one, zero = graph.constant(np.float32(1)), graph.constant(np.uint8(0))
-    graph.add("QuantizeLinear", graph.add("Add", kept, change), one, zero, output="sharp")  # rounds and saturates
+    sharp = graph.add("Add", kept, change)
+    graph.add("QuantizeLinear", sharp, one, zero, output="sharp")  # rounds and saturates
+    graph.add("QuantizeLinear", graph.add("Add", sharp, boost), one, zero, output="crisp")
 
     tensor = helper.make_tensor_value_info
     inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED)])]
     inputs.append(tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)]))
     inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
-    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, 24]))
-    outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]
+    inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 24]) for name in ("amount", "extra")]
+    outputs = [tensor(name, TensorProto.UINT8, [1, "height", "width", 24]) for name in ("sharp", "crisp")]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -412,18 +420,17 @@ def build_model(quantised, metadata):
 
 
 def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, but without teachers and this machine's own part."""
+    """The configuration of a checkpoint's training, in its `meta`, but without this machine's own part."""
     if not isinstance(meta.get("config"), dict):
         raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
     decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-    return make_config({**decided, "data_root": str(data), "teacher": "none", "bsrgan_pairs": ""}, checkpoint)
+    return make_config({**decided, "data_root": str(data)}, checkpoint)
 
 
 def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
 
-    With `data` the network learns from the truth, as the student did, and not from the student alone; and where it is
-    written beside the checkpoint, the gate in that is fitted anew, to what the network does (`train.add_gate`).
+    With `data` the network learns from the truth, as the student did, and not from the student alone.
 
     Args:
         checkpoint: file written by `models.save_student`.
@@ -439,13 +446,11 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
         CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
-    if not isinstance(original, Student):
-        raise CheckpointError(f"{checkpoint} holds an adapted teacher: to run as an int8 network, a student is needed")
     config = None if data is None else training_config(checkpoint, meta, data)
     student, samples = in_codes(original), calibration_details(frames)
     quantised = quantise(student, samples)
     if config:
-        pairs, validation_pairs, soft_pairs, _ = prepare_data(config, torch.device("cpu"), progress)
+        pairs, _, _ = prepare_data(config, torch.device("cpu"), progress)
         steps, closing = (FINISHING_STEPS, CLOSING_STEPS) if steps is None else (steps, steps)
         finish(quantised, student, config, pairs, steps, progress=progress)
         finish(quantised, student, config, pairs, closing, CLOSING_RATE, CLOSENESS, progress)
@@ -464,8 +469,6 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     path = Path(output) if output else artefact_path(checkpoint)
     with atomic_path(path) as temporary:
         temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
-        if config and path.resolve() == artefact_path(checkpoint).resolve():
-            add_gate(checkpoint, OpenVINOEngine(original, temporary), pairs, soft_pairs, validation_pairs)
     return path
 
 

@@ -44,7 +44,6 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
-from gate import HISTORY, Gate, History, mix, share_of
 from live import (
     KEYS,
     Camera,
@@ -60,16 +59,14 @@ from live import (
     is_camera,
     play,
 )
-from models import LIGHT_STUDENT, RELEASED_STUDENT, CheckpointError, load_student
-from runtime import STRENGTH_LIMIT, DeviceError, make_engine
+from models import RELEASED_STUDENT, CheckpointError, load_student
+from runtime import DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
-    UNSHARP_SIGMA,
     VIDEO_SUFFIXES,
     bgr_to_planes,
     halve_chroma,
     tqdm,
-    unsharp,
 )
 from video import (
     VideoError,
@@ -86,7 +83,6 @@ from video import (
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
 _NEUTRAL_CHROMA = np.float32(128 / 255)
-LEAST_MASK = 1 / 255  # amount of an unsharp mask; less changes hardly a code
 
 Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
 
@@ -104,14 +100,10 @@ class RealTimeSharpener:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
-        strength: how much of the student's change is applied; 0 is the identity, 1 what it was trained for; more is
-            crisper, in part by an unsharp mask.
-        gated: of each picture, apply only as much as it can use, so that good ones stay as they are (see `gate.Gate`).
-            Strengths above 1 overrule that for the student's change, from 2 on wholly, but not for the mask.
+        strength: scale of the student's change: 0 is the identity, 1 what most people like best, 2 crisp.
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
-        gate: the student's `gate.Gate`; None where it has none or is not to be `gated`.
         device: a `torch.device`, or OpenVINO's name of one.
         description: where and at which precision it runs.
         strength: may be set at any time; it holds from the next frame on.
@@ -127,7 +119,6 @@ class RealTimeSharpener:
         checkpoint: str | Path = "checkpoints/best_student_model.pth",
         device: str = "auto",
         strength: float = 1.0,
-        gated: bool = True,
     ) -> None:
         self.strength = _checked(strength)
         path = Path(checkpoint)
@@ -135,34 +126,17 @@ class RealTimeSharpener:
             path = RELEASED_STUDENT.parent.parent / path
         self.checkpoint = path
         self.student, self.meta = load_student(path)
-        self.gate = _load_gate(path, self.meta) if gated else None
-        self.engine, self._asked_device = make_engine(self.student, path, device), device
+        self.engine = make_engine(self.student, path, device)
         self.device, self.description = self.engine.device, self.engine.description
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
-
-    def lighter(self) -> "RealTimeSharpener | None":
-        """A sharpener with the light student on the same device, which takes over in a window on a busy machine.
-
-        None where this one's student is not the released one (one that you trained has no lighter companion), or where
-        the light one does not run on the same engine.
-        """
-        if self.checkpoint.resolve() != RELEASED_STUDENT.resolve():
-            return None
-        try:
-            lighter = RealTimeSharpener(LIGHT_STUDENT, self._asked_device, gated=self.gate is not None)
-        except (CheckpointError, DeviceError) as error:
-            log.warning("there is no lighter student: %s", error)
-            return None
-        return lighter if lighter.description == self.description else None  # in PyTorch it would not be faster
 
     def sharpen(
         self,
         frame: Pictures,
         rgb: bool = False,
         strength: float | None = None,
-        history: History | None = None,
     ) -> Pictures:
         """Sharpen a picture, or each of several; returns new ones of the same kind, shape and type.
 
@@ -180,8 +154,6 @@ class RealTimeSharpener:
                 * a list or tuple of those, of any sizes, which gives a list.
             rgb: arrays are RGB instead of BGR. Nothing else asks for it: PIL images and tensors always are.
             strength: overrides the sharpener's own for this call.
-            history: of the video that the pictures are the next frames of; it is updated. A video's own keeps its gain
-                from flickering: make one `gate.History()` for each.
 
         Raises:
             ValueError: a shape, type, mode or range is another, or the strength is not a finite number from 0.
@@ -189,9 +161,9 @@ class RealTimeSharpener:
         """
         strength = _checked(self.strength if strength is None else strength)
         if isinstance(frame, list | tuple):
-            return [self.sharpen(item, rgb, strength, history) for item in frame]
+            return [self.sharpen(item, rgb, strength) for item in frame]
         frames, restore = _as_frames(frame, rgb)
-        return restore([self._sharpen_pixels(pixels, strength, history) for pixels in frames])
+        return restore([self._sharpen_pixels(pixels, strength) for pixels in frames])
 
     def sharpen_planes(
         self,
@@ -199,7 +171,6 @@ class RealTimeSharpener:
         uv: np.ndarray,
         full_range: bool = False,
         strength: float | None = None,
-        history: History | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
@@ -208,7 +179,6 @@ class RealTimeSharpener:
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` uint8.
             full_range: luma spans 0-255 instead of video's 16-235.
             strength: overrides the sharpener's own for this call.
-            history: see `sharpen`.
 
         Returns:
             New ``(y, uv)``; at strength 0 bit for bit the same.
@@ -216,24 +186,13 @@ class RealTimeSharpener:
         Raises:
             ValueError: shapes or types do not fit, or the strength is not a finite number from 0.
         """
-        strength = min(_checked(self.strength if strength is None else strength), STRENGTH_LIMIT)
+        strength = _checked(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
         if y.ndim != 2 or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
-        scale, amount = divide_strength(strength)
-        if self.gate is None or strength == 0:
-            y, uv = self.engine(y, uv, full_range, scale)
-        elif history and history.rests(strength):
-            y, uv = y.copy(), uv.copy()
-        else:
-            made, unit = max(1, scale), 1 if full_range else 255 / 219
-            sharp = self.engine(y, uv, full_range, made)
-            gain = self.gate.gain(y, sharp[0], history, zero=y, scale=unit, strength=made)
-            y, uv = mix((y, uv), sharp, share_of(gain, strength))
-            amount *= gain
-        return (unsharp(y, amount), uv) if amount >= LEAST_MASK else (y, uv)
+        return self.engine(y, uv, full_range, strength)
 
     def sharpen_image(
         self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
@@ -291,10 +250,9 @@ class RealTimeSharpener:
             virtual_camera: offer the pictures to other programs instead (see `live.VirtualCamera`), until Ctrl-C.
 
         Returns:
-            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine``,
-            ``output`` and ``untouched``, the number of frames that passed as they came (`gate.History`); of what is
-            live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a window or virtual
-            camera also ``levels``, see `LoadController.frames`.
+            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
+            ``output``; of what is live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `Meter.stats`; of a
+            window or virtual camera also ``levels``, see `LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0.
@@ -308,23 +266,20 @@ class RealTimeSharpener:
         with contextlib.ExitStack() as stack:
             if is_camera(input_source):
                 source = stack.enter_context(Camera(input_source, camera_size, camera_rate))
-                rate, sharpen = source.rate, RealTimeSharpener._sharpen_pixels
+                rate, sharpen = source.rate, self._sharpen_pixels
             else:
                 reader = stack.enter_context(VideoReader(input_source))
                 timed = ((frame, float(frame.pts * reader.format.time_base)) for frame in reader)
                 frames = stack.enter_context(read_ahead(timed, tick=0.1))
                 source, rate = Schedule(frames, reader.live), reader.format.rate
 
-                def sharpen(sharpener, frame, strength, history):
-                    planes = sharpener.sharpen_planes(frame.y, frame.uv, reader.format.full_range, strength, history)
-                    return reader.to_bgr(*planes)
+                def sharpen(frame, strength):
+                    return reader.to_bgr(*self.sharpen_planes(frame.y, frame.uv, reader.format.full_range, strength))
 
             if output_path is not None:
                 return self._record_camera(source, output_path, compare, progress, on_frame, codec, quality)
-            lighter = self.lighter() if frame_budget != 0 else None
-            load = LoadController(frame_budget, rate, lighter is not None)
-            students = [self, lighter] if lighter else [self]
-            return self._show(source, rate, sharpen, students, load, compare, progress, on_frame, virtual_camera)
+            load = LoadController(frame_budget, rate)
+            return self._show(source, rate, sharpen, load, compare, progress, on_frame, virtual_camera)
 
     def _process_file(self, source, output_path, compare, progress, on_frame, codec, quality):
         if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
@@ -335,26 +290,26 @@ class RealTimeSharpener:
             read_ahead(reader) as frames,
             write_behind(writer.write) as write,
         ):
-            counter, history = _FrameCounter(progress, reader.frame_count), History()
+            counter = _FrameCounter(progress, reader.frame_count)
             for frame in counter.count(frames):
-                y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range, history=history)
+                y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
                 if compare:
                     y, uv = split_planes((frame.y, frame.uv), (y, uv))
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(counter.number, reader.to_bgr(y, uv)) is False:
                     break
             size = (reader.format.width, reader.format.height)
-        return counter.stats(size, self.engine, output_path, history.untouched)
+        return counter.stats(size, self.engine, output_path)
 
     def _record_camera(self, camera, output_path, compare, progress, on_frame, codec, quality):
-        meter, size, history = Meter(), camera.size, History()
+        meter, size = Meter(), camera.size
         with Recorder(output_path, size, camera.rate, codec, quality) as recorder:
             counter = _FrameCounter(progress, None)
             for frame, taken, _ in counter.count(item for item in camera if item[0] is not None):
                 if frame.shape[1::-1] != size:
                     log.warning("the camera changed to %dx%d: the recording ends", *frame.shape[1::-1])
                     break
-                sharp = self.sharpen(frame, history=history)
+                sharp = self.sharpen(frame)
                 shown = divide_frames(frame, sharp) if compare else sharp
                 recorder.add(shown)
                 now = time.perf_counter()
@@ -362,107 +317,40 @@ class RealTimeSharpener:
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
         meter.dropped = camera.dropped
-        stats = counter.stats(size, self.engine, output_path, history.untouched)
+        stats = counter.stats(size, self.engine, output_path)
         return stats | meter.stats | {"frames": recorder.frames}
 
-    def _show(self, source, rate, sharpen, students, load, compare, progress, on_frame, virtual):
+    def _show(self, source, rate, sharpen, load, compare, progress, on_frame, virtual):
         meter, size, controls = Meter(), (0, 0), Controls(self.strength, compare)
-        histories, used = [History() for _ in students], [0] * len(students)
-        now, untouched, gain = 0, 0, None
-
-        def sharpen_with(frame, strength, lighter):
-            nonlocal now, untouched, gain
-            now += 1
-            if strength == 0:
-                return sharpen(self, frame, 0, None)
-            if now - used[lighter] > HISTORY:  # what it knows is of another scene
-                untouched += histories[lighter].untouched
-                histories[lighter] = History()
-            used[lighter], history = now, histories[lighter]
-            picture, gain = sharpen(students[lighter], frame, strength, history), history.gain
-            return picture
-
         with contextlib.ExitStack() as stack:
             if virtual:
                 screen, keeper = stack.enter_context(VirtualCamera(rate, controls)), None
                 stack.enter_context(contextlib.suppress(KeyboardInterrupt))  # the usual end
             else:
-                window = Window("Real-time sharpener", controls, self.description, lambda: gain)
-                screen = stack.enter_context(window)
+                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description))
                 keeper = stack.enter_context(Keeper(screen.say, rate))
             counter = _FrameCounter(progress, None)
-            for shown in counter.count(play(source, sharpen_with, screen, load, meter, keeper)):
+            for shown in counter.count(play(source, sharpen, screen, load, meter, keeper)):
                 size = shown.shape[1::-1]
                 if on_frame and on_frame(counter.number, shown) is False:
                     break
-        untouched += sum(history.untouched for history in histories)
-        return counter.stats(size, self.engine, None, untouched) | meter.stats | {"levels": load.frames}
+        return counter.stats(size, self.engine, None) | meter.stats | {"levels": load.frames}
 
-    def _sharpen_pixels(self, pixels, strength, history=None):
+    def _sharpen_pixels(self, pixels, strength):
         """Sharpen BGR ``(H, W, 3)`` or grey ``(H, W)`` pixels of uint8, uint16 or float32 in [0, 1], at that depth."""
-        if strength == 0 or (self.gate and history and history.rests(strength)):
+        if strength == 0:
             return pixels.copy()
-        (y, uv), strength = _full_range_planes(pixels), min(strength, STRENGTH_LIMIT)
-        scale, amount = divide_strength(strength)
-        made = max(1, scale) if self.gate else scale
-        if pixels.dtype == np.uint8:  # in codes around 128
-            (dy, duv), unit, offset = self.engine.difference(y, uv, made), {"zero": 128, "strength": made}, 128
-        else:
-            (dy, duv), unit, offset = self.engine.residual(y, uv), {"scale": 255}, 0
-        gain = self.gate.gain(y, dy, history, **unit) if self.gate else 1
-        share = share_of(gain, strength) if self.gate else 1
-        change = _to_pixels(dy, duv, pixels.ndim, offset)
-        if pixels.dtype == np.uint8:  # cv2.addWeighted saturates
-            sharp = cv2.addWeighted(pixels, 1, change, share, -offset * share)
-        else:
-            sharp = _add(pixels, change * np.float32(made * share))
-        return _mask_luma(sharp, amount * gain)
-
-
-def divide_strength(strength):
-    """A strength as the scale of the student's change and the amount of an unsharp mask after it (see `utils.unsharp`).
-
-    Up to 1 it is the student's alone. Of what goes beyond, the mask has two fifths, less what a gate takes off: more
-    of the student's change would amplify its errors, too (results/gate).
-    """
-    amount = 0.4 * max(0, strength - 1)
-    return strength - amount, amount
-
-
-def _mask_luma(pixels, amount):
-    """`utils.unsharp` of the luma of BGR or grey pixels; their colour stays."""
-    if amount < LEAST_MASK:
-        return pixels
-    if pixels.ndim == 2:
-        return unsharp(pixels, amount)
-    y = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    if pixels.dtype == np.uint8:  # in codes around 128
-        change = cv2.addWeighted(y, amount, cv2.GaussianBlur(y, (0, 0), UNSHARP_SIGMA), -amount, 128)
-        return cv2.addWeighted(pixels, 1, cv2.merge([change] * 3), 1, -128)
-    y = y / np.float32(_white(pixels))
-    return _add(pixels, cv2.merge([unsharp(y, amount) - y] * 3))
+        dy, duv = self.engine.difference(*_full_range_planes(pixels), strength)
+        if pixels.dtype == np.uint8:  # the change is in codes around 128, and cv2.addWeighted saturates
+            return cv2.addWeighted(pixels, 1, _to_pixels(dy, duv, pixels.ndim, 128), 1, -128)
+        return _add(pixels, _to_pixels(dy, duv, pixels.ndim, 0))
 
 
 def _add(pixels, change):
     """Pixels of uint16 or float32 and a float change of them on the scale of [0, 1], cut off at their limits."""
     if pixels.dtype == np.float32:
         return np.clip(pixels + change, 0, 1)
-    # cv2.add rounds to nearest and saturates.
-    return cv2.add(pixels, change * np.float32(_white(pixels)), dtype=cv2.CV_16U)
-
-
-def _white(pixels):
-    return 1 if pixels.dtype == np.float32 else 65535
-
-
-def _load_gate(path, meta):
-    """The gate in a checkpoint's `meta`, None where it has none."""
-    if "gate" not in meta:
-        return None
-    try:
-        return Gate(meta["gate"])
-    except ValueError as error:
-        raise CheckpointError(f"{path} holds a damaged gate, or one of another version: {error}") from error
+    return cv2.add(pixels, change * np.float32(65535), dtype=cv2.CV_16U)  # rounds to nearest and saturates
 
 
 def _checked(strength):
@@ -605,7 +493,7 @@ class _FrameCounter:
             self._frames += 1
             yield frame
 
-    def stats(self, size, engine, output, untouched):
+    def stats(self, size, engine, output):
         seconds = time.perf_counter() - self._begin
         return {
             "frames": self._frames,
@@ -614,7 +502,6 @@ class _FrameCounter:
             "size": size,
             "engine": engine.description,
             "output": output,
-            "untouched": untouched,
         }
 
 
@@ -690,7 +577,7 @@ def _run(args):
         output = output or beside(existing_file(source))
     if output is not None and not args.demo:
         check_free(output, args.overwrite)
-    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength, not args.no_gate)
+    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
     if args.demo:
         from demo import run_demo  # with all that makes training pairs: slow to import, and seldom needed
 
@@ -719,8 +606,6 @@ def _run(args):
             f"{stats['frames']} frames of {width}x{height} in {stats['seconds']:.1f} s: {stats['fps']:.1f} FPS "
             f"({stats['engine']})"
         )
-        if stats["untouched"]:
-            print(f"{stats['untouched']} of them had nothing to gain and passed as they came; see --strength")
         if "latency_ms" in stats:
             print(
                 f"{stats['dropped']} frames dropped; added latency {stats['latency_ms']:.1f} ms, 95 % within "
@@ -742,7 +627,7 @@ def _run_files(args, sources):
     if args.shard:
         part, parts = args.shard
         jobs = jobs[part - 1 :: parts]
-    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength, not args.no_gate)
+    sharpener = RealTimeSharpener(args.checkpoint, args.device, args.strength)
     result = sharpen_files(sharpener, jobs, args.compare, args.overwrite, **_encoding(args))
     counts = [f"{result.written} written", f"{result.present} already there"]
     if result.failures:
@@ -812,10 +697,8 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     written.add_argument("-o", "--output", metavar="PATH", help=output_help)
     written.add_argument("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
-    strength_help = "how much is sharpened: 0 nothing, 1 what is most faithful, up to 2 crisper; default: 1"
+    strength_help = "how much is sharpened: 0 nothing, 1 what most people like best, 2 crisp; default: 1"
     written.add_argument("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
-    gate_help = "sharpen good video as much as bad; by default each picture gets only as much as it can use"
-    written.add_argument("--no-gate", action="store_true", help=gate_help)
     written.add_argument("--compare", action="store_true", help="left half as it came, right half sharpened")
 
     codec_help = (

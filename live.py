@@ -322,20 +322,19 @@ class Window:
         title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: where it is computed, for the overlay.
-        gain: function that says how much of the student's change the last frame got, or None, for the overlay.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine="", gain=lambda: None):
+    def __init__(self, title, controls, engine=""):
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
         check_display()
-        self.title, self.controls, self._engine, self._gain_now = title, controls, engine, gain
+        self.title, self.controls, self._engine = title, controls, engine
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.setMouseCallback(title, self._drag)
         self._shown, self._full, self._note = None, False, ""
-        self._numbers, self._gain, self._refreshed = "", None, -np.inf
+        self._numbers, self._refreshed = "", -np.inf
         self._message, self._expires = "", -np.inf
 
     def show(self, frame, milliseconds=1, note="", meter=None):
@@ -387,10 +386,10 @@ class Window:
         """Pairs of a panel and its corner ``(left, top)``."""
         now, controls = time.perf_counter(), self.controls
         if meter is not None and now - self._refreshed >= 0.5:  # faster, nobody could read them, and drawing takes time
-            self._numbers, self._gain, self._refreshed = meter.text, self._gain_now(), now
+            self._numbers, self._refreshed = meter.text, now
         size = min(max(round(frame.shape[0] / 45), 11), 48)
         message = self._message if now < self._expires else ""
-        state = state_line(controls, self._gain)
+        state = state_line(controls)
         recording = "recording" if controls.recording else ""
         lines = (state, self._numbers, self._engine, recording, note) if controls.overlay else ()
         lines = tuple(line for line in (*lines, message) if line)
@@ -414,14 +413,9 @@ class Window:
             self.controls.drag(x / self._shown.shape[1])
 
 
-def state_line(controls, gain=None):
-    """What the overlay says of `Controls`, and of how much a gate lets through, if there is one."""
-    if not controls.sharpening:
-        return "sharpening off"
-    state = f"sharpening on, strength {controls.strength:.1f}"
-    if gain is not None and controls.strength <= 1:  # more overrules the gate
-        state += f", of which the picture can use {gain:.0%}"
-    return state
+def state_line(controls):
+    """What the overlay says of `Controls`."""
+    return f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
 
 
 @functools.lru_cache(maxsize=8)
@@ -496,10 +490,9 @@ def check_display():
 class LoadController:
     """Decides how much of a live window is sharpened, so that it fits a budget. It has no clock: it is told the costs.
 
-    Level 1 has a lighter student, where there is one. Level 2 leaves every other frame out: half the rate is a small
-    loss in a call, while sharp and soft frames in turn would flicker, and the last frame's residual on a picture that
-    moved leaves ghosts. Where that is too much as well, level 3 shows all frames as they came. At levels 1 and 3 a
-    frame is sharpened now and then as at the level above, to see what that costs.
+    Level 1 leaves every other frame out: half the rate is a small loss in a call, while sharp and soft frames in turn
+    would flicker, and the last frame's residual on a picture that moved leaves ghosts. Where that is too much as well,
+    level 2 shows all frames as they came. There a frame is sharpened now and then, to see what that costs.
 
     It steps down where the median of the last costs is beyond the level's budget, and up where for 3 s the median was
     within 90 % of the upper level's. After a step up that did not hold for a minute it waits twice as long, up to a
@@ -508,7 +501,6 @@ class LoadController:
     Args:
         budget: milliseconds that a frame of the source may take; None for the source's interval, 0 for no limit.
         rate: frames per second of the source; taken for 30 where it is absurd. Seconds are counted in its frames.
-        lighter: whether there is a lighter student.
 
     Attributes:
         level: index into `LEVELS`.
@@ -518,18 +510,17 @@ class LoadController:
         ValueError: the budget is not a number from 0.
     """
 
-    LEVELS = ("every frame", "lighter student", "every other frame", "not sharpened")
-    _LIGHTER, _HALF, _BYPASS = 1, 2, 3
+    LEVELS = ("every frame", "every other frame", "not sharpened")
+    _HALF, _BYPASS = 1, 2
     _BEGINNING = 15  # frames that do not count: everything is slower at first
 
-    def __init__(self, budget, rate, lighter=False):
+    def __init__(self, budget, rate):
         if budget is not None and not budget >= 0:
             raise ValueError(f"the budget must be a number of milliseconds from 0, got {budget}")
         self._second = float(rate) if 1 <= rate <= 240 else 30.0
         self._budget = 1000 / self._second if budget is None else budget or np.inf
-        self._levels = [0, self._LIGHTER, self._HALF, self._BYPASS] if lighter else [0, self._HALF, self._BYPASS]
         self._now, self._raised, self._patience = 0, -np.inf, 3 * self._second  # times in frames that came
-        self.frames = {self.LEVELS[level]: 0 for level in self._levels}
+        self.frames = dict.fromkeys(self.LEVELS, 0)
         self._enter(0)
 
     @property
@@ -543,11 +534,6 @@ class LoadController:
         return not self.bypassed or self._probing
 
     @property
-    def lighter(self):
-        """Whether the lighter student is to sharpen the frame taken last."""
-        return self.level > 0 and self._LIGHTER in self._levels and not (self.level == self._LIGHTER and self._probing)
-
-    @property
     def note(self):
         """What the user should know; nothing at level 0."""
         return f"{self.LEVELS[self.level]} (this machine is busy)" if self.level else ""
@@ -555,7 +541,7 @@ class LoadController:
     def takes_next(self):
         """Whether the source's next frame is to be shown; to be asked once for each that comes."""
         self._now += 1
-        self._probing = self.level in (self._LIGHTER, self._BYPASS) and self._now >= self._probe
+        self._probing = self.level == self._BYPASS and self._now >= self._probe
         taken = self.level != self._HALF or self._now % 2 == 0
         self.frames[self.LEVELS[self.level]] += taken
         return taken
@@ -566,13 +552,13 @@ class LoadController:
             return
         costs = self._probes if self._probing else self._costs
         costs.append(milliseconds)
-        cost, place = np.median(costs), self._levels.index(self.level)
+        cost = np.median(costs)
         if not self._probing and len(costs) == costs.maxlen and cost > self._limit(self.level):
             held = self._now - self._raised >= 60 * self._second
             self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
-            self._step(self._levels[place + 1])
+            self._step(self.level + 1)
         elif self._probing or self.level == self._HALF:  # which sharpens a frame as the level above does
-            ample = 0.9 * self._limit(self._levels[place - 1])
+            ample = 0.9 * self._limit(self.level - 1)
             # A probe delays the picture: while they are in vain, they become rare.
             self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
             self._probe = self._now + self._pause
@@ -580,7 +566,7 @@ class LoadController:
                 self._calm = self._now
             elif self._now - self._calm >= self._patience:
                 self._raised = self._now
-                self._step(self._levels[place - 1])
+                self._step(self.level - 1)
 
     def _limit(self, level):
         """Milliseconds that a frame that is shown may take: where every other is left out, there is time for two."""
@@ -634,8 +620,8 @@ def play(source, sharpen, screen, load, meter, keeper=None):
 
     Args:
         source: `Camera` or `Schedule`.
-        sharpen: function of a frame, a strength and whether the lighter student is to do it; gives a uint8 BGR picture.
-            At strength 0 that shows the frame as it came.
+        sharpen: function of a frame and a strength; gives a uint8 BGR picture. At strength 0 that shows the frame as
+            it came.
         screen: `Window` or `VirtualCamera`.
         load: `LoadController`.
         meter: `Meter`.
@@ -650,8 +636,8 @@ def play(source, sharpen, screen, load, meter, keeper=None):
         else:
             begin, timed = time.perf_counter(), controls.sharpening and load.sharpens
             plain = not timed or load.bypassed
-            sharp = sharpen(frame, controls.strength, load.lighter) if timed else None
-            came = sharpen(frame, 0, False) if plain or controls.comparing else None
+            sharp = sharpen(frame, controls.strength) if timed else None
+            came = sharpen(frame, 0) if plain or controls.comparing else None
             sharp = came if plain else sharp
             shown = divide_frames(came, sharp, controls.divider) if controls.comparing else sharp
             meter.dropped = source.dropped + left_out
@@ -665,7 +651,7 @@ def play(source, sharpen, screen, load, meter, keeper=None):
                 load.add(1000 * (ready - begin + drawing))
             if keeper is not None:
                 if controls.picture and plain:
-                    sharp = sharpen(frame, controls.strength, load.lighter)
+                    sharp = sharpen(frame, controls.strength)
                 keeper.keep(controls, sharp, shown)
             yield shown
         if controls.closed:

@@ -1,8 +1,7 @@
-"""The networks: the teacher that knows (BSRGAN's RRDBNet), the same fitted to the task, and the student that runs.
+"""The networks: the teacher that knows (BSRGAN's RRDBNet), and the student that runs.
 
-A student's checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`, or of
-`AdaptedTeacher`) and ``meta`` (where it comes from). It is loaded without executing anything and rebuilds its own
-model.
+A student's checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`) and ``meta`` (where
+it comes from). It is loaded without executing anything and rebuilds its own model.
 """
 
 import contextlib
@@ -39,7 +38,6 @@ LIGHT_STUDENT = CHECKPOINT_DIR / "light_student_model.pth"  # in half the time
 
 # What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
 MAX_CHANNELS, MAX_BLOCKS, MAX_WIDE = 256, 32, 384  # 32 million weights, 126 MB
-TRUNK_BLOCKS = 23  # of the pretrained teachers
 MAX_STUDENT_BYTES, MAX_PICKLE_BYTES, MAX_META_VALUES = 1 << 28, 1 << 20, 100_000
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 MAX_PARAM_BYTES = 1 << 20  # of an ncnn .param file
@@ -76,56 +74,19 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-class PlaneNetwork(nn.Module):
-    """Sharpens the planes of YUV 4:2:0 video by a residual that is computed at a quarter of the frame's size.
+class Student(nn.Module):
+    """Ultra-light sharpener: a residual for the planes of YUV 4:2:0 video, computed at a quarter of the frame's size.
 
     Luma is folded by 4 and chroma by 2 to one map of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
     costs a sixteenth. What comes out, unfolded, is added to the input.
 
+    Two maps come out of one body, each by a last convolution of its own: ``tail`` gives what strength 1 adds, ``boost``
+    what strength 2 adds to that.
+
     Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
     its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.
     Without them Adam's steps in the last layer shake the output more than it has to learn, and it stays the identity.
-
-    Subclasses have `args`, what they were made with, a convolution `tail` to 24 channels as last layer, zero at first,
-    so that an untrained network is the identity, and `change`.
-    """
-
-    def change(self, x):
-        """From amplified details to amplified residual, both folded, `(N, 24, h, w)`."""
-        raise NotImplementedError
-
-    def residual(self, y, uv):
-        """What the network would add, before scaling: `(dy, duv)` of the shapes of `forward`'s arguments."""
-        height, width = y.shape[-2:]
-        bottom, right = -height % 8, -width % 8
-        if bottom or right:
-            y = F.pad(y, (0, right, 0, bottom), mode="replicate")
-            missing = (y.shape[-1] // 2 - uv.shape[-1], y.shape[-2] // 2 - uv.shape[-2])
-            uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
-        folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
-        x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
-        x = self.change(INPUT_GAIN * x) / INPUT_GAIN
-        dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width]
-        duv = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2]
-        return dy, duv
-
-    def forward(self, y, uv, strength=1.0):
-        """Sharpen full-range planes in [0, 1].
-
-        Args:
-            y: luma ``(N, 1, H, W)``, of any size.
-            uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
-            strength: scale of the residual; 0 is the identity.
-
-        Returns:
-            The sharpened ``(y, uv)``, not clamped.
-        """
-        dy, duv = self.residual(y, uv)
-        return y + strength * dy, uv + strength * duv
-
-
-class Student(PlaneNetwork):
-    """Ultra-light sharpener: what runs.
+    The last layers are zero at first, so that an untrained student is the identity.
 
     Args:
         channels: width of the residual blocks.
@@ -139,17 +100,93 @@ class Student(PlaneNetwork):
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels, wide) for _ in range(blocks)))
-        self.tail = _silent(nn.Conv2d(channels, 24, 3, padding=1))
+        self.tail, self.boost = (nn.Conv2d(channels, 24, 3, padding=1) for _ in range(2))
+        for last in (self.tail, self.boost):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
-    def change(self, x):
-        return self.tail(self.body(F.relu(self.head(x))))
+    def residual(self, y, uv, strength=1.0):
+        """What the network adds: `(dy, duv)` of the shapes of `forward`'s arguments, which see."""
+        height, width = y.shape[-2:]
+        bottom, right = -height % 8, -width % 8
+        if bottom or right:
+            y = F.pad(y, (0, right, 0, bottom), mode="replicate")
+            missing = (y.shape[-1] // 2 - uv.shape[-1], y.shape[-2] // 2 - uv.shape[-2])
+            uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
+        folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
+        x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
+        x = F.relu(self.head(INPUT_GAIN * x))  # (N, channels, H/4, W/4)
+        x = self.change(self.body(x), strength) / INPUT_GAIN  # (N, 24, H/4, W/4)
+        dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width]
+        duv = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2]
+        return dy, duv
+
+    def change(self, features, strength):
+        """The folded residual `(N, 24, h, w)` of the body's features `(N, channels, h, w)`; see `forward`."""
+        change = min(strength, 1) * self.tail(features)
+        return change + (strength - 1) * self.boost(features) if strength > 1 else change
+
+    def forward(self, y, uv, strength=1.0):
+        """Sharpen full-range planes in [0, 1].
+
+        Args:
+            y: luma ``(N, 1, H, W)``, of any size.
+            uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
+            strength: 0 is the identity, 1 the whole of the first map, 2 both; linear between and beyond.
+
+        Returns:
+            The sharpened ``(y, uv)``, not clamped.
+        """
+        dy, duv = self.residual(y, uv, strength)
+        return y + dy, uv + duv
 
 
-def _silent(conv):
-    """A convolution that gives zero until it is trained."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
-    return conv
+@torch.no_grad()
+def narrow(student, wide, planes):
+    """Return a copy of `student` with fewer channels within its blocks: those that give most.
+
+    Block by block, the 1x1 convolution behind them is fitted anew, by least squares, so that what leaves the block is
+    what left the wide one, whatever the blocks before have lost.
+
+    Args:
+        wide: channels to keep in each block.
+        planes: `(y (N, 1, H, W), uv (N, 2, H/2, W/2))` to fit it on.
+    """
+    slim = Student(student.args["channels"], student.args["blocks"], wide)
+    for name in ("head", "tail", "boost"):
+        getattr(slim, name).load_state_dict(getattr(student, name).state_dict())
+    streams = []  # what enters each block, and what leaves the last one
+    hooks = [student.body.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))]
+    hooks += [block.register_forward_hook(lambda _, __, output: streams.append(output)) for block in student.body]
+    student.residual(*planes)
+    for hook in hooks:
+        hook.remove()
+    x = streams[0]
+    for block, slim_block, wanted in zip(student.body, slim.body, streams[1:], strict=True):
+        active = F.relu(block.conv1(x)).transpose(0, 1).flatten(1)  # (channels within, pixels)
+        kept = _most_useful(active, (wanted - x).transpose(0, 1).flatten(1), wide)
+        slim_block.conv1.weight.copy_(block.conv1.weight[kept])
+        slim_block.conv1.bias.copy_(block.conv1.bias[kept])
+        inputs = torch.cat([active[kept], torch.ones_like(active[:1])]).T  # (pixels, wide + 1)
+        fitted = torch.linalg.lstsq(inputs, (wanted - x).transpose(0, 1).flatten(1).T).solution  # (wide + 1, channels)
+        slim_block.conv2.weight.copy_(fitted[:-1].T[..., None, None])
+        slim_block.conv2.bias.copy_(fitted[-1])
+        x = slim_block(x)
+    return slim
+
+
+def _most_useful(rows, wanted, count):
+    """Indices of `count` of `rows` `(R, P)`, chosen one by one, from which `wanted` `(W, P)` is fitted best."""
+    rows = torch.cat([rows, torch.ones_like(rows[:1])]).double()
+    gram, products, chosen = rows @ rows.T, rows @ wanted.double().T, [len(rows) - 1]
+    for _ in range(count):
+        gains = {}
+        for row in set(range(len(rows) - 1)) - set(chosen):
+            some = [*chosen, row]
+            ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(some), dtype=gram.dtype)
+            gains[row] = (products[some] * torch.linalg.solve(gram[some][:, some] + ridge, products[some])).sum()
+        chosen.append(max(gains, key=gains.get))
+    return chosen[1:]
 
 
 class WideWeight(nn.Module):
@@ -186,7 +223,7 @@ def widen(student, width):
 
 def collapse(student):
     """Sum up the branches of `widen`: returns a plain copy of `student` on the CPU, in evaluation mode."""
-    plain = type(student)(**student.args)
+    plain = Student(**student.args)
     with torch.no_grad():
         for name, module in plain.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -204,7 +241,7 @@ def load_student(path=RELEASED_STUDENT):
     """Read a checkpoint of `save_student` on the CPU, in evaluation mode; no code in the file is executed.
 
     Returns:
-        ``(student, meta)``; the first may also be an `AdaptedTeacher`, which runs in the same way.
+        ``(student, meta)``.
 
     Raises:
         CheckpointError: the file is missing, not a checkpoint, of another model, too large, or holds code or weights
@@ -221,8 +258,7 @@ def load_student(path=RELEASED_STUDENT):
         raise CheckpointError(f"{path} does not fit this version's student: {problem}")
     if not isinstance(checkpoint["meta"], dict) or not _is_plain(checkpoint["meta"]):
         raise CheckpointError(f"{path} is not a student checkpoint: its `meta` must hold plain data")
-    arguments = checkpoint["model_args"]
-    student = AdaptedTeacher(**arguments) if "trunk_blocks" in arguments else Student(**arguments)
+    student = Student(**checkpoint["model_args"])
     weights = student.state_dict()
     if problem := _weights_problem(checkpoint["model"], weights):
         raise CheckpointError(f"{path} does not fit this version's student: {problem}")
@@ -259,10 +295,8 @@ def _check_archive(path):
 def _arguments_problem(arguments):
     """What is wrong with a student's `model_args`, in words; an empty string when nothing is."""
     limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS), "wide": (0, MAX_WIDE)}
-    if isinstance(arguments, dict) and "trunk_blocks" in arguments:
-        limits = {"trunk_blocks": (1, TRUNK_BLOCKS)}
     if not isinstance(arguments, dict) or not arguments.keys() <= limits.keys():
-        return "`model_args` must be `channels`, `blocks` and `wide`, or `trunk_blocks`"
+        return "`model_args` must be `channels`, `blocks` and `wide`"
     for name, value in arguments.items():
         low, high = limits[name]
         if type(value) is not int or not low <= value <= high:
@@ -378,7 +412,7 @@ class RRDBNet(nn.Module):
         growth: channels that a convolution within a dense block adds.
     """
 
-    def __init__(self, features=64, blocks=TRUNK_BLOCKS, growth=32):
+    def __init__(self, features=64, blocks=23, growth=32):
         super().__init__()
         self.conv_first = nn.Conv2d(3, features, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(ResidualInResidualBlock(features, growth) for _ in range(blocks)))
@@ -395,37 +429,6 @@ class RRDBNet(nn.Module):
         x = F.leaky_relu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 2H, 2W)
         x = F.leaky_relu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)  # (N, features, 4H, 4W)
         return self.conv_last(F.leaky_relu(self.HRconv(x), 0.2))
-
-
-class AdaptedTeacher(PlaneNetwork):
-    """The trunk of an `RRDBNet`, which enlarges nothing, on the student's folded planes: a teacher fitted to the task.
-
-    As pretrained, a GAN teacher enlarges, and invents. This one gets what the student gets, begins from the teacher's
-    first blocks (`adapt`), and is trained on the truth, so that what the student learns from it is faithful.
-
-    Args:
-        trunk_blocks: number of residual-in-residual blocks, 93 GMAC each for a 1080p frame.
-    """
-
-    def __init__(self, trunk_blocks=TRUNK_BLOCKS):
-        super().__init__()
-        self.args = {"trunk_blocks": trunk_blocks}
-        self.head = nn.Conv2d(24, 64, 3, padding=1)
-        self.RRDB_trunk = nn.Sequential(*(ResidualInResidualBlock(64, 32) for _ in range(trunk_blocks)))
-        self.trunk_conv = nn.Conv2d(64, 64, 3, padding=1)
-        self.tail = _silent(nn.Conv2d(64, 24, 3, padding=1))
-
-    def change(self, x):
-        x = self.head(x)
-        return self.tail(F.leaky_relu(x + self.trunk_conv(self.RRDB_trunk(x)), 0.2))
-
-
-def adapt(teacher, trunk_blocks):
-    """An `AdaptedTeacher` that begins with the first blocks of a pretrained `RRDBNet`; head and tail are new."""
-    adapted = AdaptedTeacher(trunk_blocks)
-    kept = {name: weights for name, weights in teacher.state_dict().items() if name in adapted.state_dict()}
-    adapted.load_state_dict(kept, strict=False)
-    return adapted
 
 
 def load_teacher(name="auto"):

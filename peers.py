@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import dataset
+from degradation import codec_roundtrip, crop_planes, low_resolution, resize, resize_planes
 from models import load_teacher, read_ncnn, realesrgan_files
 from runtime import pick_device, pick_precision
 from utils import (
@@ -185,12 +186,12 @@ def super_resolver(network, scale):
     def method(y, uv, full_range=True):
         size = y.shape[::-1]
         frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
-        small = dataset.resize(frame, dataset.low_resolution(size, scale), "lanczos")
+        small = resize(frame, low_resolution(size, scale), "lanczos")
         rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
         with torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
             large = network(rgb.contiguous(memory_format=torch.channels_last))[0]
         large = (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
-        sharp = bgr_to_planes(dataset.resize(np.ascontiguousarray(large), size, "area"))
+        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), size, "area"))
         return sharp if full_range else to_limited_range(*sharp)
 
     return method
@@ -341,10 +342,10 @@ def tuning_pairs(names=TUNING_PHOTOS, qps=(22, 27, 32, 37), side=256, count=8):
     pairs = []
     for number, name in enumerate(names):
         clip = [to_limited_range(*planes) for planes in _clean_clip(name, count, side, np.random.default_rng(number))]
-        small = [dataset.resize_planes(*planes, dataset.low_resolution((side, side), 2), "bicubic") for planes in clip]
+        small = [resize_planes(*planes, low_resolution((side, side), 2), "bicubic") for planes in clip]
         for qp in qps:
-            decoded = dataset.codec_roundtrip(small, "x264", qp)[-1]
-            pairs.append((dataset.resize_planes(*decoded, (side, side)), clip[-1]))
+            decoded = codec_roundtrip(small, "x264", qp)[-1]
+            pairs.append((resize_planes(*decoded, (side, side)), clip[-1]))
     return pairs
 
 
@@ -358,7 +359,7 @@ def _clean_clip(name, count, side, rng):
     shrink = max(1.0, min(2.0, min(height, width) / side))  # the video was compressed before
     size = (max(side, round(width / shrink)), max(side, round(height / shrink)))
     left, top = (2 * ((length - side) // 4) for length in size)
-    return [dataset.crop_planes(*dataset.resize_planes(*planes, size, "area"), left, top, side) for planes in clip]
+    return [crop_planes(*resize_planes(*planes, size, "area"), left, top, side) for planes in clip]
 
 
 def mean_ssim(y, truth):

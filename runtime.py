@@ -1,8 +1,8 @@
 """Engines that run a student on the planes of video frames, and the choice of one.
 
-An engine is called with uint8 planes as video carries them and returns new ones. `difference` gives what it would add
-to full-range planes, in codes; `residual` the same in float, from planes of any depth. All of it may be called from
-several threads.
+An engine is called with uint8 planes as video carries them and returns new ones; `difference` gives what it would add
+to full-range planes of any depth. The strength is applied here and nowhere else. All of it may be called from several
+threads.
 
 `TorchEngine` runs on every device that PyTorch knows. `OpenVINOEngine` runs the int8 network that export.py writes
 beside a checkpoint, three times as fast on a CPU. `make_engine` chooses.
@@ -25,12 +25,11 @@ import cv2
 import numpy as np
 import torch
 
-from models import Student
 from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 3  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
+ARTEFACT_FORMAT = 4  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
 
 # Channels of folded luma, u and v, and of their means beside them: see `fold_planes`.
 FOLDED, MEANS = (16, 4, 4), (4, 2, 2)
@@ -52,9 +51,12 @@ _PORTS = {  # name: type and shape, -1 being any
     "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
     "stretch": ("f32", _FACTOR),
     "amount": ("f32", _FACTORS),
+    "extra": ("f32", _FACTORS),
     "keep": ("f32", _FACTOR),
     "sharp": ("u8", _PLANES),
+    "crisp": ("u8", _PLANES),
 }
+_OUTPUTS = ("sharp", "crisp")  # for strengths up to 1, which need only the first map, and beyond
 _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
     *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
     *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
@@ -121,7 +123,7 @@ class TorchEngine:
     sums, and from then on all that are as large.
 
     Args:
-        student: a `models.PlaneNetwork`; it is copied, later changes to it are not seen.
+        student: a `models.Student`; it is copied, later changes to it are not seen.
         device: ``"auto"``, or a name that PyTorch knows.
         dtype: of the convolutions; None leaves it to `pick_precision`.
 
@@ -143,25 +145,6 @@ class TorchEngine:
         log.info("%s (%s)", self.description, reason)
 
     @torch.inference_mode()
-    def residual(self, y, uv):
-        """What the student would add to full-range planes.
-
-        Args:
-            y: luma ``(H, W)``, uint8, or float32 in [0, 1]; an array or a tensor.
-            uv: chroma ``(2, ceil(H/2), ceil(W/2))`` likewise; 128/255 is neutral.
-
-        Returns:
-            ``(dy, duv)``, float32 of the same shapes and on the same scale as [0, 1], arrays for arrays.
-        """
-        return self._in_parts(self._float_residual, y, uv)
-
-    def _float_residual(self, y, uv):
-        planes = [self._tensor(plane) for plane in (y, uv)]
-        planes = [plane.float() / 255 if plane.dtype == torch.uint8 else plane for plane in planes]
-        residuals = self._residual(*planes)
-        return tuple(r.cpu().numpy() for r in residuals) if isinstance(y, np.ndarray) else residuals
-
-    @torch.inference_mode()
     def __call__(self, y, uv, full_range=False, strength=1.0):
         """Sharpen the planes of a video frame.
 
@@ -171,7 +154,7 @@ class TorchEngine:
         Args:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
             full_range: luma spans 0-255 instead of 16-235.
-            strength: scale of the residual; 0 is the identity.
+            strength: see `models.Student.forward`; 0 is the identity.
 
         Returns:
             ``(y, uv)``, new uint8 arrays.
@@ -191,23 +174,36 @@ class TorchEngine:
                 planes[0].float().sub_(16).mul_(1 / scale[0]),
                 planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
             ]
-        residuals = self._residual(*stretched)
+        residuals = self._residual(*stretched, strength)
         sharp = []
         for plane, residual, codes in zip(planes, residuals, scale, strict=True):
-            change = residual.mul(min(strength, STRENGTH_LIMIT) * codes).round_().add_(plane)
+            change = residual.mul(codes).round_().add_(plane)
             sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
         return tuple(sharp)
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
-        """What sharpening would add to full-range uint8 planes, in codes: uint8 of the same shapes, 128 being none."""
+        """What sharpening would add to full-range planes.
+
+        Args:
+            y: luma ``(H, W)``, uint8, or float32 in [0, 1]; an array or a tensor.
+            uv: chroma ``(2, ceil(H/2), ceil(W/2))`` likewise; 128/255 is neutral.
+            strength: see `__call__`.
+
+        Returns:
+            ``(dy, duv)`` of the same shapes and types: of uint8 planes in codes, 128 being none; of float ones on the
+            scale of [0, 1].
+        """
         return self._in_parts(functools.partial(self._difference, strength=strength), y, uv)
 
     def _difference(self, y, uv, strength):
-        planes = [self._tensor(plane).float() / 255 for plane in (y, uv)]
-        amount = 255 * min(strength, STRENGTH_LIMIT)
-        changes = [(residual * amount).round_().add_(128) for residual in self._residual(*planes)]
-        return tuple(change.clamp_(0, 255).to(torch.uint8).cpu().numpy() for change in changes)
+        planes = [self._tensor(plane) for plane in (y, uv)]
+        if in_codes := planes[0].dtype == torch.uint8:
+            planes = [plane.float() / 255 for plane in planes]
+        changes = self._residual(*planes, strength)
+        if in_codes:
+            changes = [(255 * change).round_().add_(128).clamp_(0, 255).to(torch.uint8) for change in changes]
+        return tuple(change.cpu().numpy() for change in changes) if isinstance(y, np.ndarray) else tuple(changes)
 
     def _in_parts(self, function, y, uv):
         """What `function` makes of planes; where memory does not suffice, of two overlapping halves, and so on."""
@@ -244,11 +240,11 @@ class TorchEngine:
             plane = torch.from_numpy(np.require(plane, requirements=["C", "W"]))
         return plane.to(self.device)
 
-    def _residual(self, y, uv):
+    def _residual(self, y, uv, strength):
         _check_size(y)
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
-            dy, duv = self._student.residual(y[None, None], uv[None])
+            dy, duv = self._student.residual(y[None, None], uv[None], min(strength, STRENGTH_LIMIT))
         return dy[0, 0].float(), duv[0].float()
 
 
@@ -258,8 +254,9 @@ def cell_reach(student):
     Convolutions one after the other reach as far as their kernels together; the local mean (`models.local_mean`) one
     cell more.
     """
-    kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    return 1 + sum(size // 2 for size in kernels)
+    kernels = {name: m.kernel_size[0] for name, m in student.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    del kernels["boost"]  # beside the tail
+    return 1 + sum(size // 2 for size in kernels.values())
 
 
 def student_reach(student):
@@ -363,9 +360,9 @@ class OpenVINOEngine:
     The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
     the last four sizes are kept. Calls from several threads take turns.
 
-    On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
-    video, but only squares of 256 pixels that together hold all that changed and what that has an influence on, where
-    these are less than the frame. The result is the same bit for bit.
+    On a CPU and up to strength 1, what stands still since the frame before is not computed again, where frames of one
+    size come from one video, but only squares of 256 pixels that together hold all that changed and what that has an
+    influence on, where these are less than the frame. The result is the same bit for bit.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
@@ -423,34 +420,35 @@ class OpenVINOEngine:
         return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, keep=1)
 
     def difference(self, y, uv, strength=1.0):
-        """What sharpening would add to full-range uint8 planes: see `TorchEngine.difference`."""
-        return self._run(y, uv, _FULL_RANGE_SCALE, strength, keep=0)
-
-    def residual(self, y, uv):
-        """What the student would add, in float: see `TorchEngine.residual`, which computes it, on the CPU."""
+        """What sharpening would add: see `TorchEngine.difference`, which computes it for floats."""
+        if y.dtype == np.uint8:
+            return self._run(y, uv, _FULL_RANGE_SCALE, strength, keep=0)
         with self._lock:
             if self._torch is None:
                 self._torch = TorchEngine(self._student, "cpu")
-        return self._torch.residual(y, uv)
+        return self._torch.difference(y, uv, strength)
 
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
+        parameters = {"stretch": 255 / scale[0], "amount": min(strength, 1) * codes, "keep": keep}
+        output = "crisp" if strength > 1 else "sharp"
+        if strength > 1:
+            parameters["extra"] = (min(strength, STRENGTH_LIMIT) - 1) * codes
         with self._lock:
             padded = pad_planes(y, uv)
-            network = self._network_for(*(side // 4 for side in padded[0].shape))
+            network = self._network_for(*(side // 4 for side in padded[0].shape), output)
             fold_planes(*padded, network.incoming, network.cells)
             self._update(network, parameters, (scale, strength, keep))
-            return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
+            return unfold_planes(network.output, *y.shape)  # copied: the next call overwrites it
 
     def _update(self, network, parameters, settings):
-        """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
+        """Bring `network.output` up to date with `network.incoming`, and `network.planes` to what it was made of.
 
         Where the last frame was made with the same `settings`, only what has changed is computed, and what that has an
         influence on.
         """
-        known = network.settings == settings and self.device == "CPU"
+        known = network.settings == settings and self.device == "CPU" and network.name == "sharp"
         network.settings = None  # should anything fail, nothing is known
         windows = self._windows(network.planes, network.incoming) if known else None
         network.planes, network.incoming = network.incoming, network.planes
@@ -459,7 +457,7 @@ class OpenVINOEngine:
         for source, target, result in windows or ():
             self._part.planes[...], self._part.cells[...] = network.planes[source], network.cells[source]
             self._part.infer(parameters)
-            network.sharp[target] = self._part.sharp[result]
+            network.output[target] = self._part.output[result]
         network.settings = settings
 
     def _windows(self, before, after):
@@ -488,27 +486,30 @@ class OpenVINOEngine:
 
     def _add_part(self):
         try:
-            self._part = self._compile(_WINDOW, _WINDOW)
+            self._part = self._compile(_WINDOW, _WINDOW, "sharp")
         except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
             log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
             self._part = False
 
-    def _network_for(self, rows, columns):
-        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
-        if (rows, columns) not in self._networks:
-            self._networks[rows, columns] = self._compile(rows, columns)
+    def _network_for(self, *key):
+        """The `_FrameNetwork` for folded planes of so many rows and columns and for an output, compiled if need be."""
+        if key not in self._networks:
+            self._networks[key] = self._compile(*key)
             if len(self._networks) > _SIZES_KEPT:
                 self._networks.popitem(last=False)
-        self._networks.move_to_end((rows, columns))
-        return self._networks[rows, columns]
+        self._networks.move_to_end(key)
+        return self._networks[key]
 
-    def _compile(self, rows, columns):
+    def _compile(self, rows, columns, output):
         network = self._network.clone()
+        others = {"extra"} if output == "sharp" else set()
+        inputs = [port.get_node() for port in network.inputs if port.any_name not in others]
+        network = self._openvino.Model([network.output(output).get_node()], inputs, output)
         network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
+        return _FrameNetwork(request, self._openvino.Tensor, rows, columns, output)
 
     def _check_device(self):
         found = self._core.available_devices
@@ -538,7 +539,8 @@ class OpenVINOEngine:
             raise ArtefactError(f"{path} was made for another version of this program: {advice}")
         ports = [*network.inputs, *network.outputs]
         found = {port.any_name: _described(port) for port in ports if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
+        outputs = {port.any_name for port in network.outputs if port.names}
+        if found != _PORTS or len(ports) != len(_PORTS) or outputs != set(_OUTPUTS):
             raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
         if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
             raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
@@ -574,28 +576,31 @@ class OpenVINOEngine:
 
 
 class _FrameNetwork:
-    """The network compiled for one size of frames, and what it reads and writes.
+    """The network compiled for one size of frames and one of its outputs, and what it reads and writes.
 
     Attributes:
         planes, cells: uint8 arrays ``(rows, columns, 24)`` and ``(rows, columns, 32)``: a frame, folded.
         incoming: for the planes of the next frame.
-        sharp: what the network made of `planes`.
-        settings: what `sharp` was made with; None where it does not belong to `planes`.
+        name: of the output.
+        output: what the network made of `planes`.
+        settings: what `output` was made with; None where it does not belong to `planes`.
     """
 
-    def __init__(self, request, tensor, rows, columns):
-        self._request, self._tensor = request, tensor
+    def __init__(self, request, tensor, rows, columns, output):
+        self._request, self._tensor, self.name = request, tensor, output
         arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
+        if output == "sharp":
+            del arrays["extra"]
         self._parameters = arrays
-        self.incoming, self.planes, self.cells, self.sharp = (
-            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", "sharp")
+        self.incoming, self.planes, self.cells, self.output = (
+            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", output)
         )
-        for name, array in {**arrays, "cells": self.cells[None], "sharp": self.sharp[None]}.items():
+        for name, array in {**arrays, "cells": self.cells[None], output: self.output[None]}.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
         self.settings = None
 
     def infer(self, parameters):
-        """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
+        """Make `output` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
         for name, value in parameters.items():
             self._parameters[name][...] = value
         self._request.set_tensor("planes", self._tensor(self.planes[None], shared_memory=True))
@@ -723,7 +728,7 @@ def make_engine(student, checkpoint, device="auto"):
     """Choose the engine for a student.
 
     Args:
-        student: the `models.PlaneNetwork` in `checkpoint`; other than a `Student` it runs in PyTorch.
+        student: the `models.Student` in `checkpoint`.
         checkpoint: path of its file; the int8 network is looked for beside it, see `artefact_path`.
         device: ``"auto"``: CUDA before MPS before the int8 network on the CPU before PyTorch on the CPU. A name that
             PyTorch knows (``"cpu"``, ``"cuda:1"``, ``"mps"``): PyTorch. ``"openvino"``, ``"openvino:GPU"``,
@@ -733,10 +738,6 @@ def make_engine(student, checkpoint, device="auto"):
         DeviceError: the device is unknown or missing, or OpenVINO was asked for and cannot run this student.
     """
     library, _, name = device.partition(":")
-    if not isinstance(student, Student):
-        if library == "openvino":
-            raise DeviceError(f"device {device!r} cannot be used: an adapted teacher has no int8 network")
-        return TorchEngine(student, device)
     if library == "openvino":
         try:
             return OpenVINOEngine(student, artefact_path(checkpoint), name.upper() or "CPU")

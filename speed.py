@@ -28,6 +28,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from tqdm import tqdm
 
 import dataset
+import degradation
 from models import CheckpointError
 from peers import peers, time_1080p
 from report import format_milliseconds, format_share, markdown_table
@@ -43,7 +44,6 @@ SIZES = {  # name: (width, height)
     "1440p": (2560, 1440),
     "2160p": (3840, 2160),
 }
-LIGHT = ", light student"  # at the end of a description
 BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
 MOVING = 3  # of what a still camera sees, the middle one of so many parts of its height and of its width moves
@@ -118,8 +118,8 @@ def pan(size, count):
     photo = dataset.load_photo("skimage:astronaut")
     missing = [max(0, wanted - side) for wanted, side in zip((bottom, right), photo.shape, strict=False)]
     photo = cv2.copyMakeBorder(photo, 0, missing[0], 0, missing[1], cv2.BORDER_REFLECT)[:bottom, :right]
-    small = dataset.resize_planes(*bgr_to_planes(photo), dataset.low_resolution((right, bottom), 2), "area")
-    y, uv = to_limited_range(*dataset.resize_planes(*small, (right, bottom)))
+    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution((right, bottom), 2), "area")
+    y, uv = to_limited_range(*degradation.resize_planes(*small, (right, bottom)))
     for row, column in zip(range(count), range(0, 2 * count, 2), strict=True):  # of chroma
         moved = y[2 * row :, 2 * column :], uv[:, row:, column:]
         yield moved[0][:height, :width].copy(), moved[1][:, : (height + 1) // 2, : (width + 1) // 2].copy()
@@ -129,8 +129,8 @@ def pan(size, count):
 # The student alone, and its peers
 
 
-def list_engines(sharpener, device, lighter=None):
-    """The engines to measure: the sharpener's, without and with its gate, that of a `lighter` one, and others.
+def list_engines(sharpener, device):
+    """The engines to measure: the sharpener's and others.
 
     With device ``"auto"`` those are the int8 network and PyTorch on the CPU; on a CPU, PyTorch at float32 joins
     PyTorch at the precision of its choice.
@@ -139,10 +139,6 @@ def list_engines(sharpener, device, lighter=None):
         ``(dict of description -> engine, list of reasons why others are left out)``.
     """
     engines, left_out = {sharpener.description: sharpener.engine}, []
-    if sharpener.gate:
-        engines[f"{sharpener.description}, gated"] = sharpener.sharpen_planes
-    if lighter:
-        engines[f"{lighter.description}{LIGHT}"] = lighter.engine
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
             engine = make_engine(sharpener.student, sharpener.checkpoint, name)
@@ -157,14 +153,15 @@ def list_engines(sharpener, device, lighter=None):
 
 
 def count_macs(student, size):
-    """Multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
+    """Multiply-accumulates of a student's convolutions for a frame ``(width, height)``, at strengths up to 1.
 
     Each weight is used once at each position of the folded map, which is a quarter of the frame in width and height,
     padded to multiples of 8 before.
     """
     width, height = (side + -side % 8 for side in size)
-    kernels = [module.weight.numel() for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    return sum(kernels) * (width // 4) * (height // 4)
+    convolutions = {name: m for name, m in student.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    del convolutions["boost"]
+    return sum(conv.weight.numel() for conv in convolutions.values()) * (width // 4) * (height // 4)
 
 
 def time_engines(engines, size, seconds):
@@ -319,7 +316,7 @@ def make_clip(path, size, count):
         audio = container.add_stream("aac", rate=48000)
         audio.codec_context.layout = "mono"
         for number, planes in enumerate(pan(size, count)):
-            picture = av.VideoFrame.from_ndarray(dataset.pack_planes(*planes), format="yuv420p")
+            picture = av.VideoFrame.from_ndarray(degradation.pack_planes(*planes), format="yuv420p")
             picture.pts, picture.time_base = number, Fraction(1, RATE)
             sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
             sound.sample_rate, sound.pts = 48000, number * SAMPLES
@@ -413,15 +410,13 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         row of ``engines`` has ``gmac`` (a frame's), ``gmac_per_second``, and ``share_of_peak`` where its peak was
         measured.
     """
-    lighter = sharpener.lighter()
-    engines, left_out = list_engines(sharpener, device, lighter)
+    engines, left_out = list_engines(sharpener, device)
     rows = []
     for size in tqdm(sizes, desc="engines", unit="size"):
         rows += time_engines(engines, size, seconds)
     peaks = measure_peaks(engines, seconds)
     for row in rows:
-        measured = lighter if row["engine"].endswith(LIGHT) else sharpener
-        row["gmac"] = count_macs(measured.student, row["size"]) / 1e9
+        row["gmac"] = count_macs(sharpener.student, row["size"]) / 1e9
         row["gmac_per_second"] = row["gmac"] * row["fps"]
         peak = peaks.get(peak_of(row["engine"]))
         row["share_of_peak"] = row["gmac_per_second"] / peak["value"] if peak else None
