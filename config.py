@@ -1,6 +1,6 @@
 """Training configuration: one dataclass, overridden by YAML files, overridden by ``key=value``.
 
-python train.py configs/pretrain.yaml data_root=/photos epochs=20
+python train.py configs/release.yaml data_root=/photos epochs=20
 """
 
 import contextlib
@@ -24,11 +24,13 @@ LIMITS = {  # least and most, where memory depends on a value or nothing works w
     "steps_per_epoch": (1, 10**7),
     "region": (1, 8192),
     "crop": (1, 8192),
-    "strength": (1, 2),
     "batch_size": (1, 65536),
     "prepare_workers": (0, 1024),
     "loader_workers": (0, 1024),
 }
+
+
+MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # they change no result
 
 
 class ConfigError(ValueError):
@@ -70,7 +72,6 @@ class Config:
     channels: int = 32
     blocks: int = 4
     wide: int = 0  # channels within a block; 0: half as many again as outside
-    strength: int = 1  # 1 trains what strength 1 gives; 2 what is added to that, and leaves the rest of `initial` alone
     initial: str = ""  # the checkpoint of such a network, to start from
     branch_width: int = 128  # of the branches that help training and are summed up after it; 0: none
 
@@ -87,7 +88,6 @@ class Config:
     l1: float = 1.0
     ssim: float = 0.08
     edges: float = 1.0
-    halo: float = 3.0
     teacher_l1: float = 1.0
     teacher_kl: float = 0.01
     temperature: float = 2.0

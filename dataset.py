@@ -42,6 +42,7 @@ from degradation import (
     resize_planes,
     unpack_planes,
 )
+from runtime import neighbour_range
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
 from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
@@ -95,7 +96,6 @@ PART_SIZE = 32  # pairs in one file of the cache
 LEAST_FRAMES = 12  # that a video to learn from must have
 LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
 MOST_TRIES = 100  # to find a picture that is large enough
-CRISPING = {1: (2, 0.33), 2: (5, 0.1)}  # of `crisp`, for each strength: rounds of steepening, share of halo that stays
 FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
@@ -582,18 +582,17 @@ def read_teacher_pairs(folder, region):
 # What the student is trained towards
 
 
-def crisp(y, source, amount=1.0, strength=1):
+def crisp(y, source, amount=1.0):
     """Calm what is flat in luma, and make its edges steeper without halo.
 
-    Faint grain goes (coring). Then, several times, an unsharp mask of two radii is limited to the range of the 3x3
+    Faint grain goes (coring). Then, twice, an unsharp mask of two radii is limited to the range of the 3x3
     neighbours, so that edges become steeper and not higher. Of what still leaves the range that the 7x7 neighbours have
-    in `source`, and so would be seen as halo, little stays.
+    in `source`, and so would be seen as halo, a third stays.
 
     Args:
         y: luma `(H, W)` uint8 or float32 in codes.
         source: what the student sees of it, uint8.
-        amount: of the steepening, 0 to 1; 0 only takes the grain.
-        strength: 1 or 2, at which it is the target.
+        amount: of the steepening; 0 only takes the grain.
 
     Returns:
         `(H, W)` float32 in codes.
@@ -602,16 +601,15 @@ def crisp(y, source, amount=1.0, strength=1):
     calm = y - CORING * np.clip(y - cv2.GaussianBlur(y, (0, 0), 1.5), -GRAIN, GRAIN)
     if amount == 0:
         return calm
-    sharp, near, wide = calm, np.ones((3, 3), np.uint8), np.ones((7, 7), np.uint8)
-    rounds, halo = CRISPING[strength]
-    for _ in range(rounds):
+    sharp, near = calm, np.ones((3, 3), np.uint8)
+    for _ in range(2):
         detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 1) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 2.5))
         detail = np.sign(detail) * np.maximum(np.abs(detail) - FAINT_DETAIL, 0)
         low, high = cv2.erode(sharp, near), cv2.dilate(sharp, near)
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
-    inside = np.clip(sharp, cv2.erode(source, wide), cv2.dilate(source, wide))
-    return calm + amount * (inside + halo * (sharp - inside) - calm)
+    inside = np.clip(sharp, *neighbour_range(source))
+    return calm + amount * (inside + (sharp - inside) / 3 - calm)
 
 
 def periodic_pattern(side, rng):
@@ -639,8 +637,8 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; ``bounds`` `(2, S, S)`, the range of each pixel's neighbours in the input, widened to hold the target; and
-    ``taught``, 1 where the goal is the teacher's.
+    `crisp`; ``bounds`` `(2, S, S)`, the `runtime.neighbour_range` of the input; and ``taught``, 1 where the goal is the
+    teacher's.
 
     Args:
         pairs: list of `Pair`.
@@ -660,28 +658,24 @@ class PairDataset(Dataset):
         source, goal = (crop_planes(*unpack_planes(p), left, top, crop) for p in (pair.input, pair.goal))
         if pair.taught:
             goal = [a + TEACHER_WEIGHT * (b.astype(np.float32) - a) for a, b in zip(source, goal, strict=True)]
-        kind, amount = pair.description["kind"], 1.0 if pair.taught else config.crispness * pair.description["soft"]
+        kind, amount = (
+            pair.description["kind"],
+            1.0 if pair.taught else config.crispness * pair.description["soft"],
+        )
         if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
             pattern, box = periodic_pattern(crop, rng), tuple(map(slice, corner, corner + size))
             source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"
-        target = goal[0] if kind in ("clean", "image") else crisp(goal[0], source[0], amount, config.strength)
+        target = goal[0] if kind in ("clean", "image") else crisp(goal[0], source[0], amount)
         return {
             "input": _turned(*source, *turns),
             "goal": _turned(*goal, *turns),
             "target": _turned(target, goal[1], *turns)[0],
-            "bounds": _turned(source[0], _bounds(source[0], target), *turns)[1],
+            "bounds": _turned(source[0], np.stack(neighbour_range(source[0])), *turns)[1],
             "taught": torch.tensor(float(pair.taught)),
         }
-
-
-def _bounds(source, target, reach=7):
-    """Range of each pixel's neighbours in `source`, widened to hold `target`: `(2, H, W)`, least and greatest."""
-    window = np.ones((reach, reach), np.uint8)
-    low, high = cv2.erode(source, window), cv2.dilate(source, window)
-    return np.stack([np.minimum(low, target), np.maximum(high, target)])
 
 
 def _painted(y, pattern, box):

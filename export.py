@@ -1,11 +1,11 @@
 """Write a student as an int8 network, which OpenVINO runs three times as fast on a CPU as PyTorch does.
 
     python export.py checkpoints/mine/student.pth                 writes student.int8.onnx beside it
-    python export.py checkpoints/mine/student.pth --data FOLDER   the same, finished on the student's training pairs
+    python export.py checkpoints/mine/student.pth --data FOLDER   the same, distilled on the student's training pairs
 
 Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
-text, and takes some minutes. With the data that the student was trained on it takes longer and loses less. On one
-machine the same student gives the same file.
+text, and takes some minutes; with the data that the student was trained on it loses less. On one machine the same
+student gives the same file.
 
 The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
 
@@ -18,14 +18,12 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
   to spare.
 
-Rounding is part of the loss when the float student is distilled into the int8 one, or when the int8 one learns from the
-truth, as the float one did (straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et
-al., LSQ, arXiv 1902.08153).
+Rounding is part of the loss when the float student is distilled into the int8 one (straight-through estimator of Bengio
+et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
 """
 
 import argparse
 import copy
-import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -36,11 +34,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config, ConfigError, make_config
-from dataset import DataError, PairDataset, list_sources, make_pair, periodic_pattern, unpack_planes
+from config import MACHINE_KEYS, Config, ConfigError, make_config
+from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
+from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import (
     ARTEFACT_FORMAT,
@@ -52,18 +50,14 @@ from runtime import (
     pad_planes,
     weights_digest,
 )
-from train import MACHINE_KEYS, distillation_loss, epoch_keys, prepare_data
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
 CALIBRATION_SEED = 20261122
-DISTILLATION_STEPS, FINISHING_STEPS, CLOSING_STEPS = 6000, 12000, 2500
-FINISHING_RATE, CLOSING_RATE = 0.5, 0.25  # of distillation's learning rates
-IMITATION = 0.0005  # of the float student, beside the truth
-BOOST_IMITATION = 0.02  # of what strength 2 adds, for which there is nothing beside
-CLOSENESS, NEAR = 0.004, 3  # of the two in the closing steps, where they are more than so many codes apart
+STEPS = 6000
+CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -80,19 +74,14 @@ def in_codes(student):
     """Copy a student with its gains and the step of 8-bit codes folded into head and tail: see `residual`."""
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
-    for last in (student.tail, student.boost):
-        last.weight.mul_(255 / INPUT_GAIN)
-        last.bias.mul_(255 / INPUT_GAIN)
+    student.tail.weight.mul_(255 / INPUT_GAIN)
+    student.tail.bias.mul_(255 / INPUT_GAIN)
     return student
 
 
-def residuals(student, x):
-    """What a student `in_codes` adds to folded planes, from their `details` `(N, 24, h, w)`: `(N, 48, h, w)`.
-
-    First what strength 1 adds, then what strength 2 adds to that.
-    """
-    features = student.body(F.relu(student.head(x)))
-    return torch.cat([student.tail(features), student.boost(features)], dim=1)
+def residual(student, x):
+    """What a student `in_codes` adds to folded planes, from their `details` `(N, 24, h, w)`."""
+    return student.tail(student.body(F.relu(student.head(x))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -191,8 +180,8 @@ def _weight_scales(weight):
     return candidates.gather(0, best[None])[0]
 
 
-def calibration_details(count):
-    """`details` of `count` pictures of 256x256 pixels: degraded photos and pages of text, and some fine patterns.
+def calibration_pictures(count):
+    """`count` I420 pictures of 256x256 pixels: degraded photos and pages of text, and some fine patterns.
 
     Patterns have six tenths of their contrast, so that steps are not made for what is rare.
     """
@@ -201,7 +190,7 @@ def calibration_details(count):
     pairs = (make_pair(sources, CALIBRATION_SEED, index, 256) for index in range(count - patterns))
     neutral = np.full((2, 128, 128), 128, np.uint8)
     faint = [(0.6 * periodic_pattern(256, rng) + 51).round().astype(np.uint8) for _ in range(patterns)]
-    return [details(*unpack_planes(damaged)) for damaged, _, _ in pairs] + [details(y, neutral) for y in faint]
+    return [damaged for damaged, _, _ in pairs] + [pack_planes(y, neutral) for y in faint]
 
 
 def quantise(student, samples):
@@ -217,7 +206,7 @@ def quantise(student, samples):
     convolutions = {name: module for name, module in student.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_pre_hook(measure) for module in convolutions.values()]
     for sample in samples:
-        residuals(student, sample)
+        residual(student, sample)
     for hook in hooks:
         hook.remove()
     quantised = copy.deepcopy(student)
@@ -241,88 +230,49 @@ def imitation_loss(quantised, student, x):
     return sum((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (errors, errors * flatness))
 
 
-def finishing_loss(quantised, student, batch, config, closeness=0.0):
-    """What the student was trained with, `train.distillation_loss`, and a little of `imitation_loss`.
-
-    Without the latter the network gains SSIM and loses PSNR, at last more than rounding costs.
-
-    Args:
-        batch: collated items of `dataset.PairDataset`.
-        config: of the student's training.
-        closeness: weight of the squares of what the answers differ by beyond `NEAR` codes, at letters' edges.
-    """
-    y, uv = batch["input"]
-    codes = [(plane * 255).round().byte().numpy() for plane in (y[:, 0], uv)]
-    x = torch.cat([details(*planes) for planes in zip(*codes, strict=True)])
-    change = residuals(quantised, x)
-    output = y + F.pixel_shuffle(change[:, :16], 4) / 255, uv + F.pixel_shuffle(change[:, 16:24], 2) / 255
-    loss = distillation_loss(output, batch, config, config.epochs * config.steps_per_epoch)["loss"]
-    target = residuals(student, x)
+def answer_loss(quantised, student, x):
+    """`imitation_loss` of the answers to `details`, and the squares of what they differ by beyond `NEAR` codes."""
+    change, target = residual(quantised, x), residual(student, x)
     apart = F.relu((change - target).abs() - NEAR)[..., 2:-2, 2:-2]
-    imitation = [imitation_loss(*parts, x) for parts in zip(change.split(24, 1), target.split(24, 1), strict=True)]
-    return loss + IMITATION * imitation[0] + BOOST_IMITATION * imitation[1] + closeness * apart.square().mean()
+    return imitation_loss(change, target, x) + CLOSENESS * apart.square().mean()
 
 
-def optimise(quantised, loss, batches, steps, rate=1.0, progress=True):
-    """Train a quantised student, in place: its weights, their scales and the steps of what they multiply.
+def distil(quantised, student, batches, steps, progress=True):
+    """Train a quantised student, in place, to answer like the float one: its weights, their scales and its steps.
 
     Args:
-        loss: function of an item of `batches`.
-        steps: how many items there are.
-        rate: factor of the learning rates.
+        batches: iterable of `details`, `(N, 24, h, w)`.
+        steps: how many there are.
     """
     groups = []
     for module in quantised.modules():
         if isinstance(module, QuantisedConv):
             size = module.weight.detach().square().mean().sqrt().item()
-            groups.append({"params": [module.weight, module.bias], "lr": rate * 2e-3 * size})
+            groups.append({"params": [module.weight, module.bias], "lr": 2e-3 * size})
             if not isinstance(module, QuantisedHead):
-                groups.append({"params": [module.log_scale], "lr": rate * 1e-3})
-                groups.append({"params": [module.log_step], "lr": rate * 1e-2})
+                groups.append({"params": [module.log_scale], "lr": 1e-3})
+                groups.append({"params": [module.log_step], "lr": 1e-2})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     # Warm-up, then the half of a cosine.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1, (k + 1) / 20) * 0.5 * (1 + np.cos(np.pi * k / steps))
     )
-    for batch in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
+    for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        loss(batch).backward()
+        answer_loss(quantised, student, x).backward()
         optimizer.step()
         schedule.step()
 
 
-def distil(quantised, student, samples, steps, progress=True, batch=12, crop=32):
-    """Train a quantised student, in place, to answer like the float one on crops of `samples`, which are `details`."""
-    crop, rng = min(crop, *samples[0].shape[2:]), np.random.default_rng(CALIBRATION_SEED)
-
-    def draw():
-        for _ in range(steps):
-            chosen = [samples[i] for i in rng.integers(len(samples), size=batch)]
-            corners = [rng.integers(0, [side - crop + 1 for side in sample.shape[2:]]) for sample in chosen]
-            yield torch.cat(
-                [s[..., top : top + crop, left : left + crop] for s, (top, left) in zip(chosen, corners, strict=True)]
-            )
-
-    def loss(x):
-        return imitation_loss(residuals(quantised, x), residuals(student, x), x)
-
-    optimise(quantised, loss, draw(), steps, progress=progress)
-
-
-def finish(quantised, student, config, pairs, steps, rate=FINISHING_RATE, closeness=0.0, progress=True, batch=12):
-    """Train a quantised student, in place, on crops of `pairs`, drawn as its training's `config` says.
-
-    Args:
-        rate, closeness: see `optimise` and `finishing_loss`.
-    """
-    crops = PairDataset(pairs, config)
-    order = dataclasses.replace(config, seed=CALIBRATION_SEED, batch_size=batch, steps_per_epoch=steps)
-    batches = DataLoader(crops, batch, sampler=epoch_keys(order, 0, pairs, 0, 1))
-
-    def loss(items):
-        return finishing_loss(quantised, student, items, config, closeness)
-
-    optimise(quantised, loss, batches, steps, rate, progress)
+def draw_details(pictures, steps, batch=12, crop=128):
+    """Draw batches of `details` of random crops of I420 pictures `(3*side/2, side)`, full range."""
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    for _ in range(steps):
+        crops = []
+        for index in rng.integers(len(pictures), size=batch):
+            left, top = 2 * rng.integers(0, (pictures[index].shape[1] - crop) // 2 + 1, size=2)
+            crops.append(details(*crop_planes(*unpack_planes(pictures[index]), int(left), int(top), crop)))
+        yield torch.cat(crops)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -360,11 +310,10 @@ def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
     Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
-    frame; its outputs are folded like the first: ``sharp`` for strengths up to 1, ``crisp`` with what is added beyond,
-    which does not have to be computed for the other. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` multiplies
-    the details that the student sees, ``amount`` and ``extra`` `(1, 1, 1, 24)` the two maps; ``keep`` is 1 for
-    sharpened planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution,
-    so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
+    frame; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` and
+    ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for sharpened
+    planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution, so that it
+    reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
 
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
@@ -393,21 +342,18 @@ def build_model(quantised, metadata):
     for block in quantised.body:
         x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
     change = graph.add("Mul", to_back(layer(quantised.tail, x)), "amount")
-    boost = graph.add("Mul", to_back(layer(quantised.boost, x)), "extra")
 
     middle = graph.constant(np.float32(128))
     kept = graph.add("Add", graph.add("Mul", graph.add("Sub", pixels, middle), "keep"), middle)
     one, zero = graph.constant(np.float32(1)), graph.constant(np.uint8(0))
-    sharp = graph.add("Add", kept, change)
-    graph.add("QuantizeLinear", sharp, one, zero, output="sharp")  # rounds and saturates
-    graph.add("QuantizeLinear", graph.add("Add", sharp, boost), one, zero, output="crisp")
+    graph.add("QuantizeLinear", graph.add("Add", kept, change), one, zero, output="sharp")  # rounds and saturates
 
     tensor = helper.make_tensor_value_info
     inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED)])]
     inputs.append(tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)]))
     inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
-    inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 24]) for name in ("amount", "extra")]
-    outputs = [tensor(name, TensorProto.UINT8, [1, "height", "width", 24]) for name in ("sharp", "crisp")]
+    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, 24]))
+    outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -427,17 +373,17 @@ def training_config(checkpoint, meta, data):
     return make_config({**decided, "data_root": str(data)}, checkpoint)
 
 
-def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=True):
+def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress=True):
     """Write the int8 network of a checkpoint, completely or not at all.
 
-    With `data` the network learns from the truth, as the student did, and not from the student alone.
+    With `data` it learns on the student's own training pairs, else on calibration pictures.
 
     Args:
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `runtime.make_engine` looks for it.
         data: folder with what the student was trained on, `data_root` of its configuration.
-        frames: pictures of 256x256 to measure on, and to train on where there is no data, see `calibration_details`.
-        steps: of training; by default `FINISHING_STEPS` and then `CLOSING_STEPS` with data, else `DISTILLATION_STEPS`.
+        frames: how many `calibration_pictures` to measure on, and to train on where there is no data.
+        steps: of training.
 
     Returns:
         The path of the file.
@@ -447,18 +393,15 @@ def export(checkpoint, output=None, data=None, frames=256, steps=None, progress=
     """
     original, meta = load_student(checkpoint)
     config = None if data is None else training_config(checkpoint, meta, data)
-    student, samples = in_codes(original), calibration_details(frames)
-    quantised = quantise(student, samples)
+    student, pictures = in_codes(original), calibration_pictures(frames)
+    quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
+    note = f"distilled in {steps} steps"
     if config:
-        pairs, _, _ = prepare_data(config, torch.device("cpu"), progress)
-        steps, closing = (FINISHING_STEPS, CLOSING_STEPS) if steps is None else (steps, steps)
-        finish(quantised, student, config, pairs, steps, progress=progress)
-        finish(quantised, student, config, pairs, closing, CLOSING_RATE, CLOSENESS, progress)
-        note = f"trained in {steps} and {closing} steps on the student's pairs"
-    else:
-        steps = DISTILLATION_STEPS if steps is None else steps
-        distil(quantised, student, samples, steps, progress)
-        note = f"distilled in {steps} steps"
+        pictures = open_inputs(prepare_pairs(config, progress=progress))
+        if config.real_pairs:
+            pictures += open_inputs(prepare_pairs(config, "real", progress))
+        note += " on the student's training pairs"
+    distil(quantised, student, draw_details(pictures, steps), steps, progress)
     metadata = {
         "format": str(ARTEFACT_FORMAT),
         "weights": weights_digest(original),
@@ -479,7 +422,7 @@ def main(argv=None):
         "checkpoint", nargs="?", default=str(RELEASED_STUDENT), help="the student (default: the released one)"
     )
     parser.add_argument("-o", "--output", help="file to write (default: NAME.int8.onnx beside the checkpoint)")
-    parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less, takes an hour")
+    parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:

@@ -80,13 +80,10 @@ class Student(nn.Module):
     Luma is folded by 4 and chroma by 2 to one map of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
     costs a sixteenth. What comes out, unfolded, is added to the input.
 
-    Two maps come out of one body, each by a last convolution of its own: ``tail`` gives what strength 1 adds, ``boost``
-    what strength 2 adds to that.
-
     Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
     its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.
     Without them Adam's steps in the last layer shake the output more than it has to learn, and it stays the identity.
-    The last layers are zero at first, so that an untrained student is the identity.
+    The last layer is zero at first, so that an untrained student is the identity.
 
     Args:
         channels: width of the residual blocks.
@@ -100,13 +97,12 @@ class Student(nn.Module):
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels, wide) for _ in range(blocks)))
-        self.tail, self.boost = (nn.Conv2d(channels, 24, 3, padding=1) for _ in range(2))
-        for last in (self.tail, self.boost):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.tail = nn.Conv2d(channels, 24, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
 
-    def residual(self, y, uv, strength=1.0):
-        """What the network adds: `(dy, duv)` of the shapes of `forward`'s arguments, which see."""
+    def residual(self, y, uv):
+        """What the network would add, before scaling: `(dy, duv)` of the shapes of `forward`'s arguments."""
         height, width = y.shape[-2:]
         bottom, right = -height % 8, -width % 8
         if bottom or right:
@@ -116,15 +112,10 @@ class Student(nn.Module):
         folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
         x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
         x = F.relu(self.head(INPUT_GAIN * x))  # (N, channels, H/4, W/4)
-        x = self.change(self.body(x), strength) / INPUT_GAIN  # (N, 24, H/4, W/4)
+        x = self.tail(self.body(x)) / INPUT_GAIN  # (N, 24, H/4, W/4)
         dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width]
         duv = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2]
         return dy, duv
-
-    def change(self, features, strength):
-        """The folded residual `(N, 24, h, w)` of the body's features `(N, channels, h, w)`; see `forward`."""
-        change = min(strength, 1) * self.tail(features)
-        return change + (strength - 1) * self.boost(features) if strength > 1 else change
 
     def forward(self, y, uv, strength=1.0):
         """Sharpen full-range planes in [0, 1].
@@ -132,61 +123,13 @@ class Student(nn.Module):
         Args:
             y: luma ``(N, 1, H, W)``, of any size.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
-            strength: 0 is the identity, 1 the whole of the first map, 2 both; linear between and beyond.
+            strength: scale of the residual; 0 is the identity.
 
         Returns:
-            The sharpened ``(y, uv)``, not clamped.
+            The sharpened ``(y, uv)``, not clamped, and without `runtime.limit_halo`.
         """
-        dy, duv = self.residual(y, uv, strength)
-        return y + dy, uv + duv
-
-
-@torch.no_grad()
-def narrow(student, wide, planes):
-    """Return a copy of `student` with fewer channels within its blocks: those that give most.
-
-    Block by block, the 1x1 convolution behind them is fitted anew, by least squares, so that what leaves the block is
-    what left the wide one, whatever the blocks before have lost.
-
-    Args:
-        wide: channels to keep in each block.
-        planes: `(y (N, 1, H, W), uv (N, 2, H/2, W/2))` to fit it on.
-    """
-    slim = Student(student.args["channels"], student.args["blocks"], wide)
-    for name in ("head", "tail", "boost"):
-        getattr(slim, name).load_state_dict(getattr(student, name).state_dict())
-    streams = []  # what enters each block, and what leaves the last one
-    hooks = [student.body.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))]
-    hooks += [block.register_forward_hook(lambda _, __, output: streams.append(output)) for block in student.body]
-    student.residual(*planes)
-    for hook in hooks:
-        hook.remove()
-    x = streams[0]
-    for block, slim_block, wanted in zip(student.body, slim.body, streams[1:], strict=True):
-        active = F.relu(block.conv1(x)).transpose(0, 1).flatten(1)  # (channels within, pixels)
-        kept = _most_useful(active, (wanted - x).transpose(0, 1).flatten(1), wide)
-        slim_block.conv1.weight.copy_(block.conv1.weight[kept])
-        slim_block.conv1.bias.copy_(block.conv1.bias[kept])
-        inputs = torch.cat([active[kept], torch.ones_like(active[:1])]).T  # (pixels, wide + 1)
-        fitted = torch.linalg.lstsq(inputs, (wanted - x).transpose(0, 1).flatten(1).T).solution  # (wide + 1, channels)
-        slim_block.conv2.weight.copy_(fitted[:-1].T[..., None, None])
-        slim_block.conv2.bias.copy_(fitted[-1])
-        x = slim_block(x)
-    return slim
-
-
-def _most_useful(rows, wanted, count):
-    """Indices of `count` of `rows` `(R, P)`, chosen one by one, from which `wanted` `(W, P)` is fitted best."""
-    rows = torch.cat([rows, torch.ones_like(rows[:1])]).double()
-    gram, products, chosen = rows @ rows.T, rows @ wanted.double().T, [len(rows) - 1]
-    for _ in range(count):
-        gains = {}
-        for row in set(range(len(rows) - 1)) - set(chosen):
-            some = [*chosen, row]
-            ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(some), dtype=gram.dtype)
-            gains[row] = (products[some] * torch.linalg.solve(gram[some][:, some] + ridge, products[some])).sum()
-        chosen.append(max(gains, key=gains.get))
-    return chosen[1:]
+        dy, duv = self.residual(y, uv)
+        return y + strength * dy, uv + strength * duv
 
 
 class WideWeight(nn.Module):

@@ -37,6 +37,7 @@ FOLDED, MEANS = (16, 4, 4), (4, 2, 2)
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
 _LIMITED_RANGE_SCALE = (219, 224)
+HALO_SHARE = 0.3  # of what leaves the range of its neighbours in the input, that stays: see `limit_halo`
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -51,12 +52,9 @@ _PORTS = {  # name: type and shape, -1 being any
     "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
     "stretch": ("f32", _FACTOR),
     "amount": ("f32", _FACTORS),
-    "extra": ("f32", _FACTORS),
     "keep": ("f32", _FACTOR),
     "sharp": ("u8", _PLANES),
-    "crisp": ("u8", _PLANES),
 }
-_OUTPUTS = ("sharp", "crisp")  # for strengths up to 1, which need only the first map, and beyond
 _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
     *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
     *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
@@ -64,6 +62,22 @@ _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and oth
 }
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
 _EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
+
+
+def neighbour_range(y):
+    """The least and the greatest of each pixel's 7x7 neighbours in luma `(H, W)`, of its type."""
+    window = np.ones((7, 7), np.uint8)
+    return cv2.erode(y, window), cv2.dilate(y, window)
+
+
+def limit_halo(y, sharp):
+    """Take most of what would be seen as halo from sharpened luma: what leaves the `neighbour_range` in `y`.
+
+    Both are `(H, W)` of one type: uint8, int16 or float32. It belongs to the student, whose training has it, too.
+    """
+    low, high = neighbour_range(y)
+    inside = cv2.min(cv2.max(sharp, low), high)
+    return cv2.addWeighted(inside, 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
 
 
 class DeviceError(RuntimeError):
@@ -154,7 +168,7 @@ class TorchEngine:
         Args:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
             full_range: luma spans 0-255 instead of 16-235.
-            strength: see `models.Student.forward`; 0 is the identity.
+            strength: scale of the residual; 0 is the identity.
 
         Returns:
             ``(y, uv)``, new uint8 arrays.
@@ -179,14 +193,14 @@ class TorchEngine:
         for plane, residual, codes in zip(planes, residuals, scale, strict=True):
             change = residual.mul(codes).round_().add_(plane)
             sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
-        return tuple(sharp)
+        return limit_halo(y, sharp[0]), sharp[1]
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add to full-range planes.
 
         Args:
-            y: luma ``(H, W)``, uint8, or float32 in [0, 1]; an array or a tensor.
+            y: luma ``(H, W)``, uint8, or float32 in [0, 1].
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` likewise; 128/255 is neutral.
             strength: see `__call__`.
 
@@ -200,10 +214,11 @@ class TorchEngine:
         planes = [self._tensor(plane) for plane in (y, uv)]
         if in_codes := planes[0].dtype == torch.uint8:
             planes = [plane.float() / 255 for plane in planes]
-        changes = self._residual(*planes, strength)
-        if in_codes:
-            changes = [(255 * change).round_().add_(128).clamp_(0, 255).to(torch.uint8) for change in changes]
-        return tuple(change.cpu().numpy() for change in changes) if isinstance(y, np.ndarray) else tuple(changes)
+        dy, duv = (change.cpu().numpy() for change in self._residual(*planes, strength))
+        dy = limit_halo(*(x.astype(np.float32) for x in (y, y + dy * (255 if in_codes else 1)))) - y
+        if not in_codes:
+            return dy, duv
+        return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
 
     def _in_parts(self, function, y, uv):
         """What `function` makes of planes; where memory does not suffice, of two overlapping halves, and so on."""
@@ -244,7 +259,7 @@ class TorchEngine:
         _check_size(y)
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
-            dy, duv = self._student.residual(y[None, None], uv[None], min(strength, STRENGTH_LIMIT))
+            dy, duv = (min(strength, STRENGTH_LIMIT) * r for r in self._student.residual(y[None, None], uv[None]))
         return dy[0, 0].float(), duv[0].float()
 
 
@@ -254,9 +269,8 @@ def cell_reach(student):
     Convolutions one after the other reach as far as their kernels together; the local mean (`models.local_mean`) one
     cell more.
     """
-    kernels = {name: m.kernel_size[0] for name, m in student.named_modules() if isinstance(m, torch.nn.Conv2d)}
-    del kernels["boost"]  # beside the tail
-    return 1 + sum(size // 2 for size in kernels.values())
+    kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
+    return 1 + sum(size // 2 for size in kernels)
 
 
 def student_reach(student):
@@ -360,9 +374,9 @@ class OpenVINOEngine:
     The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
     the last four sizes are kept. Calls from several threads take turns.
 
-    On a CPU and up to strength 1, what stands still since the frame before is not computed again, where frames of one
-    size come from one video, but only squares of 256 pixels that together hold all that changed and what that has an
-    influence on, where these are less than the frame. The result is the same bit for bit.
+    On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
+    video, but only squares of 256 pixels that together hold all that changed and what that has an influence on, where
+    these are less than the frame. The result is the same bit for bit.
 
     Args:
         student: the `models.Student` that the network was made from; it is copied.
@@ -431,24 +445,26 @@ class OpenVINOEngine:
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
         codes = np.repeat(np.float32(scale), (16, 8)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": min(strength, 1) * codes, "keep": keep}
-        output = "crisp" if strength > 1 else "sharp"
-        if strength > 1:
-            parameters["extra"] = (min(strength, STRENGTH_LIMIT) - 1) * codes
+        parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
-            network = self._network_for(*(side // 4 for side in padded[0].shape), output)
+            network = self._network_for(*(side // 4 for side in padded[0].shape))
             fold_planes(*padded, network.incoming, network.cells)
             self._update(network, parameters, (scale, strength, keep))
-            return unfold_planes(network.output, *y.shape)  # copied: the next call overwrites it
+            sharp, uv = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
+        if keep:
+            return limit_halo(y, sharp), uv
+        codes = y.astype(np.int16)
+        dy = limit_halo(codes, codes + sharp - 128) - codes
+        return np.clip(dy + 128, 0, 255).astype(np.uint8), uv
 
     def _update(self, network, parameters, settings):
-        """Bring `network.output` up to date with `network.incoming`, and `network.planes` to what it was made of.
+        """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
 
         Where the last frame was made with the same `settings`, only what has changed is computed, and what that has an
         influence on.
         """
-        known = network.settings == settings and self.device == "CPU" and network.name == "sharp"
+        known = network.settings == settings and self.device == "CPU"
         network.settings = None  # should anything fail, nothing is known
         windows = self._windows(network.planes, network.incoming) if known else None
         network.planes, network.incoming = network.incoming, network.planes
@@ -457,7 +473,7 @@ class OpenVINOEngine:
         for source, target, result in windows or ():
             self._part.planes[...], self._part.cells[...] = network.planes[source], network.cells[source]
             self._part.infer(parameters)
-            network.output[target] = self._part.output[result]
+            network.sharp[target] = self._part.sharp[result]
         network.settings = settings
 
     def _windows(self, before, after):
@@ -486,13 +502,13 @@ class OpenVINOEngine:
 
     def _add_part(self):
         try:
-            self._part = self._compile(_WINDOW, _WINDOW, "sharp")
+            self._part = self._compile(_WINDOW, _WINDOW)
         except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
             log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
             self._part = False
 
     def _network_for(self, *key):
-        """The `_FrameNetwork` for folded planes of so many rows and columns and for an output, compiled if need be."""
+        """The `_FrameNetwork` for folded planes of so many rows and columns, compiled if need be."""
         if key not in self._networks:
             self._networks[key] = self._compile(*key)
             if len(self._networks) > _SIZES_KEPT:
@@ -500,16 +516,13 @@ class OpenVINOEngine:
         self._networks.move_to_end(key)
         return self._networks[key]
 
-    def _compile(self, rows, columns, output):
+    def _compile(self, rows, columns):
         network = self._network.clone()
-        others = {"extra"} if output == "sharp" else set()
-        inputs = [port.get_node() for port in network.inputs if port.any_name not in others]
-        network = self._openvino.Model([network.output(output).get_node()], inputs, output)
         network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _FrameNetwork(request, self._openvino.Tensor, rows, columns, output)
+        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
 
     def _check_device(self):
         found = self._core.available_devices
@@ -539,8 +552,7 @@ class OpenVINOEngine:
             raise ArtefactError(f"{path} was made for another version of this program: {advice}")
         ports = [*network.inputs, *network.outputs]
         found = {port.any_name: _described(port) for port in ports if port.names}
-        outputs = {port.any_name for port in network.outputs if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or outputs != set(_OUTPUTS):
+        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
             raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
         if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
             raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
@@ -576,31 +588,28 @@ class OpenVINOEngine:
 
 
 class _FrameNetwork:
-    """The network compiled for one size of frames and one of its outputs, and what it reads and writes.
+    """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:
         planes, cells: uint8 arrays ``(rows, columns, 24)`` and ``(rows, columns, 32)``: a frame, folded.
         incoming: for the planes of the next frame.
-        name: of the output.
-        output: what the network made of `planes`.
-        settings: what `output` was made with; None where it does not belong to `planes`.
+        sharp: what the network made of `planes`.
+        settings: what `sharp` was made with; None where it does not belong to `planes`.
     """
 
-    def __init__(self, request, tensor, rows, columns, output):
-        self._request, self._tensor, self.name = request, tensor, output
+    def __init__(self, request, tensor, rows, columns):
+        self._request, self._tensor = request, tensor
         arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
-        if output == "sharp":
-            del arrays["extra"]
         self._parameters = arrays
-        self.incoming, self.planes, self.cells, self.output = (
-            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", output)
+        self.incoming, self.planes, self.cells, self.sharp = (
+            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", "sharp")
         )
-        for name, array in {**arrays, "cells": self.cells[None], output: self.output[None]}.items():
+        for name, array in {**arrays, "cells": self.cells[None], "sharp": self.sharp[None]}.items():
             request.set_tensor(name, tensor(array, shared_memory=True))
         self.settings = None
 
     def infer(self, parameters):
-        """Make `output` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
+        """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
         for name, value in parameters.items():
             self._parameters[name][...] = value
         self._request.set_tensor("planes", self._tensor(self.planes[None], shared_memory=True))

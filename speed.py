@@ -153,15 +153,14 @@ def list_engines(sharpener, device):
 
 
 def count_macs(student, size):
-    """Multiply-accumulates of a student's convolutions for a frame ``(width, height)``, at strengths up to 1.
+    """Multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
 
     Each weight is used once at each position of the folded map, which is a quarter of the frame in width and height,
     padded to multiples of 8 before.
     """
     width, height = (side + -side % 8 for side in size)
-    convolutions = {name: m for name, m in student.named_modules() if isinstance(m, torch.nn.Conv2d)}
-    del convolutions["boost"]
-    return sum(conv.weight.numel() for conv in convolutions.values()) * (width // 4) * (height // 4)
+    kernels = [module.weight.numel() for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
+    return sum(kernels) * (width // 4) * (height // 4)
 
 
 def time_engines(engines, size, seconds):

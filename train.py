@@ -1,13 +1,13 @@
 """Distil a student.
 
     python train.py                                        # a usable student in minutes; no data needed
-    python train.py configs/pretrain.yaml data_root=FOLDER # the released student, the first of its five stages
+    python train.py configs/release.yaml data_root=FOLDER  # the released student
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
     torchrun --nproc_per_node 2 train.py ...               # several devices
 
-A run writes under checkpoints/<name>/: student.pth (the best by validation, at the end with its gate; what inference.py
-loads), last.pth (for --resume), log.csv and TensorBoard events. It never touches the released checkpoint.
+A run writes under checkpoints/<name>/: student.pth (the average of the weights; what inference.py loads), last.pth (for
+--resume), log.csv and TensorBoard events. It never touches the released checkpoint.
 """
 
 import csv
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import dataset
 from benchmark import Sample, as_it_came, evaluate
-from config import Config, ConfigError, load_config
+from config import MACHINE_KEYS, Config, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
 from models import (
     CHECKPOINT_DIR,
@@ -50,14 +50,13 @@ from models import (
     write_weights,
 )
 from report import summarise
-from runtime import DeviceError, TorchEngine, pick_device
+from runtime import HALO_SHARE, DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
-MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # change no result
 
 
 class TrainingError(RuntimeError):
@@ -79,10 +78,10 @@ def edge_strength(y, sigma=1.5, radius=4):
     return gaussian_blur((across.square() + down.square() + 1e-6).sqrt(), sigma, radius)
 
 
-def overshoot(y, bounds):
-    """How far luma `(N, 1, H, W)` lies beyond `bounds` `(N, 2, H, W)`, least and greatest, in the mean: `(N,)`."""
-    low, high = bounds.split(1, dim=1)
-    return (F.relu(y - high) + F.relu(low - y)).mean(dim=(1, 2, 3))
+def limit_halo(y, bounds):
+    """`runtime.limit_halo` of luma `(N, 1, H, W)`, with the range of its neighbours in the input, `(N, 2, H, W)`."""
+    inside = torch.minimum(torch.maximum(y, bounds[:, :1]), bounds[:, 1:])
+    return inside + HALO_SHARE * (y - inside)
 
 
 def charbonnier(x, y, epsilon):
@@ -101,9 +100,10 @@ def charbonnier_epsilon(config, step):
     """Where L1 is rounded off at `step`: from 0.01, over the first third of the training, to 0.001.
 
     Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
-    of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video.
+    of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
+    and the other terms pull it back to the identity: a student that goes on from another one has 0.001 at once.
     """
-    progress = min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
+    progress = 1.0 if config.initial else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
@@ -146,7 +146,7 @@ def distillation_loss(output, batch, config, step):
     Returns:
         Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
     """
-    y, uv = output
+    y, uv = limit_halo(output[0], batch["bounds"]), output[1]
     (y_goal, uv_goal), target, taught = batch["goal"], batch["target"], batch["taught"]
     damage = (batch["input"][0] - y_goal).abs().mean(dim=(1, 2, 3))
     weight = (1 - taught) * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
@@ -155,7 +155,6 @@ def distillation_loss(output, batch, config, step):
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, target))).mean()}
     strengths = edge_strength(y), edge_strength(target)
     terms["edges"] = ((weight + taught) * (strengths[0] - strengths[1]).abs().mean(dim=(1, 2, 3))).mean()
-    terms["halo"] = overshoot(y, batch["bounds"]).mean()
     details = high_pass(y), high_pass(target)
     terms["teacher_l1"] = (taught * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).mean()
     terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
@@ -297,12 +296,9 @@ def train(config, resume=False):
 
     if config.branch_width:
         widen(student, config.branch_width)
-    if config.strength == 2:
-        student.requires_grad_(False).boost.requires_grad_(True)
     student = student.to(device, memory_format=torch.channels_last)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    trained = [weights for weights in student.parameters() if weights.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     first_epoch, seconds = 0, 0.0
     if state:
         student.load_state_dict(state["student"])
@@ -323,11 +319,11 @@ def train(config, resume=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             with autocast(config, device):
-                output = parallel(*batch["input"], config.strength)
-            terms = distillation_loss(tuple(plane.float() for plane in output), batch, config, step)
+                output = [plane.float() for plane in parallel(*batch["input"])]
+            terms = distillation_loss(output, batch, config, step)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
@@ -385,8 +381,6 @@ def check_choices(config):
     """Refuse, before anything is prepared, choices that there are not and checkpoints that are none; see `train`."""
     if config.initial:
         load_student(config.initial)
-    elif config.strength == 2:
-        raise TrainingError("strength=2 goes on from a student that was trained with strength=1: name it with initial=")
     for key, choices in {"precision": ("fp32", "bf16"), "teacher": ("auto", "bsrgan", "realesrgan", "none")}.items():
         if getattr(config, key) not in choices:
             raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {getattr(config, key)!r}")
