@@ -333,7 +333,7 @@ def make_real(sources, seed, index, region):
     """
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
-    ((y, uv),) = read_clip(name, 1, rng)
+    y, uv = _pad_planes(*read_clip(name, 1, rng)[0], region)
     corners = [[2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in y.shape[::-1]] for _ in range(2)]
     crops = [crop_planes(y, uv, left, top, region) for left, top in corners]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
