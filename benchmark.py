@@ -61,7 +61,7 @@ from video import VideoError, VideoReader
 log = logging.getLogger(__name__)
 
 STREAM_VERSION = 1  # of how streams are made
-VERSION = 3  # of what a unit's figures mean: raise it to have all measured anew
+VERSION = 4  # of what a unit's figures mean: raise it to have all measured anew
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
@@ -73,7 +73,7 @@ QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32
 BITRATES = (150, 300, 600)
 
 X4_QUANTISERS = (17, 22, 27, 32, 37, 42)  # of x265, from 270 lines for 1080
-REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 12  # of a real clip: measured, left out before, and needed in all
+REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
 CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
 CAMERAS = {  # name: what protocol camera sees through
     "perfect": Camera(),
@@ -399,7 +399,7 @@ def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
         return Sample(unit.identity(), [damaged], [truth], words=words)
     if unit.protocol == "real":
         clip, full_range = load_clip(unit.source, REAL_START + REAL_FRAMES, REAL_LEAST)
-        start = min(REAL_START, len(clip) - 2)
+        start = min(REAL_START, max(0, len(clip) - REAL_FRAMES))
         return Sample(unit.identity(), clip[start:], None, full_range, tuple(range(start, len(clip))))
     clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
     seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
@@ -436,8 +436,8 @@ def evaluate(samples, methods, thorough=False, vmaf=False, jod=False):
             record = {**sample.identity, "method": name, "frames": list(sample.frames)}
             if sample.truth is None:
                 found = metrics.visible_change(output, sample.input)
-                flicker = [value for value in found.pop("flicker") if math.isfinite(value)]
-                found["flicker"] = [float(np.mean(flicker))] if flicker else []
+                if flicker := [value for value in found.pop("flicker") if math.isfinite(value)]:
+                    found["flicker"] = [float(np.mean(flicker))]
             else:
                 found = _against_truth(output, sample, thorough, vmaf, jod)
                 phases = [phase_error(o[0], t[0]) for o, t in zip(output, sample.truth, strict=True)]

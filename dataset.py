@@ -86,7 +86,7 @@ FONTS = (  # that Matplotlib brings
     "cmss10",
 )
 
-CACHE_VERSION = 4  # raise when the same configuration would give other pairs
+CACHE_VERSION = 5  # raise when the same configuration would give other pairs
 PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
     "training": ("pairs", 0),
     "validation": ("validation_pairs", 1_000_003),

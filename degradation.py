@@ -279,8 +279,10 @@ class Camera:
 
     def _expose(self, planes, rng):
         size = planes[0].shape[::-1]
-        planes = self._filter(planes, blur_kernel(self.lens, self.blur, self.stretch, self.angle))
-        planes = self._filter(planes, motion_kernel(self.motion, self.angle))
+        kernels = [self._kernel(size) for size in (1, 0.5)]  # of luma, and of chroma with half the pixels
+        if kernels[0] is not None:
+            y, uv = planes
+            planes = filter_plane(y, kernels[0]), np.stack([filter_plane(plane, kernels[1]) for plane in uv])
         if self.crop > 1:
             planes = resize_planes(*planes, low_resolution(size, self.crop), "area")
         if self.noise:
@@ -292,15 +294,14 @@ class Camera:
             planes = unsharp(planes[0], self.sharpen, self.radius), planes[1]
         return resize_planes(*planes, size, self.upscaler) if self.crop > 1 else planes
 
-    @staticmethod
-    def _filter(planes, kernel):
-        """Filter luma with a kernel; chroma, which has half the pixels, with the kernel at half its size."""
-        if kernel is None:
-            return planes
-        half = cv2.resize(kernel, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        half = np.pad(half / half.sum(), [(0, 1 - side % 2) for side in half.shape])  # an odd size has a centre
-        y, uv = planes
-        return filter_plane(y, kernel), np.stack([filter_plane(plane, half) for plane in uv])
+    def _kernel(self, size):
+        """What lens and motion spread a point to, `(S, S)` float32, where a pixel counts `size`; None if nothing."""
+        lens = blur_kernel(self.lens, size * self.blur, self.stretch, self.angle)
+        motion = motion_kernel(size * self.motion, self.angle)
+        if lens is None or motion is None:
+            return motion if lens is None else lens
+        margin = motion.shape[0] // 2
+        return cv2.filter2D(np.pad(lens, margin), -1, motion, borderType=cv2.BORDER_CONSTANT)
 
 
 def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):

@@ -16,7 +16,7 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
 * what the student sees are planes less their local means, which are rounded to whole codes: the first convolution reads
   both, one beside the other with opposite weights, so that no difference is cut off;
 * skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
-  to spare.
+  to spare. It is made smaller by half a code, which takes the noise of all this rounding from what is flat.
 
 Rounding is part of the loss when the float student is distilled into the int8 one (straight-through estimator of Bengio
 et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
@@ -54,9 +54,10 @@ from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
-SSIM_CONSTANT = (0.03 * 255) ** 2  # C2 of `utils.ssim`, for 8-bit codes
+FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
 CALIBRATION_SEED = 20261122
 STEPS = 6000
+FAINT = 0.5  # codes that every change is made smaller by: on a wall, smaller ones are rounding's and would flicker
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -220,14 +221,15 @@ def quantise(student, samples):
 def imitation_loss(quantised, student, x):
     """How far a quantised student's answer is from the float one's on `details` `x`, all of them `(N, 24, h, w)`.
 
-    The root of the mean squared error of each crop, and that of the same error weighed as SSIM weighs it: by how flat
-    the picture is there.
+    The root of the mean squared error of each crop, and, with `FLAT_WEIGHT`, of the same error weighed by how flat the
+    picture is there: on a wall the smallest error is seen as noise that flickers.
     """
     variance = F.avg_pool2d(x[:, :16].square().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
-    flatness = SSIM_CONSTANT / (variance + SSIM_CONSTANT)
+    flatness = FLAT_VARIANCE / (variance + FLAT_VARIANCE)
     errors = (quantised - student).square()
     errors, flatness = errors[..., 2:-2, 2:-2], flatness[..., 2:-2, 2:-2]  # the crop's edge is not the frame's
-    return sum((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (errors, errors * flatness))
+    everywhere, flat = ((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (errors, errors * flatness))
+    return everywhere + FLAT_WEIGHT * flat
 
 
 def answer_loss(quantised, student, x):
@@ -341,7 +343,9 @@ def build_model(quantised, metadata):
     x = graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1))))
     for block in quantised.body:
         x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
-    change = graph.add("Mul", to_back(layer(quantised.tail, x)), "amount")
+    change = to_back(layer(quantised.tail, x))
+    limits = [graph.constant(np.float32(sign * FAINT)) for sign in (-1, 1)]
+    change = graph.add("Mul", graph.add("Sub", change, graph.add("Clip", change, *limits)), "amount")
 
     middle = graph.constant(np.float32(128))
     kept = graph.add("Add", graph.add("Mul", graph.add("Sub", pixels, middle), "keep"), middle)
@@ -399,7 +403,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
     if config:
         pictures = open_inputs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
-            pictures += open_inputs(prepare_pairs(config, "real", progress))
+            pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for
         note += " on the student's training pairs"
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
     metadata = {

@@ -519,6 +519,8 @@ def _harm_section(report):
                 plots.append(f"<figure>{plot}<figcaption>{escape(caption)}</figcaption></figure>")
         parts.append(f"<h3>{title}: {STUDENT}, bucket by bucket</h3>")
         parts.append(f'<div class="plots">{"".join(plots)}</div>')
+    if not parts:
+        return ""
     limits = ", ".join(
         f"{METRICS[metric].tolerance:g} {METRICS[metric].unit}".strip() + f" of {METRICS[metric].label}"
         for metric in measured(report["records"], HARM_METRICS)

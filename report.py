@@ -146,7 +146,7 @@ def _check(report):
         for index, entry in enumerate(report[place]):
             wanted = keys
             if place == "records" and isinstance(entry, dict) and entry.get("protocol") in ("camera", "call", "x4"):
-                wanted = (*keys, "scale", "codec", "rate")
+                wanted = (*keys, "scale", "codec", "rate", *(["camera"] if entry["protocol"] == "camera" else []))
             missing = [key for key in wanted if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise ReportError(f"{place}[{index}] lacks {', '.join(missing)}")
@@ -168,7 +168,7 @@ def _check(report):
 
 def _fits(key, value):
     """Whether what a report has under `key` is of the right kind; pictures lie in the report's own folder."""
-    if key in (*UNIT, "method", "metric", "codec", "rate"):
+    if key in (*UNIT, "method", "metric", "codec", "rate", "camera"):
         return isinstance(value, str)
     if key == "frames":
         return isinstance(value, list) and all(type(frame) is int for frame in value)
@@ -485,9 +485,10 @@ def markdown_summary(report):
     parts = []
     for protocol, (name, _) in PROTOCOLS.items():
         records = of_protocol(report, protocol)
-        if protocol == "image":
+        if not records or protocol == "image":
             continue
-        for group, chosen in {"": records} if protocol != "camera" else by_camera(records).items():
+        groups = by_camera(records) if protocol == "camera" else {"": records}
+        for group, chosen in groups.items():
             titles = (f"{name}{group}", f"{name}{group} where all methods were measured")
             for title, part in zip(titles, comparable(chosen), strict=False):
                 parts.append(_clip_table(report, title, part, SUMMARY_METRICS[protocol]))

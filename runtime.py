@@ -215,7 +215,8 @@ class TorchEngine:
         if in_codes := planes[0].dtype == torch.uint8:
             planes = [plane.float() / 255 for plane in planes]
         dy, duv = (change.cpu().numpy() for change in self._residual(*planes, strength))
-        dy = limit_halo(*(x.astype(np.float32) for x in (y, y + dy * (255 if in_codes else 1)))) - y
+        white = np.float32(255 if in_codes else 1)
+        dy = limit_halo(y.astype(np.float32), np.clip(y + dy * white, 0, white)) - y
         if not in_codes:
             return dy, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
@@ -455,7 +456,7 @@ class OpenVINOEngine:
         if keep:
             return limit_halo(y, sharp), uv
         codes = y.astype(np.int16)
-        dy = limit_halo(codes, codes + sharp - 128) - codes
+        dy = limit_halo(codes, np.clip(codes + sharp - 128, 0, 255)) - codes
         return np.clip(dy + 128, 0, 255).astype(np.uint8), uv
 
     def _update(self, network, parameters, settings):

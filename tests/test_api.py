@@ -303,7 +303,7 @@ def test_on_frame_of_a_window(sharpener, tmp_path, monkeypatch):
     class FakeWindow(contextlib.nullcontext):
         shown: typing.ClassVar = []
 
-        def __init__(self, title, controls, engine, history):
+        def __init__(self, title, controls, engine):
             super().__init__(self)
             self.controls = controls
 

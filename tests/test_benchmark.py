@@ -1,6 +1,7 @@
 import dataclasses
+import importlib.util
+from fractions import Fraction
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ import skimage.data
 
 import benchmark as bm
 import dataset
-from dataset import DataError
+import degradation
+import metrics
+from degradation import DataError
 from peers import Peer
+from tests.conftest import write_video
 from utils import bgr_to_planes
+from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
 CAT = bm.Source("nature", "chelsea", "skimage:chelsea")
 
@@ -21,6 +26,13 @@ def picture(tmp_path):
     path.parent.mkdir(parents=True)
     cv2.imwrite(str(path), skimage.data.chelsea()[40:201, 100:301, ::-1])  # odd on purpose
     return bm.Source("cats", "a.png", str(path))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """A video of 36 frames of 288x256."""
+    path = write_video(tmp_path_factory.mktemp("clips") / "heads" / "a.mp4", 36, (288, 256))
+    return bm.Source("heads", "a.mp4", path)
 
 
 def blurred(y, uv, full_range):
@@ -79,26 +91,174 @@ def test_a_call_is_sent_through_a_real_codec(picture, tmp_path, monkeypatch):
     assert min(scores[0]["psnr_y"]) > 1 + max(scores[1]["psnr_y"])
     assert 0 < scores[0]["flicker_moving"][0] < 10
     # Again the stream comes out of the cache.
-    monkeypatch.setattr(dataset, "encode_clip", lambda *_, **__: pytest.fail("encoded again"))
+    monkeypatch.setattr(bm, "encode_clip", lambda *_, **__: pytest.fail("encoded again"))
     again = bm.make_sample(units["x2 x264 qp 22"], tmp_path)
     assert all((a[0] == b[0]).all() for a, b in zip(good.input, again.input, strict=True))
 
 
-def test_videos_are_measured_in_their_own_range(tmp_path):
-    path = tmp_path / "clip.mp4"
-    photo = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"qp": "10"})
-        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
-        for image in dataset.animate(photo, 32, (128, 160), (1, 1), np.random.default_rng(0)):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
-        container.mux(stream.encode())
-    source = bm.Source("people", "clip.mp4", str(path))
-    assert bm.image_units([source]) == []
-    sample = bm.make_sample(bm.call_units([source], scales=(1,), codecs=("x264",))[0], tmp_path)
-    assert not sample.full_range and sample.truth[0][0].shape == (128, 160)
-    with pytest.raises(DataError, match="has 32 frames, the benchmark needs 40"):
-        bm.load_clip(source, 40)
+def test_videos_are_measured_in_their_own_range(video, tmp_path):
+    assert bm.image_units([video]) == []
+    sample = bm.make_sample(bm.call_units([video], scales=(1,), codecs=("x264",))[0], tmp_path)
+    assert not sample.full_range and sample.truth[0][0].shape == (256, 288)
+    with pytest.raises(DataError, match="has 36 frames, the benchmark needs 40"):
+        bm.load_clip(video, 40, 40)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Real clips
+
+
+METHODS = [
+    Peer("input", "as it came", lambda scale: bm.as_it_came),
+    Peer("blur", "a blur", lambda scale: blurred),
+    Peer("slow", "a slow one", lambda scale: pytest.fail("measured on a real clip")),
+]
+
+
+def test_real_clips_are_as_they_are_and_have_no_truth(video, tmp_path):
+    (unit,) = bm.real_units([CAT, video])
+    identity = {"protocol": "real", "category": "heads", "name": "a.mp4", "condition": "as it is"}
+    assert unit.identity() == identity
+    sample = bm.make_sample(unit, tmp_path)
+    assert sample.truth is None and not sample.full_range and sample.frames == tuple(range(10, 34))
+    with VideoReader(video.path) as reader:
+        came = [(frame.y, frame.uv) for frame in reader][10:34]
+    for one, two in zip(sample.input, came, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_real_clips_are_measured_against_what_came(video, tmp_path):
+    units = bm.real_units([video])
+    before, after = bm.run(units, METHODS, tmp_path, vmaf=False, few=["slow"])
+    assert before.keys() == {"protocol", "category", "name", "condition", "method", "frames", "metrics"}
+    assert before["frames"] == list(range(10, 34)) and after["method"] == "blur"
+    assert {name: len(values) for name, values in after["metrics"].items()} == {
+        **{"edges": 24, "noise": 24, "halo": 24},
+        "flicker": 1,  # the mean of the clip
+    }
+    came = before["metrics"]
+    assert came["edges"] == came["noise"] == [1] * 24 and came["halo"] == [0] * 24 and came["flicker"][0] > 0
+    assert max(after["metrics"]["edges"]) < 0.7 and max(after["metrics"]["noise"]) < 1
+    assert bm.run(units, METHODS, tmp_path, vmaf=False, few=["slow"]) == [before, after]  # from the cache
+    assert bm.worst_frames([before, {**after, "method": "student"}], "student") == []
+
+
+@pytest.mark.parametrize(("count", "first"), [(4, 0), (24, 0), (30, 6), (40, 10)])
+def test_of_short_real_clips_less_is_left_out_before(tmp_path, count, first):
+    source = bm.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", count))
+    sample = bm.make_sample(*bm.real_units([source]), tmp_path)
+    assert sample.frames == tuple(range(first, min(count, 34))) and len(sample.input) == min(count, 24)
+
+
+def test_real_clips_that_are_too_short_are_left_out_by_name(tmp_path, caplog):
+    source = bm.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
+    with pytest.raises(DataError, match="nothing could be measured"):
+        bm.run(bm.real_units([source]), METHODS[:1], tmp_path, vmaf=False)
+    assert "left out: short.mp4, as it is: the video" in caplog.text
+    assert "has 3 frames, the benchmark needs 4" in caplog.text
+
+
+def test_where_nothing_stands_still_there_is_no_flicker(tmp_path):
+    """A metric that was not measured is not there, so that a report can hold the record."""
+    path = tmp_path / "lightning.mkv"
+    with VideoWriter(path, VideoFormat(96, 64, Fraction(25), **BT601_LIMITED), codec="ffv1") as writer:
+        for number in range(14):
+            level = 60 + 100 * (number % 2)
+            writer.write(Frame(np.full((64, 96), level, np.uint8), np.full((2, 32, 48), 128, np.uint8)))
+    units = bm.real_units([bm.Source("heads", "lightning.mkv", str(path))])
+    (record,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False)
+    assert {name: len(values) for name, values in record["metrics"].items()} == {"edges": 14, "noise": 14, "halo": 14}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cameras
+
+
+def test_a_few_sources_are_seen_by_every_camera_through_every_codec():
+    units = bm.camera_units([dataclasses.replace(CAT, name=str(i)) for i in range(4)])
+    assert len(units) == 4 * len(bm.CAMERAS) and {unit.protocol for unit in units} == {"camera"}
+    assert {(unit.camera, unit.codec) for unit in units} == {(c, codec) for c in bm.CAMERAS for codec in bm.CODECS}
+    assert len({(unit.codec, unit.qp) for unit in units}) >= 12  # of 16
+    assert all(unit.qp in bm.QUANTISERS[unit.codec] and unit.kbps is None for unit in units)
+    assert {unit.scale for unit in units} == {1, 1.5} and 0.15 < np.mean([unit.scale > 1 for unit in units]) < 0.25
+    assert len({bm.record_key(unit.identity()) for unit in units}) == len(units)
+    for unit in units:
+        soft = bm.CAMERAS[unit.camera].is_soft
+        assert unit.identity()["camera"] == ("soft" if soft else "crisp")
+        assert unit.condition == f"{unit.camera}, x{unit.scale:g} {unit.codec} qp {unit.qp}"
+    assert {unit.camera for unit in units if unit.identity()["camera"] == "crisp"} == {"perfect", "crisp"}
+    assert {unit.codec for unit in bm.camera_units([CAT], ("vp9",))} == {"vp9"}
+
+
+def camera_unit(source, camera, qp=22, scale=1):
+    return bm.Unit("camera", source, f"{camera}, x{scale:g} x264 qp {qp}", scale, "x264", qp, camera=camera)
+
+
+@pytest.mark.parametrize("kind", ["photo", "video"])
+def test_cameras_see_what_is_crisp(kind, video, tmp_path):
+    """The truth is shrunk until it is crisp at its own size; what a soft camera makes of it lacks detail."""
+    source = {"photo": CAT, "video": video}[kind]
+    samples = {name: bm.make_sample(camera_unit(source, name), tmp_path) for name in ("perfect", "out of focus")}
+    assert len({sample.truth[0][0].shape for sample in samples.values()}) == 1
+    truth = samples["perfect"].truth
+    assert truth[0][0].shape == ((128, 144) if kind == "video" else (216, 300)) and len(truth) == bm.MEASURED_FRAMES
+    assert samples["perfect"].full_range == (kind == "photo") and samples["perfect"].identity["kbps"] > 0
+    edges = {name: np.mean(metrics.visible_change(s.input, s.truth)["edges"]) for name, s in samples.items()}
+    assert 0.9 < edges["perfect"] < 1.1 and edges["out of focus"] < 0.8
+    again = bm.make_sample(camera_unit(source, "out of focus"), tmp_path / "other")
+    for one, two in zip(samples["out of focus"].input, again.input, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_records_of_cameras(video, tmp_path):
+    units = [camera_unit(video, camera, qp, 1.5) for camera, qp in (("soft lens", 32), ("crisp", 22))]
+    slow = Peer("slow", "as it came", lambda scale: bm.as_it_came)
+    records = bm.run(units, [METHODS[0], slow], tmp_path, vmaf=False, few=["slow"])
+    assert [(record["camera"], record["method"]) for record in records] == [
+        ("soft", "input"),
+        ("soft", "slow"),
+        ("crisp", "input"),  # a slow method sees only one quantiser of one codec
+    ]
+    soft, few, crisp = records
+    assert soft["scale"] == 1.5 and soft["codec"] == "x264" and soft["rate"] == "qp 32" and soft["kbps"] > 0
+    assert soft["frames"] == list(range(22, 30)) and few["frames"] == [28, 29]
+    for record in records:
+        assert np.shape(record["phase_error"]) == (4, 4)
+        assert {"psnr_y", "ssim_y", "psnr_rgb", "flicker_moving"} <= record["metrics"].keys()
+    assert np.mean(soft["metrics"]["ssim_y"]) < np.mean(crisp["metrics"]["ssim_y"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycvvdp") is None, reason="cvvdp is not installed")
+def test_clips_have_a_jod_where_it_is_asked_for(video, tmp_path):
+    assert bm.jod_available() == (True, "")
+    units = [camera_unit(video, "soft lens")]
+    (without,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False)
+    (record,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False, jod=True)
+    (value,) = record["metrics"].pop("jod")
+    assert 5 < value < 9.95 and record == without
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A quarter of the lines
+
+
+def test_a_quarter_of_the_lines_goes_through_x265(video, tmp_path):
+    units = bm.x4_units([CAT, video])
+    assert [unit.qp for unit in units] == [17, 22, 27, 32, 37, 42] and {unit.codec for unit in units} == {"x265"}
+    assert [unit.identity()["condition"] for unit in units[:2]] == ["x265 qp 17", "x265 qp 22"]
+    records = bm.run(units, METHODS[:2], tmp_path, vmaf=False)
+    assert len(records) == 12 and {record["name"] for record in records} == {"a.mp4"}
+    came = [record for record in records if record["method"] == "input"]
+    assert all(record["scale"] == 4 and record["frames"] == list(range(22, 30)) for record in came)
+    psnr = [np.mean(record["metrics"]["psnr_y"]) for record in came]
+    assert psnr == sorted(psnr, reverse=True) and psnr[0] > psnr[-1] + 1
+    rates = [record["kbps"] for record in came]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 5 * rates[-1]
+    assert [bm.is_for_all(unit) for unit in units] == [unit.qp == 32 for unit in units]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Grids, runs, sources
 
 
 def test_phases_show_a_grid(rng):
@@ -109,7 +269,7 @@ def test_phases_show_a_grid(rng):
     assert phases[1, 2] == 64 and phases.sum() == 64
     assert bm.phase_spread([phases.tolist()]) == 16
     grey = np.full((400, 400), 128, np.uint8)
-    noisy = bm.phase_error(dataset.add_noise(grey, 4, rng), grey)
+    noisy = bm.phase_error(degradation.add_noise(grey, 4, rng), grey)
     assert 0 < bm.phase_spread([noisy.tolist()]) < 0.1
     assert bm.phase_spread([np.zeros((4, 4)).tolist()]) == 0
 
@@ -117,7 +277,7 @@ def test_phases_show_a_grid(rng):
 @pytest.mark.parametrize("own", [0, 6])
 def test_shifts_tell_the_students_grid_from_the_pictures(rng, own):
     truth = rng.integers(40, 200, (96, 104), dtype=np.uint8)
-    damaged = dataset.add_noise(truth, 6, rng)
+    damaged = degradation.add_noise(truth, 6, rng)
     damaged[::4, ::4] = truth[::4, ::4]  # a grid of the picture's
     uv = np.full((2, 48, 52), 128, np.uint8)
 
@@ -178,7 +338,7 @@ def test_worst_frames_are_those_that_lost_most():
 
 def test_the_box_shows_detail():
     y = np.full((300, 400), 90, np.uint8)
-    y[200:290, 250:390] = dataset.add_noise(y[200:290, 250:390], 30, np.random.default_rng(0))
+    y[200:290, 250:390] = degradation.add_noise(y[200:290, 250:390], 30, np.random.default_rng(0))
     left, top, width, height = bm.detailed_box(y, (140, 90))
     assert abs(left - 250) <= 4 and abs(top - 200) <= 4 and (width, height) == (140, 90)
     assert bm.detailed_box(y[:50, :61]) == (0, 0, 60, 50)

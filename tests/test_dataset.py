@@ -1,4 +1,5 @@
 import dataclasses
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -7,9 +8,12 @@ import skimage.data
 import torch
 
 import dataset
+import degradation
 from config import Config
-from dataset import DataError
-from utils import bgr_to_planes, luma_metrics
+from degradation import DataError
+from tests.conftest import write_video
+from utils import bgr_to_planes, luma_metrics, to_full_range
+from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
 
 @pytest.fixture
@@ -24,44 +28,6 @@ def config(tmp_path):
     )
 
 
-@pytest.mark.parametrize("codec", dataset.CODECS)
-def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
-    lightest, heaviest = dataset.CODECS[codec].quantisers
-    quality = []
-    for qp in (lightest, heaviest):
-        decoded = dataset.codec_roundtrip(clip, codec, qp)
-        assert len(decoded) == len(clip) and decoded[0][1].shape == (2, 64, 64)
-        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
-        again = dataset.codec_roundtrip(clip, codec, qp)
-        assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(decoded, again, strict=True))
-    assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
-
-
-@pytest.mark.parametrize("codec", dataset.CODECS)
-def test_rate_control_is_real(photo, codec):
-    """The stream is nearly as large as was asked for; more bits look better; the same again, byte for byte."""
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
-    quality = []
-    for kbps in (150, 600):
-        packets = dataset.encode_clip(clip, codec, kbps=kbps)
-        assert packets == dataset.encode_clip(clip, codec, kbps=kbps)
-        assert 0.3 * kbps < sum(map(len, packets)) * 8 / 1000 / (30 / 25) < 1.7 * kbps
-        decoded = dataset.decode_clip(packets, codec)
-        assert len(decoded) == 30
-        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
-    assert quality[0] + 2 < quality[1]
-
-
-def test_the_last_frame_of_a_codec_clip_is_predicted(photo):
-    """In a still clip the frames after the key frame are copied from it, bit for bit."""
-    encoded = []
-    for count in (1, 6):
-        clip = [bgr_to_planes(photo)] * count
-        encoded.append(dataset.codec_roundtrip(clip, "x264", 38)[-1][0])
-    assert (encoded[0] == encoded[1]).all()
-
-
 def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
     frames = dataset.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
     assert len(frames) == 4 and frames[0].shape == (100, 120, 3)
@@ -73,67 +39,28 @@ def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
     assert (earlier == last).all()
 
 
-def test_noise_has_the_requested_sigma_and_colour(rng):
-    grey = np.full((200, 200, 3), 128, np.uint8)
-    coloured = dataset.add_noise(grey, 5, rng).astype(float) - 128
-    assert coloured.std() == pytest.approx(5, rel=0.05)
-    assert abs(np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1]) < 0.05
-    monochrome = dataset.add_noise(grey, 5, rng, grey=True)
-    assert (monochrome[..., 0] == monochrome[..., 1]).all() and monochrome.std() == pytest.approx(5, rel=0.05)
-
-
-@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
-def test_shrinking_does_not_alias(kernel):
-    """The finest checkerboard becomes flat grey."""
-    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    assert np.ptp(dataset.resize(board, (16, 16), kernel)[4:-4, 4:-4].astype(int)) <= 2
-
-
-def test_pack_and_unpack_are_inverse(photo):
-    y, uv = bgr_to_planes(photo[:64, :48])
-    unpacked_y, unpacked_uv = dataset.unpack_planes(dataset.pack_planes(y, uv))
-    assert (unpacked_y == y).all() and (unpacked_uv == uv).all()
-
-
 def test_every_kind_of_pair_is_made_and_means_what_it_says(config):
     sources = dataset.list_sources(config, validation=False)
     quality = {}
     for index in range(40):
         damaged, truth, description = dataset.make_pair(sources, 0, index, 256)
         assert damaged.shape == truth.shape == (384, 256) and damaged.dtype == truth.dtype == np.uint8
+        assert description["kind"] == "call" or not description["soft"]
         quality.setdefault(description["kind"], []).append(luma_metrics(damaged[:256], truth[:256])[0])
-    assert set(quality) == {"clean", "mild", "image", "codec"}
-    assert min(quality["clean"]) == np.inf and min(quality["mild"]) > 28
-    assert np.median(quality["codec"]) < np.median(quality["mild"]) < np.inf
+    assert set(quality) == {"clean", "image", "call"}
+    assert min(quality["clean"]) == np.inf and max(quality["image"] + quality["call"]) < 60
+    assert len(quality["call"]) > len(quality["image"]) > len(quality["clean"])
+    again = dataset.make_pair(sources, 0, 39, 256)
+    assert (again[0] == damaged).all() and (again[1] == truth).all() and again[2] == description
 
 
-def test_a_gates_pairs_are_late_and_of_soft_sources(config, monkeypatch):
+def test_some_calls_have_gone_on_for_a_while(config, monkeypatch):
     sources, clips = dataset.list_sources(config, validation=False), []
-    monkeypatch.setattr(dataset, "encode_clip", _watched(dataset.encode_clip, clips))
-    late = [dataset.make_pair(sources, 0, index, 256, "gate") for index in range(24)]
+    monkeypatch.setattr(dataset, "degrade_call", _watched(degradation.degrade_call, clips))
+    kinds = [dataset.make_pair(sources, 0, index, 256)[2]["kind"] for index in range(30)]
     counts = [len(clip) for clip in clips]
-    assert set(counts) <= {1, dataset.LATE_FRAMES} and counts.count(dataset.LATE_FRAMES) >= 8
-    described = [description for *_, description in late if description["kind"] == "codec"]
-    assert 2 <= sum("kbps" in description for description in described) <= len(described) - 2
-    assert all(("kbps" in description) != ("qp" in description) for description in described)
-    again = dataset.make_pair(sources, 0, 3, 256, "gate")
-    assert (again[0] == late[3][0]).all() and (again[1] == late[3][1]).all() and again[2] == late[3][2]
-    early = [dataset.make_pair(sources, 0, index, 256) for index in range(24)]
-
-    def detail(pair):
-        y = pair[1][:256].astype(float)
-        return np.abs(y - cv2.GaussianBlur(y, (0, 0), 1)).mean()
-
-    assert np.median([detail(pair) for pair in late]) < 0.9 * np.median([detail(pair) for pair in early])
-
-
-def test_late_pairs_have_all_gone_through_a_codec(config, monkeypatch):
-    sources, clips = dataset.list_sources(config, validation=False), []
-    monkeypatch.setattr(dataset, "codec_roundtrip", _watched(dataset.codec_roundtrip, clips))
-    for index in range(6):
-        _, _, description = dataset.make_pair(sources, 0, index, 256, "late")
-        assert description["kind"] == "codec" and "codec" in description
-    assert [len(clip) for clip in clips] == [dataset.LATE_FRAMES] * 6
+    assert len(counts) == kinds.count("call") and set(counts) <= {*range(3, 13), dataset.LATE_FRAMES}
+    assert 0.1 < counts.count(dataset.LATE_FRAMES) / len(counts) < 0.4 and len(set(counts)) > 6
 
 
 def _watched(function, seen):
@@ -146,12 +73,81 @@ def _watched(function, seen):
     return watched
 
 
-def test_pairs_of_each_purpose_lie_apart(config):
-    config = dataclasses.replace(config, late_pairs=3, gate_pairs=2)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder with a folder ``clips`` of six videos of 14 frames."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(6):
+        write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
+    return folder
+
+
+def test_pairs_of_each_purpose_lie_apart(config, clips):
+    config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0}, pairs=3, real_pairs=2, crop=64)
     for purpose, (key, _) in dataset.PURPOSES.items():
         folder = dataset.prepare_pairs(config, purpose, progress=False)
         assert folder.name.partition("-")[0] == purpose
-        assert len(dataset.open_pairs(folder)) == getattr(config, key)
+        inputs, side = dataset.open_inputs(folder), dataset.REAL_REGION if purpose == "real" else 256
+        assert [stored.shape for stored in inputs] == [(3 * side // 2, side)] * getattr(config, key)
+        if purpose == "real":  # nobody knows the truth: in its place is what a teacher makes of the input
+            outputs = [folder / f"{index}.npy" for index in range(2)]
+            for path, stored in zip(outputs, inputs, strict=True):
+                dataset.save_array(path, 255 - stored)
+            pairs = dataset.open_pairs(folder, outputs)
+            assert all((pair.goal == 255 - pair.input).all() for pair in pairs)
+        else:
+            pairs = dataset.open_pairs(folder)
+        assert [pair.taught for pair in pairs] == [purpose == "real"] * getattr(config, key)
+        for pair, stored in zip(pairs, inputs, strict=True):
+            assert (pair.input == stored).all() and (pair.description["kind"] == "real") == (purpose == "real")
+
+
+def test_crops_of_real_video_are_as_it_is(config, clips):
+    config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0})
+    sources = dataset.list_sources(config, validation=False)
+    for index in range(3):
+        crop, truth, description = dataset.make_real(sources, 0, index, 160)
+        assert crop.shape == (240, 160) and crop.dtype == np.uint8 and truth is None
+        assert (description["kind"], description["soft"]) == ("real", True)
+        found = []
+        with VideoReader(description["source"]) as reader:
+            for frame in reader:
+                y, uv = to_full_range(frame.y, frame.uv)
+                _, _, (left, top), _ = cv2.minMaxLoc(cv2.matchTemplate(y, crop[:160], cv2.TM_SQDIFF))
+                cut = degradation.crop_planes(y, uv, left, top, 160)
+                found.append(np.array_equal(degradation.pack_planes(*cut), crop) and left % 2 == top % 2 == 0)
+        assert any(found)
+        assert (dataset.make_real(sources, 0, index, 160)[0] == crop).all()
+
+
+def test_of_real_video_the_places_with_detail_are_taken(tmp_path):
+    """Of each two: so a third of the picture, which is flat, is seldom alone in a crop."""
+    path, rng = tmp_path / "half.mkv", np.random.default_rng(0)
+    y, uv = np.full((160, 640), 90, np.uint8), np.full((2, 80, 320), 128, np.uint8)
+    y[:, 320:] = rng.integers(60, 120, (160, 320))
+    with VideoWriter(path, VideoFormat(640, 160, Fraction(25), **BT601_LIMITED), codec="ffv1") as writer:
+        for _ in range(3):
+            writer.write(Frame(y, uv))
+    crops = [dataset.make_real([(1.0, [str(path)])], 0, index, 160)[0] for index in range(40)]
+    flat = np.mean([np.ptp(crop[:160]) == 0 for crop in crops])
+    assert 0 < flat < 0.22  # a ninth; a third if it did not choose
+
+
+def test_small_videos_are_mirrored_to_a_crop(tmp_path):
+    path = write_video(tmp_path / "small.mp4", 3, (192, 120))
+    crop, _, _ = dataset.make_real([(1.0, [path])], 0, 0, 160)
+    y, uv = degradation.unpack_planes(crop)
+    assert np.array_equal(y[120:], y[119:79:-1]) and np.array_equal(uv[:, 60:], uv[:, 59:39:-1]) and y.std() > 5
+
+
+def test_crops_of_real_video_need_video_and_room(config, clips):
+    with pytest.raises(DataError, match="real_pairs needs videos"):
+        dataset.prepare_pairs(dataclasses.replace(config, real_pairs=2), "real", progress=False)
+    config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0}, real_pairs=2, crop=168)
+    with pytest.raises(DataError, match="crop=168 is too large for crops of real video, which have 160 pixels"):
+        dataset.prepare_pairs(config, "real", progress=False)
+    nothing = dataset.prepare_pairs(dataclasses.replace(config, real_pairs=0), "real", progress=False)
+    assert dataset.open_inputs(nothing) == dataset.open_pairs(nothing) == []
 
 
 def test_pairs_do_not_depend_on_the_number_of_workers(config):
@@ -161,7 +157,7 @@ def test_pairs_do_not_depend_on_the_number_of_workers(config):
         folder = dataset.prepare_pairs(changed, progress=False)
         pairs = dataset.open_pairs(folder)
         assert len(pairs) == 40
-        pictures.append(np.stack([[pair.input, pair.truth] for pair in pairs]))
+        pictures.append(np.stack([[pair.input, pair.goal] for pair in pairs]))
     assert (pictures[0] == pictures[1]).all()
 
 
@@ -187,20 +183,8 @@ def test_training_validation_and_benchmark_share_no_picture(tmp_path):
     assert len(training) == 23 and len(validation) == 2 and not set(training) & set(validation)
 
 
-def test_videos_are_sources(tmp_path, config, photo):
-    import av
-
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for number in range(6):
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=25)
-            stream.width = stream.height = 192
-            stream.pix_fmt = "yuv420p"
-            for image in dataset.animate(photo, 14, (192, 192), (1, number / 5), np.random.default_rng(number)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
-            container.mux(stream.encode())
-    config = dataclasses.replace(config, data_root=str(tmp_path), sources={"clips": 1.0})
+def test_videos_are_sources(config, clips):
+    config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0})
     sources = dataset.list_sources(config, validation=False)
     assert len(sources[0][1]) == 5
     for index in range(6):
@@ -208,33 +192,85 @@ def test_videos_are_sources(tmp_path, config, photo):
         assert damaged.shape == (384, 256) and truth[:256].std() > 5
 
 
+def test_videos_that_are_too_small_are_named(tmp_path):
+    path = write_video(tmp_path / "small.mp4", 14, (192, 144))
+    with pytest.raises(DataError, match=r"pictures such as .*small\.mp4 are too small for region=256"):
+        dataset.make_pair([(1.0, [path])], 0, 0, 256)
+
+
 def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
     """Luma holds its own coordinates; chroma must be cut, flipped and turned along with it."""
     y = np.add.outer(np.arange(0, 64), np.zeros(64)).astype(np.uint8)
     x = y.T
     chroma = np.stack([y[::2, ::2], x[::2, ::2]])
-    pairs = [dataset.Pair(dataset.pack_planes(y, chroma), dataset.pack_planes(x, chroma), None, {})]
-    crops = dataset.PairDataset(pairs, 32)
+    packed = degradation.pack_planes(y, chroma), degradation.pack_planes(x, chroma)
+    crops = dataset.PairDataset([dataset.Pair(*packed, False, {"kind": "image", "soft": False})], Config(crop=32))
     corners = set()
     for position in range(200):
         item = crops[(0, 0, position, 0)]
-        row, uv, column = item["input"][0].numpy(), item["input"][1].numpy(), item["truth"][0].numpy()
-        assert item["known"].tolist() == [1, 0]
+        row, uv, column = item["input"][0].numpy(), item["input"][1].numpy(), item["goal"][0].numpy()
+        assert item["taught"] == 0 and torch.equal(item["target"], item["goal"][0])
+        low, high = item["bounds"].split(1)
+        assert (low <= item["input"][0]).all() and (item["input"][0] <= high).all()
         means = [(plane[0, ::2, ::2] + plane[0, 1::2, 1::2]) / 2 - 0.5 / 255 for plane in (row, column)]
         assert np.abs(means[0] - uv[0]).max() < 1.1 / 255 and np.abs(means[1] - uv[1]).max() < 1.1 / 255
         corners.add((int(row.min() * 255), int(column.min() * 255)))
     assert {top % 8 for top, _ in corners} == {left % 8 for _, left in corners} == {0, 2, 4, 6}
 
 
-def test_teacher_pairs_have_no_truth(tmp_path, photo):
-    for name, image in (("lr", photo[:50, :60]), ("sr", cv2.resize(photo[:50, :60], (240, 200)))):
+def test_the_target_is_crisper_where_the_pair_is_soft(photo):
+    """And what no call has damaged is wanted as it is."""
+    planes = bgr_to_planes(photo)
+    goal = degradation.pack_planes(*planes)
+    blurred = degradation.pack_planes(*degradation.each_plane(planes, degradation.blur, 0.8))
+
+    def items(kind, soft, **settings):
+        pairs = [dataset.Pair(blurred, goal, False, {"kind": kind, "soft": soft})]
+        crops = dataset.PairDataset(pairs, Config(crop=64, **settings))
+        return [crops[0, position, 0] for position in range(4)]
+
+    def steepness(items):
+        return np.mean([item["target"].diff(dim=2).square().mean() for item in items])
+
+    for kind in ("clean", "image"):
+        for item in items(kind, kind == "image"):
+            assert torch.equal(item["target"], item["goal"][0])
+    found = [
+        steepness(items("call", *chosen[:1], crispness=chosen[1]))
+        for chosen in ((False, 1.0), (True, 0.3), (True, 1.0))
+    ]
+    assert found[0] < found[1] < found[2] and found[2] > 1.1 * found[0]
+    for item in items("call", True):
+        assert item["target"].shape == (1, 64, 64) and item["target"].dtype == torch.float32
+        assert item["bounds"].shape == (2, 64, 64)
+
+
+def test_bounds_are_those_of_the_inputs_neighbours(rng):
+    dot = np.full((96, 64), 100, np.uint8)
+    dot[32, 40], goal = 180, np.full_like(dot, 60)
+    crops = dataset.PairDataset([dataset.Pair(dot, goal, False, {"kind": "image", "soft": False})], Config(crop=64))
+    for position in range(6):
+        item = crops[0, position, 0]
+        low, high = (255 * item["bounds"]).round().numpy()
+        ((row, column),) = np.argwhere((255 * item["input"][0][0]).round().numpy() == 180)
+        assert (low == 100).all() and (high == 180).sum() == 49
+        assert (high[row - 3 : row + 4, column - 3 : column + 4] == 180).all()  # turned as the input is
+
+
+def test_teacher_pairs_have_the_teachers_output_at_the_inputs_size(tmp_path, photo):
+    small, large = photo[:110, :200], cv2.resize(photo[:110, :200], (800, 440), interpolation=cv2.INTER_NEAREST)
+    for name, image in (("lr", small), ("sr", large)):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "a.png"), image)
     pairs = dataset.read_teacher_pairs(tmp_path, 96)
-    assert [pair.description["scale"] for pair in pairs] == [4, 4, 4, 4, 2]
-    assert all(pair.truth is None and pair.teacher.shape == (144, 96) for pair in pairs)
-    item = dataset.PairDataset(pairs, 32)[(0, 0, 0, 0)]
-    assert item["known"].tolist() == [0, 1]
+    assert len(pairs) == 2  # beside each other
+    for pair, left in zip(pairs, (0, 96), strict=True):
+        assert pair.taught and pair.description["soft"] and pair.description["source"] == "a.png"
+        expected = degradation.pack_planes(*bgr_to_planes(np.ascontiguousarray(small[:96, left : left + 96])))
+        assert np.array_equal(pair.input, expected) and np.array_equal(pair.goal, expected)
+    item = dataset.PairDataset(pairs, Config(crop=32))[(0, 0, 0, 0)]
+    assert item["taught"] == 1 and all(torch.equal(a, b) for a, b in zip(item["input"], item["goal"], strict=True))
+    assert [pair.input.shape for pair in dataset.read_teacher_pairs(tmp_path, 128)] == [(192, 128)]  # mirrored below
     cv2.imwrite(str(tmp_path / "sr" / "a.png"), photo[:90, :90])
     with pytest.raises(DataError, match="not four times"):
         dataset.read_teacher_pairs(tmp_path, 96)
@@ -267,14 +303,14 @@ def test_rendered_text_is_decided_by_the_seed():
 
 def test_patterns_are_the_same_in_input_and_truth(rng):
     noise, other = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
-    pairs = [dataset.Pair(noise, other, None, {})]
-    plain, painted = (dataset.PairDataset(pairs, 48, share) for share in (0.0, 1.0))
+    pairs = [dataset.Pair(noise, other, False, {"kind": "image", "soft": False})]
+    plain, painted = (dataset.PairDataset(pairs, Config(crop=48, pattern_share=share)) for share in (0.0, 1.0))
     shares = []
     for position in range(20):
         before, item = plain[0, position, 0], painted[0, position, 0]
         changed = item["input"][0] != before["input"][0]
         shares.append(changed.float().mean().item())
-        same = item["input"][0] == item["truth"][0]
+        same = (item["input"][0] == item["goal"][0]) & (item["input"][0] == item["target"])
         rows, columns = changed[0].any(dim=1).nonzero(), changed[0].any(dim=0).nonzero()
         box = (slice(None), slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
         assert same[box].all() and not changed.all()
@@ -284,19 +320,70 @@ def test_patterns_are_the_same_in_input_and_truth(rng):
     assert patterns.min() >= 0 and patterns.max() <= 255 and np.ptp(patterns, axis=(1, 2)).max() > 200
 
 
+def test_of_a_teachers_output_the_input_keeps_a_share(rng):
+    """Whose texture is the subject's own."""
+    source, output = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
+    crops = dataset.PairDataset([dataset.Pair(source, output, True, {"kind": "real", "soft": True})], Config(crop=64))
+    expected = dataset.PairDataset(
+        [dataset.Pair(output, source, False, {"kind": "clean", "soft": False})], Config(crop=64)
+    )
+    item, swapped = crops[0, 0, 0], expected[0, 0, 0]
+    for came, made, goal in zip(item["input"], swapped["input"], item["goal"], strict=True):
+        torch.testing.assert_close(goal, came + dataset.TEACHER_WEIGHT * (made - came))
+
+
 def test_classic_crops_are_made_from_the_truth(rng):
     photo, other = (
-        np.ascontiguousarray(dataset.resize(rng.integers(0, 256, (12, 8), np.uint8), (64, 96))) for _ in "ab"
+        np.ascontiguousarray(degradation.resize(rng.integers(0, 256, (12, 8), np.uint8), (64, 96))) for _ in "ab"
     )
-    pairs = [dataset.Pair(other, photo, None, {}), dataset.Pair(other, None, photo, {})]
-    plain, classic = (dataset.PairDataset(pairs, 48, classic_share=share) for share in (0.0, 1.0))
+    pairs = [dataset.Pair(other, photo, taught, {"kind": "call", "soft": True}) for taught in (False, True)]
+    plain, classic = (dataset.PairDataset(pairs, Config(crop=48, classic_share=share)) for share in (0.0, 1.0))
     before, item = plain[0, 0, 0], classic[0, 0, 0]
-    assert torch.equal(item["truth"][0], before["truth"][0]) and not torch.equal(item["input"][0], before["input"][0])
-    assert (
-        (item["input"][0] - item["truth"][0]).abs().mean() < 0.05 < (before["input"][0] - item["truth"][0]).abs().mean()
-    )
-    assert (item["input"][0] - item["truth"][0]).std() > 1 / 255
+    assert torch.equal(item["goal"][0], before["goal"][0]) and not torch.equal(item["input"][0], before["input"][0])
+    assert torch.equal(item["target"], item["goal"][0])  # these are not made crisper
+    errors = [entry["input"][0] - entry["goal"][0] for entry in (item, before)]
+    assert errors[0].abs().mean() < 0.05 < errors[1].abs().mean() and errors[0].std() > 1 / 255
     for before, item in ((plain[0, 0, 1], classic[0, 0, 1]), (classic[0, 0, 0], classic[0, 0, 0])):
         assert all(
-            torch.equal(a, b) for name in ("input", "truth") for a, b in zip(before[name], item[name], strict=True)
+            torch.equal(a, b) for name in ("input", "goal") for a, b in zip(before[name], item[name], strict=True)
         )
+
+
+@pytest.fixture
+def edge():
+    """A step of 120 codes, blurred as by a soft lens, `(64, 96)` uint8."""
+    step = np.full((64, 96), 60, np.float32)
+    step[:, 48:] = 180
+    return np.rint(cv2.GaussianBlur(step, (0, 0), 1.8)).astype(np.uint8)
+
+
+def steepest(y):
+    return np.abs(np.diff(y.astype(np.float32), axis=1)).max()
+
+
+def test_crisp_edges_are_steeper_and_have_no_halo(edge):
+    sharp = dataset.crisp(edge, edge)
+    assert steepest(sharp) > 1.15 * steepest(edge)
+    assert edge.min() - 1 < sharp.min() and sharp.max() < edge.max() + 1
+
+
+def test_crisp_does_in_proportion_to_its_amount(edge):
+    none, half, whole = (dataset.crisp(edge, edge, amount) for amount in (0, 0.5, 1))
+    assert np.allclose(half, (none + whole) / 2, atol=1e-3)
+    assert np.abs(none - edge).max() < 1.2  # grain alone goes
+
+
+def test_crisp_takes_the_faintest_grain_and_leaves_texture(rng):
+    flat = np.full((64, 64), 100, np.uint8)
+    faint, texture = (flat + rng.integers(-n, n + 1, flat.shape).astype(np.int8) for n in (1, 12))
+    faint, texture = faint.astype(np.uint8), texture.astype(np.uint8)
+    assert dataset.crisp(faint, faint, 0).std() < 0.5 * faint.std()
+    assert dataset.crisp(texture, texture, 0).std() > 0.85 * texture.std()
+
+
+def test_a_goal_may_leave_the_range_of_the_input_only_a_little():
+    """What the teacher invents beside an edge does not become a halo."""
+    source = np.full((48, 48), 100, np.uint8)
+    goal = source.copy()
+    goal[20:28, 20:28] = 160
+    assert dataset.crisp(goal, source).max() < 100 + 0.4 * 60

@@ -7,7 +7,9 @@ import cv2
 import pytest
 import skimage.data
 
+import benchmark
 import evaluate as ev
+from tests.conftest import write_video
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +34,7 @@ def data(tmp_path):
 
 def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
     arguments = ["--checkpoint", checkpoint, "--data", data, "--device", "cpu", "--name", "mine", "--codecs", "x264"]
-    arguments += ["--peers", "unsharp mask", "--crisp", "1.5"]
+    arguments += ["--protocol", "call", "image", "--peers", "unsharp mask", "--crisp", "1.5"]
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
     assert "| method | cats |" in result.stdout and "folding grid: input" in result.stdout
@@ -58,8 +60,53 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
     assert compared.returncode == 0 and "student, crisp" in compared.stdout
 
 
-def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, tmp_path):
+@pytest.fixture
+def videos(tmp_path):
+    """A folder with one category of one short video."""
+    write_video(tmp_path / "videos" / "heads" / "a.mp4", 30, (256, 192))
+    return tmp_path / "videos"
+
+
+def test_real_clips_and_cameras_are_reported(run, videos, checkpoint, tmp_path):
+    arguments = ["--checkpoint", checkpoint, "--data", videos, "--device", "cpu", "--name", "mine", "--codecs", "x264"]
+    result = run(*arguments, "--protocol", "real", "camera", "--peers", "unsharp mask")
+    assert result.returncode == 0, result.stderr
+    for title in ("Real clips as they are (1 clip", "Cameras, soft (1 clip", "Cameras, crisp (1 clip", "folding grid"):
+        assert title in result.stdout
+    path = tmp_path / "results" / "mine" / "report.json"
+    report = json.loads(path.read_text("utf-8"))
+    protocols = [record["protocol"] for record in report["records"] if record["method"] == "student"]
+    assert protocols == ["real"] + ["camera"] * len(benchmark.CAMERAS)
+    methods = {"input", "student", "unsharp mask"}
+    for crop in report["crops"]:
+        assert set(crop["files"]) == (methods if crop["protocol"] == "real" else {"truth", *methods})
+    assert {crop["protocol"] for crop in report["crops"]} == {"real", "camera"}
+    page = (path.parent / "report.html").read_text("utf-8")
+    assert "mean change: real clips as they are" in page and "out of focus" in page
+
+
+def test_viewers_score_sheets_that_do_not_tell_the_methods(run, videos, checkpoint, tmp_path):
+    arguments = ["--data", videos, "--checkpoint", checkpoint, "--peers", "unsharp mask", "--crops", "2"]
+    result = run("sheets", "blind", *arguments)
+    assert result.returncode == 0 and "2 sheets and scores.csv are in blind" in result.stdout, result.stderr
+    folder = tmp_path / "blind"
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["sheet-01.png", "sheet-02.png"]
+    key = json.loads((folder / "key.json").read_text("utf-8"))
+    assert {sheet["scene"] for sheet in key.values()} == {"a.mp4, 1", "a.mp4, 2"}
+    lines = ["sheet,A,B,C"]
+    for name, sheet in key.items():
+        scores = {"student": 5, "input": 3, "unsharp mask": 2}
+        lines.append(",".join([name, *(str(scores[sheet["methods"][letter]]) for letter in "ABC")]))
+    (tmp_path / "anna.csv").write_text("\n".join(lines))
+    tally = run("sheets", "blind", "--tally", "anna.csv")
+    assert tally.returncode == 0 and "| unsharp mask | 2.00 | 2 of 2 | 100 % |" in tally.stdout, tally.stderr
+
+
+def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, data, tmp_path):
     for arguments, message in (
+        (["--checkpoint", checkpoint, "--device", "cpu", "--data", data, "--protocol", "real", "x4"], "nothing fits"),
+        (["sheets", "--checkpoint", checkpoint, "--data", data], "sheets show real clips"),
+        (["sheets", "nothing", "--tally", "a.csv"], "nothing holds no sheets with a key"),
         (["--checkpoint", "no.pth"], "no checkpoint"),
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
@@ -67,19 +114,26 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, tmp_path):
     ):
         result = run(*arguments)
         assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith(f"evaluate.py: {message}") and result.stderr.count("\n") == 1
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("PyTorch is used")]
+        assert len(lines) == 1 and lines[0].startswith(f"evaluate.py: {message}"), result.stderr
         assert not (tmp_path / "results").exists()
 
 
-def test_stimuli_of_a_study_make_a_study(data, student, tmp_path, monkeypatch):
+def test_stimuli_of_a_study_make_a_study(data, videos, student, tmp_path, monkeypatch):
     import models
     from inference import RealTimeSharpener
     from subjective import make_study
 
     monkeypatch.chdir(tmp_path)
     models.save_student(tmp_path / "student.pth", student, {})
-    stimuli = ev.make_stimuli(RealTimeSharpener(tmp_path / "student.pth", "cpu"), data, tmp_path / "stimuli")
-    assert [scene["kind"] for scene in stimuli] == ["image", "video", "video"]
+    sharpener = RealTimeSharpener(tmp_path / "student.pth", "cpu")
+    stimuli = ev.make_stimuli(sharpener, data, tmp_path / "pictures")
+    assert [scene["kind"] for scene in stimuli] == ["video"] * 2
+    stimuli = ev.make_stimuli(sharpener, videos, tmp_path / "stimuli")
+    assert [scene["kind"] for scene in stimuli] == ["image"] * 2 + ["video"] * 2
+    methods = ["input", "student", "unsharp mask"]
+    assert [list(scene["files"]) for scene in stimuli] == [methods] * 2 + [[*methods, "truth"]] * 2
+    assert all(path.exists() for scene in stimuli for path in scene["files"].values())
     study = make_study(tmp_path / "study", stimuli, seed=0, limit=6)
     assert len([trial for trial in study["trials"] if trial["trap"] is None]) == 6
 

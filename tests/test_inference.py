@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import inference
 from inference import RealTimeSharpener, split_planes
 from live import divide_frames
-from models import CheckpointError, Student, save_student
-from runtime import DeviceError, TorchEngine, pick_device, pick_precision
+from models import CheckpointError, load_student
+from runtime import HALO_SHARE, DeviceError, TorchEngine, neighbour_range, pick_device, pick_precision
 from tests.conftest import make_student
 from tests.test_video import CONSTANT, VARIABLE, encode, packets, read_times
-from utils import bgr_to_planes, planes_to_bgr, to_full_range, unsharp
+from utils import bgr_to_planes, planes_to_bgr, to_full_range
 from video import Picture, VideoReader, VideoWriter, read_image, write_image
 
 
@@ -43,7 +43,6 @@ def test_any_size_and_strength_0_is_the_identity(height, width, full_range):
     sharp, same = object.__new__(RealTimeSharpener), object.__new__(RealTimeSharpener)
     sharp.engine = same.engine = TorchEngine(student, "cpu")
     sharp.strength, same.strength = 1.0, 0.0
-    sharp.gate = same.gate = None
     frame = noise(height, width)
     y, uv = bgr_to_planes(frame)
     assert np.array_equal(same.sharpen(frame), frame)
@@ -52,8 +51,9 @@ def test_any_size_and_strength_0_is_the_identity(height, width, full_range):
     assert [plane.shape for plane in sharp.sharpen_planes(y, uv, full_range)] == [y.shape, uv.shape]
 
 
+@pytest.mark.parametrize("strength", [0.7, 1.6])
 @pytest.mark.parametrize("full_range", [True, False])
-def test_planes_get_the_scaled_residual_rounded(full_range):
+def test_planes_get_the_scaled_residual_rounded(full_range, strength):
     engine = TorchEngine(make_student(), "cpu", torch.float32)
     y, uv = bgr_to_planes(noise(36, 52))
     luma, chroma = (255, 255) if full_range else (219, 224)
@@ -63,11 +63,17 @@ def test_planes_get_the_scaled_residual_rounded(full_range):
     with torch.no_grad():
         dy, duv = make_student().residual(full_y[None, None], full_uv[None])
     for got, plane, residual, codes in zip(
-        engine(y, uv, full_range, 0.7), (y, uv), (dy[0, 0], duv[0]), (luma, chroma), strict=True
+        engine(y, uv, full_range, strength), (y, uv), (dy[0, 0], duv[0]), (luma, chroma), strict=True
     ):
-        exact = plane + 0.7 * codes * residual.double().numpy()
+        exact = np.clip(plane + strength * codes * residual.double().numpy(), 0, 255)
         assert residual.abs().max() * codes > 2  # the student does something
-        assert np.abs(got - np.clip(exact, 0, 255)).max() <= 0.501  # rounded, not truncated
+        if plane is uv:
+            assert np.abs(got - exact).max() <= 0.501  # rounded, not truncated
+        else:  # of halo a share stays, which is rounded once more
+            limited = np.clip(exact, *neighbour_range(y))
+            halo = limited != exact
+            assert np.abs(got - limited)[~halo].max() <= 0.501 and halo.any()
+            assert np.abs(got - limited - HALO_SHARE * (exact - limited))[halo].max() <= 0.501 + HALO_SHARE / 2
 
 
 def test_limited_range_is_stretched_before_the_student():
@@ -98,25 +104,25 @@ def test_bgr_and_planes_agree(sharpener):
     assert np.abs(sharp - through_planes).mean() < 0.5 * np.abs(sharp - frame).mean()
 
 
-def test_beyond_strength_1_luma_is_unsharp_masked(tmp_path):
-    save_student(tmp_path / "identity.pth", Student(8, 1), {})
-    identity = RealTimeSharpener(tmp_path / "identity.pth", "cpu", strength=1.5)
-    y, uv = bgr_to_planes(cv2.GaussianBlur(noise(48, 64), (0, 0), 0.8))
-    expected = unsharp(y, 0.2)
-    assert np.abs(expected.astype(int) - y).mean() > 0.3
-    sharp = identity.sharpen_planes(y, uv)
-    assert np.array_equal(sharp[0], expected) and np.array_equal(sharp[1], uv)
-    assert np.array_equal(identity.sharpen(y), expected)
-    assert np.array_equal(identity.sharpen_planes(y, uv, strength=1)[0], y)
-    frame = planes_to_bgr(y, np.full_like(uv, 60))
-    for pixels, codes in ((frame, 1), (frame.astype(np.uint16) * 257, 257)):
-        change = identity.sharpen(pixels) / codes - pixels / codes
-        inside = ((frame > 16) & (frame < 240)).all(axis=2)
-        assert np.abs(change[inside]).mean() > 0.3 and np.ptp(change[inside], axis=1).max() <= 1  # no colour changes
-        assert np.abs(change[..., 1] - (unsharp(y, 0.2).astype(int) - y))[inside].mean() < 0.5
-    tensor = torch.from_numpy(frame[..., ::-1].copy()).permute(2, 0, 1) / 255
-    sharp = 255 * identity.sharpen(tensor).permute(1, 2, 0).numpy()[..., ::-1]
-    assert np.abs(sharp - identity.sharpen(frame)).max() <= 1
+@pytest.mark.parametrize("strength", [0.5, 1, 1.8])
+def test_strengths_are_the_engines(exported, strength):
+    """At any depth; anything besides, such as a mask after the student, would show."""
+    sharpener, engine = RealTimeSharpener(exported, "cpu"), TorchEngine(load_student(exported)[0], "cpu")
+    y, uv = bgr_to_planes(noise(40, 52))
+    for ours, theirs in zip(
+        sharpener.sharpen_planes(y, uv, strength=strength), engine(y, uv, False, strength), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
+    change, _ = engine.difference(y, np.full_like(uv, 128), strength)
+    sharp = sharpener.sharpen(y, strength=strength)
+    assert (
+        np.array_equal(sharp, np.clip(y.astype(int) + change - 128, 0, 255))
+        and np.abs(sharp - y.astype(int)).mean() > 2
+    )
+    deep = noise(40, 52, dtype=np.uint16)[..., 0]
+    change, _ = engine.difference(np.float32(deep / 65535), np.full(uv.shape, 128 / 255, np.float32), strength)
+    expected = np.clip(deep + 65535 * change.astype(float), 0, 65535)
+    assert np.abs(sharpener.sharpen(deep, strength=strength) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("strength", [1.5, 200, 1e9])
@@ -162,22 +168,24 @@ def test_wrong_planes_are_refused(sharpener):
 
 
 def test_reduced_precision_changes_next_to_nothing():
-    frame = bgr_to_planes(cv2.GaussianBlur(noise(64, 64), (0, 0), 2))
-    chosen = TorchEngine(make_student(), "cpu").residual(*frame)
-    exact = TorchEngine(make_student(), "cpu", torch.float32).residual(*frame)
+    frame = [np.float32(plane / 255) for plane in bgr_to_planes(cv2.GaussianBlur(noise(64, 64), (0, 0), 2))]
+    chosen = TorchEngine(make_student(), "cpu").difference(*frame)
+    exact = TorchEngine(make_student(), "cpu", torch.float32).difference(*frame)
     for a, b in zip(chosen, exact, strict=True):
         assert a.dtype == np.float32
         assert np.abs(a - b).max() <= 0.02 * np.abs(b).max()
 
 
-def test_residual_takes_tensors_and_bytes():
-    engine = TorchEngine(make_student(), "cpu")
-    y, uv = bgr_to_planes(noise(24, 24))
-    from_bytes = engine.residual(y, uv)
-    from_floats = engine.residual(torch.from_numpy(y) / 255, torch.from_numpy(uv) / 255)
-    for a, b in zip(from_bytes, from_floats, strict=True):
-        assert isinstance(a, np.ndarray) and isinstance(b, torch.Tensor)
-        assert np.array_equal(a, b.numpy())
+@pytest.mark.parametrize("strength", [1, 0.6, 2.5])
+def test_differences_are_of_the_kind_of_the_planes(strength):
+    """Of bytes in codes around 128, of floats on their scale."""
+    engine = TorchEngine(make_student(), "cpu", torch.float32)
+    planes = bgr_to_planes(noise(24, 24))
+    in_codes = engine.difference(*planes, strength)
+    exact = engine.difference(*(np.float32(plane / 255) for plane in planes), strength)
+    for a, b in zip(in_codes, exact, strict=True):
+        assert a.dtype == np.uint8 and b.dtype == np.float32 and np.abs(b).max() > 0.02  # the student does something
+        assert np.abs(a - np.clip(255.0 * b + 128, 0, 255)).max() <= 0.501
 
 
 def test_devices_and_precisions(monkeypatch):
@@ -377,8 +385,9 @@ def test_readme_example_makes_a_playable_avi(sharpener, tmp_path):
     assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 20
 
 
-def test_compare_leaves_the_left_half(sharpener, tmp_path):
+def test_compare_leaves_the_left_half(exported, tmp_path):
     source = encode(tmp_path / "in.mkv", codec="ffv1", times=CONSTANT[:5])
+    sharpener = RealTimeSharpener(exported, "cpu", strength=3)  # most of what it adds to smooth pictures is halo
     sharpener.process_video_stream(source, tmp_path / "out.mp4", compare=True)
     with VideoReader(source) as before, VideoReader(tmp_path / "out.mp4") as after:
         difference = np.mean([np.abs(b.y.astype(int) - a.y) for b, a in zip(before, after, strict=True)], axis=0)

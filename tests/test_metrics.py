@@ -15,13 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.metrics import structural_similarity
 
 import dataset
+import degradation
 import metrics
 from metrics import MetricError
-from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_full_range, to_limited_range
+from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_full_range, to_limited_range, unsharp
 
 needs_ffmpeg = pytest.mark.skipif(
     importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
 )
+needs_cvvdp = pytest.mark.skipif(importlib.util.find_spec("pycvvdp") is None, reason="cvvdp is not installed")
 needs_tesseract = pytest.mark.skipif(not metrics.tesseract_available(), reason="tesseract is not installed")
 
 
@@ -46,7 +48,7 @@ def truth():
 
 @pytest.fixture(scope="module")
 def coded(truth):
-    return dataset.codec_roundtrip(truth, "x264", 32)
+    return degradation.codec_roundtrip(truth, "x264", 32)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def files(truth, coded, tmp_path_factory):
             stream.height, stream.width = clip[0][0].shape
             stream.pix_fmt = "yuv420p"
             for planes in clip:
-                frame = av.VideoFrame.from_ndarray(dataset.pack_planes(*planes), format="yuv420p")
+                frame = av.VideoFrame.from_ndarray(degradation.pack_planes(*planes), format="yuv420p")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     return folder
@@ -234,7 +236,7 @@ def test_each_damage_ranks_last_where_it_must(truth, coded):
     clips = {
         "coded": coded,
         "shifted": per_frame(truth, lambda y, t: np.roll(y, 3, axis=1)),
-        "blurred": per_frame(truth, lambda y, t: dataset.blur(y, 3)),
+        "blurred": per_frame(truth, lambda y, t: degradation.blur(y, 3)),
         "flickering": per_frame(truth, lambda y, t: add(y, 3 if t % 2 else -3)),
         "sharpened": sharpened,
     }
@@ -311,6 +313,139 @@ def test_noise_is_static_and_the_surroundings_of_an_edge_move(rng):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# What a viewer sees where no truth is known
+
+
+def grey_clip(*frames):
+    """Frames of luma with neutral chroma."""
+    return [(y, np.full((2, y.shape[0] // 2, y.shape[1] // 2), 128, np.uint8)) for y in frames]
+
+
+def noise_around(level, noise):
+    return np.clip(np.rint(level + noise), 0, 255).astype(np.uint8)
+
+
+def test_what_is_as_it_came_has_changed_nothing(coded):
+    found = metrics.visible_change(coded, coded)
+    assert found["edges"] == [1] * 6 and found["noise"] == [1] * 6 and found["halo"] == [0] * 6
+    assert len(found["flicker"]) == 5 and max(found["flicker"]) < 1
+
+
+def test_an_input_has_its_own_flicker(truth, rng):
+    """That of noise is the mean distance of two draws, 2/sqrt(pi) standard deviations; of a still, nothing."""
+    noisy = grey_clip(*(noise_around(128, rng.normal(0, 2, (96, 128))) for _ in range(4)))
+    assert metrics.visible_change(noisy, noisy)["flicker"] == pytest.approx([4 / np.pi**0.5] * 3, rel=0.05)
+    assert metrics.visible_change(truth[:1] * 3, truth[:1] * 3)["flicker"] == [0, 0]
+
+
+def test_a_blur_lowers_edges_and_makes_no_halo(truth):
+    found = [
+        metrics.visible_change(per_frame(truth, lambda y, t, s=s: degradation.blur(y, s)), truth) for s in (1, 1.6)
+    ]
+    edges = [np.mean(change["edges"]) for change in found]
+    assert 0.9 > edges[0] > edges[1] > 0.3 and max(found[1]["halo"]) == 0
+    assert max(found[1]["noise"]) < 1
+
+
+def test_steeper_edges_are_counted_where_the_source_has_its_edges():
+    ramp = np.interp(np.arange(128), [60, 68], [60, 200])
+    step = np.interp(np.arange(128), [63, 65], [60, 200])
+    clips = [grey_clip(np.tile(np.rint(edge), (96, 1)).astype(np.uint8)) for edge in (ramp, step)]
+    (edges,) = metrics.visible_change(clips[1], clips[0])["edges"]
+    assert 1.1 < edges < 1.3  # all of the rise lies within the steepest twentieth now
+    elsewhere = clips[0][0][0].copy()
+    elsewhere[:, 20:22] += 60
+    found = metrics.visible_change(grey_clip(elsewhere), clips[0])
+    assert found["edges"] == [1] and found["halo"] == [0]
+
+
+def test_noise_is_relative_to_the_sources(rng):
+    noise = rng.normal(0, 1, (128, 160))
+    source, louder, calmer = (grey_clip(noise_around(128, sigma * noise)) for sigma in (2, 4, 1))
+    assert metrics.visible_change(louder, source)["noise"] == pytest.approx([1.97], abs=0.05)
+    assert metrics.visible_change(calmer, source)["noise"] == pytest.approx([0.53], abs=0.05)
+
+
+def test_added_noise_is_noise(truth, rng):
+    noisy = per_frame(truth, lambda y, t: degradation.add_noise(y, 3, rng))
+    found = metrics.visible_change(noisy, truth)
+    assert min(found["noise"]) > 1.5 and min(found["flicker"]) > 2
+
+
+def test_an_unsharp_mask_has_halos(truth):
+    found = [
+        metrics.visible_change(per_frame(truth, lambda y, t, a=amount: unsharp(y, a)), truth) for amount in (0.3, 1.5)
+    ]
+    halo, edges = ([np.mean(change[name]) for change in found] for name in ("halo", "edges"))
+    assert 0 < halo[0] < halo[1] and halo[1] > 1 and 1 < edges[0] < edges[1]
+
+
+def test_a_halo_is_what_leaves_the_range_of_its_neighbours():
+    """Ten columns lie beside the edge or on it; one is ten codes brighter than all that was near, one ten darker."""
+    edge = np.tile(np.where(np.arange(64) < 32, 50, 200).astype(np.uint8), (64, 1))
+    bright, both = edge.copy(), edge.copy()
+    bright[:, 34], both[:, 34], both[:, 29] = 210, 210, 40
+    (halo,), (more,) = (metrics.visible_change(grey_clip(y), grey_clip(edge))["halo"] for y in (bright, both))
+    assert halo == pytest.approx(1, abs=0.12) and more == pytest.approx(2 * halo)
+    inside = edge.copy()
+    inside[:, 33] = 150  # between its neighbours
+    assert metrics.visible_change(grey_clip(inside), grey_clip(edge))["halo"] == [0]
+
+
+def test_frames_that_alternate_by_a_code_flicker():
+    still = grey_clip(*[np.full((48, 64), 100, np.uint8)] * 4)
+    alternating = per_frame(still, lambda y, t: add(y, t % 2))
+    assert metrics.visible_change(alternating, still)["flicker"] == [1, 1, 1]
+
+
+def test_flicker_is_looked_for_where_the_source_stands_still():
+    """The right half becomes brighter by two codes a frame, in the source as well: that is no flicker."""
+    source = grey_clip(
+        *(np.tile(np.where(np.arange(128) < 64, 60, 100 + 2 * t), (64, 1)).astype(np.uint8) for t in range(3))
+    )
+    right = per_frame(source, lambda y, t: add(y, (np.arange(128) >= 72) * (t % 2) * 9))
+    left = per_frame(source, lambda y, t: add(y, (np.arange(128) < 64) * (t % 2) * 9))
+    assert metrics.visible_change(right, source)["flicker"] == pytest.approx([0, 0], abs=0.05)
+    assert metrics.visible_change(left, source)["flicker"] == pytest.approx([9, 9], abs=0.3)
+    moving = grey_clip(*(np.full((48, 64), 50 + 100 * (t % 2), np.uint8) for t in range(3)))
+    assert np.isnan(metrics.visible_change(moving, moving)["flicker"]).all()
+
+
+def test_clips_that_do_not_match_are_not_compared(truth):
+    for other in (truth[:-1], [(y[:-2], uv[:, :-1]) for y, uv in truth]):
+        with pytest.raises(ValueError):
+            metrics.visible_change(truth, other)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ColorVideoVDP
+
+
+@needs_cvvdp
+def test_jod_is_ten_for_the_truth_and_less_for_worse_clips(truth, coded):
+    assert metrics.jod(truth, truth) == pytest.approx(10, abs=1e-3)
+    worse = degradation.codec_roundtrip(truth, "x264", 42)
+    scores = [metrics.jod(clip, truth) for clip in (coded, worse)]
+    assert 9.99 > scores[0] > scores[1] + 0.3 > 3
+    flickering = per_frame(truth, lambda y, t: add(y, 6 if t % 2 else -6))
+    assert metrics.jod(flickering, truth) < 9.9
+
+
+@needs_cvvdp
+def test_jod_of_limited_range_is_that_of_full_range(truth, coded):
+    limited = [[to_limited_range(*planes) for planes in clip[:3]] for clip in (coded, truth)]
+    full = [[to_full_range(*planes) for planes in clip] for clip in limited]
+    assert metrics.jod(*limited, full_range=False) == metrics.jod(*full)
+
+
+def test_missing_cvvdp_says_what_to_install(truth, monkeypatch):
+    metrics.load_colour_video_vdp.cache_clear()
+    monkeypatch.setitem(sys.modules, "pycvvdp", None)
+    with pytest.raises(MetricError, match="pip install cvvdp"):
+        metrics.jod(truth, truth)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Text
 
 TEXT = (
@@ -339,7 +474,7 @@ def test_words_are_read_and_lost_with_sharpness(slide):
     assert metrics.word_accuracy(slide, WORDS) > 0.9
     assert metrics.word_accuracy(draw_slide(font_size=11), WORDS) > 0.75  # thanks to the enlargement
     assert metrics.word_accuracy(slide, slide) == 1
-    accuracies = [metrics.word_accuracy(dataset.blur(slide, sigma), WORDS) for sigma in (0.5, 2, 4)]
+    accuracies = [metrics.word_accuracy(degradation.blur(slide, sigma), WORDS) for sigma in (0.5, 2, 4)]
     assert accuracies[0] > 0.9 and accuracies[0] > accuracies[1] >= accuracies[2] and accuracies[2] < 0.1
 
 

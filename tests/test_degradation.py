@@ -1,0 +1,330 @@
+"""Cameras and codecs: what they do to a picture is what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import skimage.data
+
+import dataset
+import degradation
+from degradation import Camera
+from metrics import visible_change
+from utils import bgr_to_planes, luma_metrics
+
+SOFT = {
+    "a lens": Camera(blur=0.9),
+    "a lens out of focus": Camera(lens="disc", blur=1.4),
+    "a lens that is not round": Camera(blur=0.8, stretch=1.5, angle=0.6),
+    "a sensor of few pixels": Camera(crop=1.6),
+    "few pixels and bilinear": Camera(crop=2, upscaler="bilinear"),
+    "a moving scene": Camera(motion=4, angle=0.3),
+    "all of it": Camera(blur=0.6, stretch=0.7, angle=2, motion=3, crop=1.3, denoise=1, sharpen=0.4),
+}
+
+
+@pytest.fixture
+def photo():
+    return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
+
+
+@pytest.fixture
+def clip(photo, rng):
+    """Three frames of 224x192."""
+    return [bgr_to_planes(frame) for frame in dataset.animate(photo, 3, (192, 224), (2, 1), rng)]
+
+
+def same(clip, other):
+    return all(
+        np.array_equal(a, b) for one, two in zip(clip, other, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Codecs, noise, sizes
+
+
+@pytest.mark.parametrize("codec", degradation.CODECS)
+def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
+    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
+    lightest, heaviest = degradation.CODECS[codec].quantisers
+    quality = []
+    for qp in (lightest, heaviest):
+        decoded = degradation.codec_roundtrip(clip, codec, qp)
+        assert len(decoded) == len(clip) and decoded[0][1].shape == (2, 64, 64)
+        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
+        again = degradation.codec_roundtrip(clip, codec, qp)
+        assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(decoded, again, strict=True))
+    assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
+
+
+@pytest.mark.parametrize("codec", degradation.CODECS)
+def test_rate_control_is_real(photo, codec):
+    """The stream is nearly as large as was asked for; more bits look better; the same again, byte for byte."""
+    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
+    quality = []
+    for kbps in (150, 600):
+        packets = degradation.encode_clip(clip, codec, kbps=kbps)
+        assert packets == degradation.encode_clip(clip, codec, kbps=kbps)
+        assert 0.3 * kbps < sum(map(len, packets)) * 8 / 1000 / (30 / 25) < 1.7 * kbps
+        decoded = degradation.decode_clip(packets, codec)
+        assert len(decoded) == 30
+        quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
+    assert quality[0] + 2 < quality[1]
+
+
+def test_the_last_frame_of_a_codec_clip_is_predicted(photo):
+    """In a still clip the frames after the key frame are copied from it, bit for bit."""
+    encoded = []
+    for count in (1, 6):
+        clip = [bgr_to_planes(photo)] * count
+        encoded.append(degradation.codec_roundtrip(clip, "x264", 38)[-1][0])
+    assert (encoded[0] == encoded[1]).all()
+
+
+def test_noise_has_the_requested_sigma_and_colour(rng):
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    coloured = degradation.add_noise(grey, 5, rng).astype(float) - 128
+    assert coloured.std() == pytest.approx(5, rel=0.05)
+    assert abs(np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1]) < 0.05
+    monochrome = degradation.add_noise(grey, 5, rng, grey=True)
+    assert (monochrome[..., 0] == monochrome[..., 1]).all() and monochrome.std() == pytest.approx(5, rel=0.05)
+
+
+@pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
+def test_shrinking_does_not_alias(kernel):
+    """The finest checkerboard becomes flat grey."""
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    assert np.ptp(degradation.resize(board, (16, 16), kernel)[4:-4, 4:-4].astype(int)) <= 2
+
+
+def test_pack_and_unpack_are_inverse(photo):
+    y, uv = bgr_to_planes(photo[:64, :48])
+    unpacked_y, unpacked_uv = degradation.unpack_planes(degradation.pack_planes(y, uv))
+    assert (unpacked_y == y).all() and (unpacked_uv == uv).all()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The camera
+
+
+def spread(kernel, angle):
+    """Means and variances of a kernel's weights in the direction of `angle` and beside it."""
+    assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1 and (kernel >= 0).all()
+    down, across = np.indices(kernel.shape) - kernel.shape[0] // 2
+    axes = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
+    means = [float((kernel * axis).sum()) for axis in axes]
+    return means, [float((kernel * (axis - mean) ** 2).sum()) for axis, mean in zip(axes, means, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("lens", "sigma", "stretch", "angle"),
+    [
+        ("gaussian", 0.5, 1, 0),
+        ("gaussian", 0.9, 1, 0),
+        ("gaussian", 1.6, 1, 1),
+        ("gaussian", 0.8, 1.5, 0.6),
+        ("gaussian", 1.2, 0.7, 2),
+        ("disc", 0.6, 1, 0),
+        ("disc", 1.4, 1, 0),
+        ("disc", 1.2, 1.4, 1),
+    ],
+)
+def test_a_lens_spreads_light_as_far_as_it_says(lens, sigma, stretch, angle):
+    """Beside that a pixel gathers light from the whole of its area: a twelfth of a square pixel in each direction."""
+    kernel = degradation.blur_kernel(lens, sigma, stretch, angle)
+    assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+    means, (along, beside) = spread(kernel, angle)
+    assert means == pytest.approx([0, 0], abs=1e-5)
+    assert along == pytest.approx((stretch * sigma) ** 2 + 1 / 12, rel=0.08)
+    assert beside == pytest.approx(sigma**2 + 1 / 12, rel=0.08)
+
+
+@pytest.mark.parametrize("angle", [0, 0.3, 2])
+@pytest.mark.parametrize("length", [3, 4, 6.5])
+def test_motion_draws_a_line_of_its_length(length, angle):
+    kernel = degradation.motion_kernel(length, angle)
+    assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+    means, (along, beside) = spread(kernel, angle)
+    assert means == pytest.approx([0, 0], abs=1e-5)
+    # A point between pixels is shared by them, which spreads it by up to a quarter of a square pixel.
+    assert length**2 / 12 <= along <= 1.2 * length**2 / 12 + 0.25 and beside <= 0.25
+
+
+def test_perfect_lenses_and_still_scenes_have_no_kernel():
+    assert degradation.blur_kernel("gaussian", 0) is None and degradation.motion_kernel(0, 1) is None
+
+
+def test_the_default_camera_changes_no_bit_and_draws_no_number(clip, rng):
+    before = rng.bit_generator.state
+    assert same(Camera()(clip, rng), clip) and rng.bit_generator.state == before
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_cameras_lose_edges_and_keep_sizes(clip, rng, name):
+    seen = SOFT[name](clip, rng)
+    assert [(y.shape, uv.shape, y.dtype) for y, uv in seen] == [((192, 224), (2, 96, 112), np.uint8)] * 3
+    assert SOFT[name].is_soft and max(visible_change(seen, clip)["edges"]) < 0.95
+
+
+def test_more_blur_is_softer_and_a_sharpener_makes_up_for_some_of_it(clip, rng):
+    def edges(**camera):
+        return np.mean(visible_change(Camera(**camera)(clip, rng), clip)["edges"])
+
+    sharpness = [edges(blur=sigma) for sigma in (0, 0.3, 0.6, 0.9, 1.6)]
+    assert sharpness[0] == 1 and sharpness == sorted(sharpness, reverse=True) and sharpness[-1] < 0.7
+    assert edges(blur=0.9) < edges(blur=0.9, sharpen=1) and edges(sharpen=0.4) > 1
+
+
+@pytest.mark.parametrize("colour", [(128, 128, 128), (16, 128, 128), (90, 60, 200), (235, 20, 141)])
+def test_flat_colours_stay(rng, colour):
+    """Chroma's kernel is another than luma's: it has to sum up to 1 as well."""
+    flat = [(np.full((96, 128), colour[0], np.uint8), np.full((2, 48, 64), 0, np.uint8))]
+    flat[0][1][:] = np.uint8(colour[1:])[:, None, None]
+    cameras = [*SOFT.values(), *(Camera(blur=sigma, angle=1, stretch=1.2) for sigma in np.arange(0.2, 2.2, 0.2))]
+    cameras += [Camera(lens="disc", blur=sigma, motion=2 * sigma) for sigma in np.arange(0.3, 2.2, 0.2)]
+    for camera in cameras:
+        assert same(camera(flat, rng), flat), camera
+
+
+def blurred_square(camera):
+    """Mean and variance along the rows of a square of light, of luma and of chroma, less those before the camera."""
+    y, uv = np.zeros((128, 128), np.uint8), np.zeros((2, 64, 64), np.uint8)
+    y[48:80, 48:80], uv[:, 24:40, 24:40] = 200, 200
+    ((soft, soft_uv),) = camera([(y, uv)], np.random.default_rng(0))
+    found = []
+    for before, after in ((y, soft), (uv[0], soft_uv[0])):
+        places, moments = np.arange(before.shape[1]), []
+        for plane in (before, after):
+            weights = plane.sum(axis=0, dtype=float) / plane.sum(dtype=float)
+            mean = (weights * places).sum()
+            moments.append((mean, (weights * (places - mean) ** 2).sum()))
+        found.append(np.subtract(*reversed(moments)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "camera", [*({"blur": sigma} for sigma in (0.4, 0.6, 0.9, 1.2, 1.6, 2)), {"motion": 4}], ids=str
+)
+def test_a_camera_moves_nothing(camera):
+    """Neither the picture nor its colours beside it."""
+    for shift, _ in blurred_square(Camera(**camera)):
+        assert shift == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("sigma", [1.6, 2.4])
+def test_colours_are_blurred_as_far_as_luma(sigma):
+    """Chroma has half the pixels: what is spread over as much of the picture has a quarter of the variance."""
+    (_, luma), (_, chroma) = blurred_square(Camera(blur=sigma))
+    assert luma == pytest.approx(sigma**2 + 1 / 12, rel=0.06) and 4 * chroma == pytest.approx(luma, rel=0.2)
+
+
+def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(rng):
+    flat = [(np.full((200, 240), 128, np.uint8), np.full((2, 100, 120), 128, np.uint8))] * 2
+    noisy, denoised = (Camera(noise=5, denoise=denoise)(flat, rng) for denoise in (0, 1))
+    for plane in noisy[0]:
+        assert plane.std() == pytest.approx(5, rel=0.05) and plane.mean() == pytest.approx(128, abs=0.2)
+    assert denoised[0][0].std() < 0.6 * noisy[0][0].std()
+    assert np.corrcoef(noisy[0][0].ravel(), noisy[1][0].ravel())[0, 1] < 0.05  # each frame has its own
+
+
+def test_a_camera_repeats_with_its_generator(clip):
+    camera = Camera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
+    one, again, other = (camera(clip, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert same(one, again) and not same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("camera", "soft"),
+    [
+        ({}, False),
+        ({"noise": 8, "sharpen": 1}, False),
+        ({"blur": 0.39, "crop": 1.1, "motion": 1.9}, False),
+        ({"blur": 0.4}, True),
+        ({"crop": 1.15}, True),
+        ({"motion": 2}, True),
+    ],
+)
+def test_what_is_soft(camera, soft):
+    assert Camera(**camera).is_soft == soft
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_cameras_are_drawn_as_asked_for_and_differ(rng, soft):
+    cameras = [degradation.draw_camera(rng, soft) for _ in range(200)]
+    assert all(camera.is_soft == soft for camera in cameras)
+    assert 0.2 < np.mean([camera.noise > 0 for camera in cameras]) < 0.6
+    assert 0.15 < np.mean([camera.sharpen > 0 for camera in cameras]) < 0.4
+    if soft:
+        assert {camera.lens for camera in cameras} == {"gaussian", "disc"}
+        for name, least, most in (("crop", 1.15, 2), ("blur", 0.4, 1.6), ("motion", 2, 6)):
+            values = {getattr(camera, name) for camera in cameras} - {0, 1}
+            assert len(values) > 10 and least <= min(values) <= max(values) <= most, name
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Calls
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """Triples of a crisp frame, what a call made of it, and its description."""
+    photo = np.ascontiguousarray(skimage.data.astronaut()[:300, 80:380, ::-1])
+    made = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        clip = [bgr_to_planes(frame) for frame in dataset.animate(photo, 4, (256, 256), (1, 0.5), rng)]
+        made.append((clip[-1], *degradation.degrade_call(clip, rng)))
+    return made
+
+
+def test_calls_are_damaged_in_every_way_and_say_how(calls):
+    descriptions = [description for _, _, description in calls]
+    for truth, damaged, description in calls:
+        assert [plane.shape for plane in damaged] == [(256, 256), (2, 128, 128)]
+        assert damaged[0].dtype == damaged[1].dtype == np.uint8
+        assert 15 < luma_metrics(damaged[0], truth[0])[0] < 60
+        assert ("codec" in description) == (("qp" in description) or ("kbps" in description))
+        assert not ("qp" in description and "kbps" in description)
+        assert ("down" in description) == (description["scale"] > 1)
+        assert json.loads(json.dumps(description)) == description
+    assert {description["scale"] for description in descriptions} >= {1, 1.5, 2, 3}
+    assert 0.25 < np.mean([description["scale"] == 1 for description in descriptions]) < 0.65
+    assert len({description.get("codec") for description in descriptions}) == len(degradation.CODECS) + 1
+    for key in ("qp", "kbps", "jpeg"):
+        assert 2 <= sum(key in description for description in descriptions) < len(calls) - 2
+
+
+def test_calls_know_whether_they_lack_detail(calls):
+    edges = {True: [], False: []}
+    for truth, damaged, description in calls:
+        camera = Camera(**description["camera"])
+        assert description["soft"] == (description["scale"] > 1 or camera.is_soft)
+        edges[description["soft"]] += visible_change([damaged], [truth])["edges"]
+    assert len(edges[False]) >= 3 and np.median(edges[True]) < 0.85 * np.median(edges[False])
+
+
+def test_a_call_repeats_with_its_generator(clip):
+    """Through a real codec, too."""
+    large = [degradation.resize_planes(*planes, (256, 256)) for planes in clip]
+    one, again, other = (degradation.degrade_call(large, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert same([one[0]], [again[0]]) and one[1] == again[1]
+    assert not same([one[0]], [other[0]]) and one[1] != other[1]
+
+
+def test_a_call_leaves_the_clip_as_it_was(clip):
+    large = [degradation.resize_planes(*planes, (256, 256)) for planes in clip]
+    before = [(y.copy(), uv.copy()) for y, uv in large]
+    for seed in range(3):
+        degradation.degrade_call(large, np.random.default_rng(seed))
+    assert same(large, before)
+
+
+def test_images_are_damaged_as_super_resolution_does(photo):
+    truth, scales = bgr_to_planes(photo), set()
+    for seed in range(12):
+        damaged, description = degradation.degrade_image(truth, np.random.default_rng(seed))
+        assert [plane.shape for plane in damaged] == [(256, 256), (2, 128, 128)]
+        assert not description["soft"] and 15 < luma_metrics(damaged[0], truth[0])[0] < 60
+        scales.add(description["scale"])
+    assert 1 in scales and 2 in scales and max(scales) <= 4
