@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
-LIGHT_STUDENT = CHECKPOINT_DIR / "light_student_model.pth"  # in half the time
 
 # What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
 MAX_CHANNELS, MAX_BLOCKS, MAX_WIDE = 256, 32, 384  # 32 million weights, 126 MB

