@@ -309,7 +309,7 @@ def camera_units(sources, codecs=CODECS):
     for i, source in enumerate(sources):
         for j, camera in enumerate(CAMERAS):
             codec = codecs[(i + j) % len(codecs)]
-            qp = QUANTISERS[codec][(i + j + j // len(codecs)) % len(QUANTISERS[codec])]
+            qp = QUANTISERS[codec][(i // len(codecs) + j) % len(QUANTISERS[codec])]
             scale = 1.5 if (i + j) % 5 == 4 else 1
             condition = f"{camera}, x{scale:g} {codec} {_rate_name(qp, None)}"
             units.append(Unit("camera", source, condition, scale, codec, qp, camera=camera))

@@ -296,7 +296,7 @@ def _header(report):
                 f"{count_of(frames, 'frame')})"
             )
     methods = [name for name in method_names(report) if name != "input"]
-    lead = f"{count_of(len(methods), 'method')} on {' and '.join(parts)}, measured against the original."
+    lead = f"{count_of(len(methods), 'method')} on {' and '.join(parts)}, against the original if it is known."
     return (
         f'<p class="kicker">Benchmark of the real-time sharpener</p><h1>Sharpening video calls: '
         f"{escape(report['name'])}</h1><p class=lead>{escape(lead)} All figures of a method are changes against "

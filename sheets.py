@@ -85,7 +85,7 @@ def read_scores(path, key):
                     raise ValueError(f"scores are from 1 to 5, got {sorted(given.values())}")
                 if given:
                     rows.append(given)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, csv.Error) as error:
         raise DataError(f"{path} is not a filled-in copy of scores.csv: {error}") from error
     return rows
 

@@ -260,7 +260,7 @@ def train(config, resume=False):
     """Distil a student as `config` says.
 
     Returns:
-        Path of the best student's checkpoint.
+        Path of the student's checkpoint.
 
     Raises:
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
