@@ -91,8 +91,8 @@ def choose_units(arguments):
     return units
 
 
-def choose_methods(sharpener, arguments):
-    """The input, the student and its peers as `Peer` objects, in the order of display."""
+def choose_methods(sharpener, peer_names, device="auto", crisp=None):
+    """The input, the student, also at strength `crisp` if given, and peers as `Peer` objects, in order of display."""
     digest = file_digest(sharpener.checkpoint)
 
     def student(name, strength):
@@ -102,10 +102,9 @@ def choose_methods(sharpener, arguments):
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
     methods.append(student(STUDENT, sharpener.strength))
-    if arguments.crisp:
-        methods.append(student(f"{STUDENT}, crisp", arguments.crisp))
-    names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
-    return methods + peers(names, arguments.device)
+    if crisp:
+        methods.append(student(f"{STUDENT}, crisp", crisp))
+    return methods + peers(peer_names, device)
 
 
 def file_digest(path):
@@ -224,7 +223,8 @@ def measure(arguments, command):
     """Run the benchmark and write its report; returns the exit code."""
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
-    methods = choose_methods(sharpener, arguments)
+    peer_names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
+    methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
     vmaf, reason = (False, "") if arguments.quick else benchmark.vmaf_available()
     jod, missing = (False, "") if arguments.quick else benchmark.jod_available()
@@ -382,8 +382,7 @@ def run_sheets(argv):
     if arguments.tally:
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
         return 0
-    arguments.device, arguments.strength, arguments.quick = "auto", 1.0, False
-    methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments)
+    methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments.peers, crisp=arguments.crisp)
     methods = {method.name: method.at(1) for method in methods}
     units = benchmark.real_units(benchmark.list_sources(arguments.data, arguments.match))
     scenes = [scene for unit in units for scene in real_crops(unit, methods, arguments.crops)]

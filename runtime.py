@@ -508,14 +508,14 @@ class OpenVINOEngine:
             log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
             self._part = False
 
-    def _network_for(self, *key):
-        """The `_FrameNetwork` for folded planes of so many rows and columns, compiled if need be."""
-        if key not in self._networks:
-            self._networks[key] = self._compile(*key)
+    def _network_for(self, rows, columns):
+        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
+        if (rows, columns) not in self._networks:
+            self._networks[rows, columns] = self._compile(rows, columns)
             if len(self._networks) > _SIZES_KEPT:
                 self._networks.popitem(last=False)
-        self._networks.move_to_end(key)
-        return self._networks[key]
+        self._networks.move_to_end((rows, columns))
+        return self._networks[rows, columns]
 
     def _compile(self, rows, columns):
         network = self._network.clone()
