@@ -42,7 +42,7 @@ from degradation import (
     resize_planes,
     unpack_planes,
 )
-from runtime import neighbour_range
+from models import NEIGHBOURS
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
 from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
@@ -587,7 +587,7 @@ def crisp(y, source, amount=1.0):
 
     Faint grain goes (coring). Then, twice, an unsharp mask of two radii is limited to the range of the 3x3
     neighbours, so that edges become steeper and not higher. Of what still leaves the range that the 7x7 neighbours have
-    in `source`, and so would be seen as halo, a third stays.
+    in `source`, and so would be seen as halo, half stays.
 
     Args:
         y: luma `(H, W)` uint8 or float32 in codes.
@@ -603,13 +603,14 @@ def crisp(y, source, amount=1.0):
         return calm
     sharp, near = calm, np.ones((3, 3), np.uint8)
     for _ in range(2):
-        detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 1) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 2.5))
+        detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 1.5) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 2.5))
         detail = np.sign(detail) * np.maximum(np.abs(detail) - FAINT_DETAIL, 0)
         low, high = cv2.erode(sharp, near), cv2.dilate(sharp, near)
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
-    inside = np.clip(sharp, *neighbour_range(source))
-    return calm + amount * (inside + (sharp - inside) / 3 - calm)
+    window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
+    inside = np.clip(sharp, cv2.erode(source, window), cv2.dilate(source, window))
+    return calm + amount * (inside + (sharp - inside) / 2 - calm)
 
 
 def periodic_pattern(side, rng):
@@ -637,8 +638,7 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; ``bounds`` `(2, S, S)`, the `runtime.neighbour_range` of the input; and ``taught``, 1 where the goal is the
-    teacher's.
+    `crisp`; and ``taught``, 1 where the goal is the teacher's.
 
     Args:
         pairs: list of `Pair`.
@@ -673,7 +673,6 @@ class PairDataset(Dataset):
             "input": _turned(*source, *turns),
             "goal": _turned(*goal, *turns),
             "target": _turned(target, goal[1], *turns)[0],
-            "bounds": _turned(source[0], np.stack(neighbour_range(source[0])), *turns)[1],
             "taught": torch.tensor(float(pair.taught)),
         }
 

@@ -43,6 +43,8 @@ from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import (
     ARTEFACT_FORMAT,
     FOLDED,
+    GAIN_STEPS,
+    GAINS,
     MEANS,
     DeviceError,
     artefact_path,
@@ -72,16 +74,21 @@ def details(y, uv):
 
 
 def in_codes(student):
-    """Copy a student with its gains and the step of 8-bit codes folded into head and tail: see `residual`."""
+    """Copy a student with its scales and the step of 8-bit codes folded into head and tail: see `predict`."""
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
-    student.tail.weight.mul_(255 / INPUT_GAIN)
-    student.tail.bias.mul_(255 / INPUT_GAIN)
+    scales = torch.tensor([255 / INPUT_GAIN, GAIN_STEPS]).repeat_interleave(torch.tensor([sum(FOLDED), GAINS]))
+    student.tail.weight.mul_(scales[:, None, None, None])
+    student.tail.bias.mul_(scales)
     return student
 
 
-def residual(student, x):
-    """What a student `in_codes` adds to folded planes, from their `details` `(N, 24, h, w)`."""
+def predict(student, x):
+    """What a student `in_codes` says of folded planes, from their `details` `(N, 24, h, w)`.
+
+    Returns:
+        `(N, 28, h, w)`: what it adds to the planes, and the gain in `runtime.GAIN_STEPS`.
+    """
     return student.tail(student.body(F.relu(student.head(x))))
 
 
@@ -207,7 +214,7 @@ def quantise(student, samples):
     convolutions = {name: module for name, module in student.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_pre_hook(measure) for module in convolutions.values()]
     for sample in samples:
-        residual(student, sample)
+        predict(student, sample)
     for hook in hooks:
         hook.remove()
     quantised = copy.deepcopy(student)
@@ -218,25 +225,21 @@ def quantise(student, samples):
     return quantised
 
 
-def imitation_loss(quantised, student, x):
-    """How far a quantised student's answer is from the float one's on `details` `x`, all of them `(N, 24, h, w)`.
+def answer_loss(answer, expected, x):
+    """How far a quantised student's answer to `details` `x` is from the float one's, both of `predict`.
 
-    The root of the mean squared error of each crop, and, with `FLAT_WEIGHT`, of the same error weighed by how flat the
-    picture is there: on a wall the smallest error is seen as noise that flickers.
+    The root of the mean squared error of each crop; with `FLAT_WEIGHT` the same of the error weighed by how flat the
+    picture is there, since on a wall the smallest error is seen as noise that flickers; and the squares of what answers
+    differ by beyond `NEAR` codes. An error of the gain counts as what it does to detail as strong as it is there.
     """
     variance = F.avg_pool2d(x[:, :16].square().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
     flatness = FLAT_VARIANCE / (variance + FLAT_VARIANCE)
-    errors = (quantised - student).square()
-    errors, flatness = errors[..., 2:-2, 2:-2], flatness[..., 2:-2, 2:-2]  # the crop's edge is not the frame's
-    everywhere, flat = ((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (errors, errors * flatness))
-    return everywhere + FLAT_WEIGHT * flat
-
-
-def answer_loss(quantised, student, x):
-    """`imitation_loss` of the answers to `details`, and the squares of what they differ by beyond `NEAR` codes."""
-    change, target = residual(quantised, x), residual(student, x)
-    apart = F.relu((change - target).abs() - NEAR)[..., 2:-2, 2:-2]
-    return imitation_loss(change, target, x) + CLOSENESS * apart.square().mean()
+    error, gain_error = (answer - expected).split([sum(FOLDED), GAINS], dim=1)
+    error = torch.cat([error, gain_error * variance.sqrt() / GAIN_STEPS], dim=1)
+    error, flatness = error[..., 2:-2, 2:-2], flatness[..., 2:-2, 2:-2]  # the crop's edge is not the frame's
+    squares = error.square()
+    everywhere, flat = ((e.mean(dim=(1, 2, 3)) + 1e-4).sqrt().mean() for e in (squares, squares * flatness))
+    return everywhere + FLAT_WEIGHT * flat + CLOSENESS * F.relu(error.abs() - NEAR).square().mean()
 
 
 def distil(quantised, student, batches, steps, progress=True):
@@ -261,7 +264,7 @@ def distil(quantised, student, batches, steps, progress=True):
     )
     for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        answer_loss(quantised, student, x).backward()
+        answer_loss(predict(quantised, x), predict(student, x), x).backward()
         optimizer.step()
         schedule.step()
 
@@ -311,11 +314,12 @@ class _Graph:
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its inputs ``planes (1, h, w, 24)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
-    frame; its output ``sharp`` is folded like the first. The other inputs are float: ``stretch`` `(1, 1, 1, 1)` and
-    ``amount`` `(1, 1, 1, 24)` multiply the details that the student sees and the residual, ``keep`` is 1 for sharpened
-    planes and 0 for the residual alone, 128 being none. Details are multiplied after the first convolution, so that it
-    reads whole codes; for chroma of limited range the factor of luma is 2 % too much.
+    Its inputs ``planes (1, h, w, 28)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
+    frame; its output ``sharp`` is folded like the first, with the gain behind the planes. The other inputs are float:
+    ``stretch`` `(1, 1, 1, 1)` and ``amount`` `(1, 1, 1, 28)` multiply the details that the student sees and what it
+    says of them, ``keep`` is 1 for restored planes and 0 for the residual alone, 128 being none. Details are multiplied
+    after the first convolution, so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too
+    much.
 
     Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
     """
@@ -353,11 +357,11 @@ def build_model(quantised, metadata):
     graph.add("QuantizeLinear", graph.add("Add", kept, change), one, zero, output="sharp")  # rounds and saturates
 
     tensor = helper.make_tensor_value_info
-    inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED)])]
+    inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + GAINS])]
     inputs.append(tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)]))
     inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
-    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, 24]))
-    outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", 24])]
+    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, sum(FOLDED) + GAINS]))
+    outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + GAINS])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],

@@ -25,19 +25,20 @@ import cv2
 import numpy as np
 import torch
 
+from models import DETAIL_GAIN, DETAIL_RADIUS, DETAIL_SIGMA, HALO_SHARE, NEIGHBOURS
 from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 4  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
+ARTEFACT_FORMAT = 5  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
 
-# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`.
-FOLDED, MEANS = (16, 4, 4), (4, 2, 2)
+# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual.
+FOLDED, MEANS, GAINS = (16, 4, 4), (4, 2, 2), 4
+GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and codes for a gain of 1
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 _FULL_RANGE_SCALE = (255, 255)
 _LIMITED_RANGE_SCALE = (219, 224)
-HALO_SHARE = 0.3  # of what leaves the range of its neighbours in the input, that stays: see `limit_halo`
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -46,7 +47,7 @@ _WORTHWHILE = 0.4  # of a frame; where more has to be renewed, parts take as lon
 _FRAMES_TO_WIN = 10  # that such parts would have done for, before a network is compiled for them
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED)], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED)]
+_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
 _PORTS = {  # name: type and shape, -1 being any
     "planes": ("u8", _PLANES),
     "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
@@ -64,20 +65,35 @@ _openvino_lock = threading.Lock()  # its readers change the process's locale for
 _EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
 
 
-def neighbour_range(y):
-    """The least and the greatest of each pixel's 7x7 neighbours in luma `(H, W)`, of its type."""
-    window = np.ones((7, 7), np.uint8)
-    return cv2.erode(y, window), cv2.dilate(y, window)
+def steepen(y, gain):
+    """`models.steepen` for video.
 
+    Args:
+        y: luma ``(H, W)`` in codes, uint8 or float32.
+        gain: uint8 ``(ceil(H/2), ceil(W/2))``, coded with `GAIN_ZERO` and `GAIN_STEPS`.
 
-def limit_halo(y, sharp):
-    """Take most of what would be seen as halo from sharpened luma: what leaves the `neighbour_range` in `y`.
-
-    Both are `(H, W)` of one type: uint8, int16 or float32. It belongs to the student, whose training has it, too.
+    Returns:
+        Luma of the same type.
     """
-    low, high = neighbour_range(y)
-    inside = cv2.min(cv2.max(sharp, low), high)
-    return cv2.addWeighted(inside, 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
+    kind = cv2.CV_16S if y.dtype == np.uint8 else cv2.CV_32F
+    gain = cv2.max(gain, GAIN_ZERO + GAIN_STEPS * DETAIL_GAIN[0])  # it cannot be more than the greatest one
+    gain = cv2.resize(gain, (2 * gain.shape[1], 2 * gain.shape[0]))[: y.shape[0], : y.shape[1]]
+    side = 2 * DETAIL_RADIUS + 1
+    detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
+    change = cv2.multiply(detail, cv2.subtract(gain, GAIN_ZERO, dtype=kind), scale=1 / GAIN_STEPS)
+    sharp = cv2.add(y, change, dtype=cv2.CV_8U if y.dtype == np.uint8 else kind)
+    return _within(sharp, y)
+
+
+def limit_halo(sharp, y):
+    """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32."""
+    return cv2.addWeighted(_within(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
+
+
+def _within(sharp, y):
+    """`sharp`, limited to the range that the 7x7 neighbours of each pixel have in `y`."""
+    window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
+    return cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
 
 
 class DeviceError(RuntimeError):
@@ -175,7 +191,9 @@ class TorchEngine:
         """
         if strength == 0:
             return y.copy(), uv.copy()
-        return self._in_parts(functools.partial(self._sharpen, full_range=full_range, strength=strength), y, uv)
+        function = functools.partial(self._sharpen, full_range=full_range, strength=strength)
+        sharp, uv, gain = self._in_parts(function, y, uv)
+        return limit_halo(steepen(sharp, gain), y), uv
 
     def _sharpen(self, y, uv, full_range, strength):
         planes = [self._tensor(plane) for plane in (y, uv)]
@@ -188,12 +206,12 @@ class TorchEngine:
                 planes[0].float().sub_(16).mul_(1 / scale[0]),
                 planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
             ]
-        residuals = self._residual(*stretched, strength)
+        *residuals, gain = self._predict(*stretched, strength)
         sharp = []
         for plane, residual, codes in zip(planes, residuals, scale, strict=True):
             change = residual.mul(codes).round_().add_(plane)
             sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
-        return limit_halo(y, sharp[0]), sharp[1]
+        return *sharp, gain
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
@@ -208,18 +226,19 @@ class TorchEngine:
             ``(dy, duv)`` of the same shapes and types: of uint8 planes in codes, 128 being none; of float ones on the
             scale of [0, 1].
         """
-        return self._in_parts(functools.partial(self._difference, strength=strength), y, uv)
-
-    def _difference(self, y, uv, strength):
-        planes = [self._tensor(plane) for plane in (y, uv)]
-        if in_codes := planes[0].dtype == torch.uint8:
-            planes = [plane.float() / 255 for plane in planes]
-        dy, duv = (change.cpu().numpy() for change in self._residual(*planes, strength))
-        white = np.float32(255 if in_codes else 1)
-        dy = limit_halo(y.astype(np.float32), np.clip(y + dy * white, 0, white)) - y
-        if not in_codes:
-            return dy, duv
+        dy, duv, gain = self._in_parts(functools.partial(self._changes, strength=strength), y, uv)
+        codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
+        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
+        if y.dtype != np.uint8:
+            return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
+
+    def _changes(self, y, uv, strength):
+        planes = [self._tensor(plane) for plane in (y, uv)]
+        if planes[0].dtype == torch.uint8:
+            planes = [plane.float() / 255 for plane in planes]
+        dy, duv, gain = self._predict(*planes, strength)
+        return dy.cpu().numpy(), duv.cpu().numpy(), gain
 
     def _in_parts(self, function, y, uv):
         """What `function` makes of planes; where memory does not suffice, of two overlapping halves, and so on."""
@@ -245,10 +264,9 @@ class TorchEngine:
 
         first = self._in_parts(function, cut(y, 0, middle + overlap), cut(uv, 0, middle + overlap, 2))
         second = self._in_parts(function, cut(y, middle - overlap, length), cut(uv, middle - overlap, length, 2))
-        join = np.concatenate if isinstance(first[0], np.ndarray) else torch.concatenate
         return tuple(
-            join([cut(one, 0, middle, size), cut(other, overlap, length, size)], axis - 2)
-            for one, other, size in zip(first, second, (1, 2), strict=True)
+            np.concatenate([cut(one, 0, middle, size), cut(other, overlap, length, size)], axis - 2)
+            for one, other, size in zip(first, second, (1, 2, 2), strict=True)
         )
 
     def _tensor(self, plane):
@@ -256,12 +274,15 @@ class TorchEngine:
             plane = torch.from_numpy(np.require(plane, requirements=["C", "W"]))
         return plane.to(self.device)
 
-    def _residual(self, y, uv, strength):
+    def _predict(self, y, uv, strength):
+        """Residuals as tensors, and the gain as `steepen` takes it."""
         _check_size(y)
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
-            dy, duv = (min(strength, STRENGTH_LIMIT) * r for r in self._student.residual(y[None, None], uv[None]))
-        return dy[0, 0].float(), duv[0].float()
+            changes = self._student.predict(y[None, None], uv[None])
+        dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
+        gain = (GAIN_STEPS * gain[0] + GAIN_ZERO).round_().clamp_(0, 255).to(torch.uint8)
+        return dy[0], duv, gain.cpu().numpy()
 
 
 def cell_reach(student):
@@ -307,20 +328,21 @@ def pad_planes(y, uv):
 def fold_planes(y, u, v, planes=None, cells=None):
     """Fold a frame as the student's int8 network reads it, channels last.
 
-    The planes alone are what it adds its residual to. What it sees has their local means (`models.local_mean`) behind
-    them, rounded to codes, four times for luma and twice for each chroma: see `export.QuantisedHead`. They are computed
-    here and not in the network, where they would take a third of its time.
+    The planes are what it adds its residual to, and, where it puts its gain, no gain. What it sees has their local
+    means (`models.local_mean`) behind them, rounded to codes, four times for luma and twice for each chroma: see
+    `export.QuantisedHead`. They are computed here and not in the network, where they would take a third of its time.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
         planes, cells: arrays to fill; None makes new ones.
 
     Returns:
-        uint8 arrays: planes ``(H/4, W/4, 24)``, 16 channels of luma (rows, then columns, of 4x4 pixels) and 4 of each
-        chroma; cells ``(H/4, W/4, 32)``.
+        uint8 arrays: planes ``(H/4, W/4, 28)``, 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each
+        chroma and 4 of `GAIN_ZERO`; cells ``(H/4, W/4, 32)``.
     """
     quads = _quads(y, u, v)
-    return _merge(quads, planes), _merge(quads + _mean_quads(y, u, v), cells)
+    no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
+    return _merge([*quads, no_gain], planes), _merge(quads + _mean_quads(y, u, v), cells)
 
 
 def _quads(y, u, v):
@@ -350,14 +372,15 @@ def _mean_3x3(cells):
 
 
 def unfold_planes(folded, height, width):
-    """The inverse of `fold_planes` without means: new planes ``y (H, W)`` and ``uv (2, ceil(H/2), ceil(W/2))``."""
+    """The inverse of `fold_planes`: new arrays ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``, the gain likewise."""
     rows, columns = folded.shape[:2]
     y = np.empty((rows, 4, columns), np.int32)
     y[...] = folded.view(np.int32)[..., :4].transpose(0, 2, 1)
-    uv = np.empty((2, rows, 2, columns), np.uint16)
-    uv[...] = folded.view(np.uint16)[..., 8:].reshape(rows, columns, 2, 2).transpose(2, 0, 3, 1)
-    y, uv = y.view(np.uint8).reshape(4 * rows, 4 * columns), uv.view(np.uint8).reshape(2, 2 * rows, 2 * columns)
-    cropped = y[:height, :width], uv[:, : (height + 1) // 2, : (width + 1) // 2]
+    halves = np.empty((3, rows, 2, columns), np.uint16)
+    halves[...] = folded.view(np.uint16)[..., 8:].reshape(rows, columns, 3, 2).transpose(2, 0, 3, 1)
+    y, halves = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, 2 * columns)
+    halves = halves[:, : (height + 1) // 2, : (width + 1) // 2]
+    cropped = y[:height, :width], halves[:2], halves[2]
     return tuple(np.ascontiguousarray(plane) for plane in cropped)
 
 
@@ -445,19 +468,19 @@ class OpenVINOEngine:
 
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
-        codes = np.repeat(np.float32(scale), (16, 8)) / 255
+        codes = np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
         parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
             fold_planes(*padded, network.incoming, network.cells)
             self._update(network, parameters, (scale, strength, keep))
-            sharp, uv = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
+            sharp, uv, gain = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
         if keep:
-            return limit_halo(y, sharp), uv
+            return limit_halo(steepen(sharp, gain), y), uv
         codes = y.astype(np.int16)
-        dy = limit_halo(codes, np.clip(codes + sharp - 128, 0, 255)) - codes
-        return np.clip(dy + 128, 0, 255).astype(np.uint8), uv
+        sharp = limit_halo(steepen(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain), y)
+        return np.clip(sharp - codes + 128, 0, 255).astype(np.uint8), uv
 
     def _update(self, network, parameters, settings):
         """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
@@ -592,7 +615,7 @@ class _FrameNetwork:
     """The network compiled for one size of frames, and what it reads and writes.
 
     Attributes:
-        planes, cells: uint8 arrays ``(rows, columns, 24)`` and ``(rows, columns, 32)``: a frame, folded.
+        planes, cells: uint8 arrays ``(rows, columns, 28)`` and ``(rows, columns, 32)``: a frame, folded.
         incoming: for the planes of the next frame.
         sharp: what the network made of `planes`.
         settings: what `sharp` was made with; None where it does not belong to `planes`.
@@ -620,8 +643,8 @@ class _FrameNetwork:
 def _changed_cells(before, after, reach):
     """Where folded planes differ: bool ``(rows, columns)``; None if it is too much, as every sixteenth row shows."""
     for step in (16, 1):
-        differs = before[::step].view(np.uint64) != after[::step].view(np.uint64)  # (rows, columns, 3)
-        changed = differs[..., 0] | differs[..., 1] | differs[..., 2]
+        differs = before[::step].view(np.uint32) != after[::step].view(np.uint32)  # (rows, columns, 7)
+        changed = differs[..., :6].any(axis=2)
         if step > 1 and _surroundings(changed, 0, reach).mean() > _WORTHWHILE:
             return None
     return changed

@@ -50,7 +50,7 @@ from models import (
     write_weights,
 )
 from report import summarise
-from runtime import HALO_SHARE, DeviceError, TorchEngine, pick_device
+from runtime import DeviceError, TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
@@ -73,15 +73,13 @@ def high_pass(y, sigma=2.0, radius=6):
 
 
 def edge_strength(y, sigma=1.5, radius=4):
-    """Length of the gradient of luma `(N, 1, H, W)`, averaged around each pixel by a Gaussian; edges are cut off."""
+    """Length of the gradient of luma `(N, 1, H, W)`, averaged around each pixel by a Gaussian; edges are cut off.
+
+    Luma is blurred a little before: else a pattern of single pixels would be as good as a steep edge.
+    """
+    y = gaussian_blur(y, 0.7, 2)
     across, down = y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]
     return gaussian_blur((across.square() + down.square() + 1e-6).sqrt(), sigma, radius)
-
-
-def limit_halo(y, bounds):
-    """`runtime.limit_halo` of luma `(N, 1, H, W)`, with the range of its neighbours in the input, `(N, 2, H, W)`."""
-    inside = torch.minimum(torch.maximum(y, bounds[:, :1]), bounds[:, 1:])
-    return inside + HALO_SHARE * (y - inside)
 
 
 def charbonnier(x, y, epsilon):
@@ -146,8 +144,8 @@ def distillation_loss(output, batch, config, step):
     Returns:
         Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
     """
-    y, uv = limit_halo(output[0], batch["bounds"]), output[1]
-    (y_goal, uv_goal), target, taught = batch["goal"], batch["target"], batch["taught"]
+    (y, uv), (y_goal, uv_goal) = output, batch["goal"]
+    target, taught = batch["target"], batch["taught"]
     damage = (batch["input"][0] - y_goal).abs().mean(dim=(1, 2, 3))
     weight = (1 - taught) * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
     epsilon = charbonnier_epsilon(config, step)
@@ -374,7 +372,7 @@ def prepare_data(config, device, progress=True):
 def to_device(batch, device):
     """Move a collated item of `PairDataset` to `device`."""
     moved = {name: tuple(plane.to(device, non_blocking=True) for plane in batch[name]) for name in ("input", "goal")}
-    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "bounds", "taught")}}
+    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "taught")}}
 
 
 def check_choices(config):

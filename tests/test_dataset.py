@@ -210,8 +210,6 @@ def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
         item = crops[(0, 0, position, 0)]
         row, uv, column = item["input"][0].numpy(), item["input"][1].numpy(), item["goal"][0].numpy()
         assert item["taught"] == 0 and torch.equal(item["target"], item["goal"][0])
-        low, high = item["bounds"].split(1)
-        assert (low <= item["input"][0]).all() and (item["input"][0] <= high).all()
         means = [(plane[0, ::2, ::2] + plane[0, 1::2, 1::2]) / 2 - 0.5 / 255 for plane in (row, column)]
         assert np.abs(means[0] - uv[0]).max() < 1.1 / 255 and np.abs(means[1] - uv[1]).max() < 1.1 / 255
         corners.add((int(row.min() * 255), int(column.min() * 255)))
@@ -242,19 +240,6 @@ def test_the_target_is_crisper_where_the_pair_is_soft(photo):
     assert found[0] < found[1] < found[2] and found[2] > 1.1 * found[0]
     for item in items("call", True):
         assert item["target"].shape == (1, 64, 64) and item["target"].dtype == torch.float32
-        assert item["bounds"].shape == (2, 64, 64)
-
-
-def test_bounds_are_those_of_the_inputs_neighbours(rng):
-    dot = np.full((96, 64), 100, np.uint8)
-    dot[32, 40], goal = 180, np.full_like(dot, 60)
-    crops = dataset.PairDataset([dataset.Pair(dot, goal, False, {"kind": "image", "soft": False})], Config(crop=64))
-    for position in range(6):
-        item = crops[0, position, 0]
-        low, high = (255 * item["bounds"]).round().numpy()
-        ((row, column),) = np.argwhere((255 * item["input"][0][0]).round().numpy() == 180)
-        assert (low == 100).all() and (high == 180).sum() == 49
-        assert (high[row - 3 : row + 4, column - 3 : column + 4] == 180).all()  # turned as the input is
 
 
 def test_teacher_pairs_have_the_teachers_output_at_the_inputs_size(tmp_path, photo):

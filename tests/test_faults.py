@@ -192,15 +192,15 @@ def frame(rng):
 
 def short_of_memory(engine, pixels):
     """Let the engine's student fail as on a GPU with memory for so many pixels; returns the list of sizes it met."""
-    residual, sizes = engine._student.residual, []
+    predict, sizes = engine._student.predict, []
 
     def limited(y, uv):
         sizes.append(tuple(y.shape[2:]))
         if y.numel() > pixels:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return residual(y, uv)
+        return predict(y, uv)
 
-    engine._student.residual = limited
+    engine._student.predict = limited
     return sizes
 
 
@@ -229,7 +229,7 @@ def test_the_overlap_is_what_the_student_sees(student):
     changed = y.clone()
     changed[:, :, 0] = 1 - changed[:, :, 0]
     with torch.no_grad():
-        rows = (student.residual(y, uv)[0] != student.residual(changed, uv)[0]).any(dim=3)[0, 0].nonzero()
+        rows = (student.predict(y, uv)[0] != student.predict(changed, uv)[0]).any(dim=3)[0, 0].nonzero()
     assert reach - 16 < rows.max() < reach
 
 

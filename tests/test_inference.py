@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import inference
 from inference import RealTimeSharpener, split_planes
 from live import divide_frames
-from models import CheckpointError, load_student
-from runtime import HALO_SHARE, DeviceError, TorchEngine, neighbour_range, pick_device, pick_precision
+from models import CheckpointError, limit_halo, load_student, steepen
+from runtime import DeviceError, TorchEngine, pick_device, pick_precision
 from tests.conftest import make_student
 from tests.test_video import CONSTANT, VARIABLE, encode, packets, read_times
 from utils import bgr_to_planes, planes_to_bgr, to_full_range
@@ -53,7 +53,7 @@ def test_any_size_and_strength_0_is_the_identity(height, width, full_range):
 
 @pytest.mark.parametrize("strength", [0.7, 1.6])
 @pytest.mark.parametrize("full_range", [True, False])
-def test_planes_get_the_scaled_residual_rounded(full_range, strength):
+def test_planes_get_the_scaled_residual_rounded_and_luma_the_gain(full_range, strength):
     engine = TorchEngine(make_student(), "cpu", torch.float32)
     y, uv = bgr_to_planes(noise(36, 52))
     luma, chroma = (255, 255) if full_range else (219, 224)
@@ -61,19 +61,16 @@ def test_planes_get_the_scaled_residual_rounded(full_range, strength):
     full_y = torch.from_numpy((y.astype(np.float32) - offset) / luma)
     full_uv = torch.from_numpy((uv.astype(np.float32) - 128) / chroma + np.float32(128 / 255))
     with torch.no_grad():
-        dy, duv = make_student().residual(full_y[None, None], full_uv[None])
-    for got, plane, residual, codes in zip(
-        engine(y, uv, full_range, strength), (y, uv), (dy[0, 0], duv[0]), (luma, chroma), strict=True
-    ):
-        exact = np.clip(plane + strength * codes * residual.double().numpy(), 0, 255)
-        assert residual.abs().max() * codes > 2  # the student does something
-        if plane is uv:
-            assert np.abs(got - exact).max() <= 0.501  # rounded, not truncated
-        else:  # of halo a share stays, which is rounded once more
-            limited = np.clip(exact, *neighbour_range(y))
-            halo = limited != exact
-            assert np.abs(got - limited)[~halo].max() <= 0.501 and halo.any()
-            assert np.abs(got - limited - HALO_SHARE * (exact - limited))[halo].max() <= 0.501 + HALO_SHARE / 2
+        dy, duv, gain = (change[0].double() for change in make_student().predict(full_y[None, None], full_uv[None]))
+    sharp_y, sharp_uv = engine(y, uv, full_range, strength)
+    assert min(dy.abs().max() * luma, duv.abs().max() * chroma) > 2  # the student does something
+    exact = np.clip(uv + strength * chroma * duv.numpy(), 0, 255)
+    assert np.abs(sharp_uv - exact).max() <= 0.501  # rounded, not truncated
+    restored = (torch.from_numpy(y) + strength * luma * dy).round().clamp(0, 255)[None]
+    steep = steepen(restored, strength * gain[None])
+    assert (steep - restored).abs().max() > 2  # so does the gain
+    exact = limit_halo(steep, torch.from_numpy(y)[None, None].double())[0, 0].numpy()
+    assert np.percentile(np.abs(sharp_y - exact), 99) <= 2.1  # detail is rounded before it is multiplied
 
 
 def test_limited_range_is_stretched_before_the_student():

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import chelsea
 
+import models
 import runtime
 from degradation import pack_planes
 from export import (
@@ -34,15 +35,16 @@ from export import (
     details,
     draw_details,
     export,
-    imitation_loss,
     in_codes,
     main,
+    predict,
     quantise,
-    residual,
 )
 from metrics import psnr, visible_change
-from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
+from models import NEIGHBOURS, RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
+    GAIN_STEPS,
+    GAIN_ZERO,
     ArtefactError,
     DeviceError,
     OpenVINOEngine,
@@ -51,8 +53,8 @@ from runtime import (
     fold_planes,
     limit_halo,
     make_engine,
-    neighbour_range,
     pad_planes,
+    steepen,
     unfold_planes,
 )
 from utils import bgr_to_planes
@@ -105,15 +107,23 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
     ]
     planes = zip(padded, (4, 2, 2), strict=True)
     expected = torch.cat([F.pixel_unshuffle(torch.from_numpy(plane)[None], fold) for plane, fold in planes])
-    np.testing.assert_array_equal(folded, expected.permute(1, 2, 0))
-    for plane, same in zip((y, uv), unfold_planes(folded, height, width), strict=True):
+    np.testing.assert_array_equal(folded[..., :24], expected.permute(1, 2, 0))
+    no_gain = np.full(uv.shape[1:], GAIN_ZERO)
+    for plane, same in zip((y, uv, no_gain), unfold_planes(folded, height, width), strict=True):
         np.testing.assert_array_equal(plane, same)
+
+
+def test_gain_is_unfolded_as_chroma_is(rng):
+    folded = rng.integers(0, 256, (5, 6, 28), np.uint8)
+    again = folded.copy()
+    again[..., 16:20] = folded[..., 24:]
+    np.testing.assert_array_equal(unfold_planes(folded, 19, 23)[2], unfold_planes(again, 19, 23)[1][0])
 
 
 def test_folded_means_are_the_students(soft):
     y, uv = crop(soft, 61, 83)
     planes, cells = fold_planes(*pad_planes(y, uv))
-    np.testing.assert_array_equal(cells[..., :24], planes)
+    np.testing.assert_array_equal(cells[..., :24], planes[..., :24])
     folded = torch.from_numpy(cells).permute(2, 0, 1)[None].float()
     found = cells.transpose(2, 0, 1).astype(float)
     for pixels, means, halvings in ((0, 16), (24, 28), 2), ((16, 20), (28, 30), 1), ((20, 24), (30, 32), 1):
@@ -152,21 +162,46 @@ def test_strength(released, soft):
     _, engine = released
     for plane, same in zip((y, uv), engine(y, uv, strength=0), strict=True):
         np.testing.assert_array_equal(plane, same)
-    once, twice = (engine.difference(y, uv, strength)[0].astype(float) - 128 for strength in (1, 2))
-    low, high = neighbour_range(y)
-    inside = np.all([(y + change > low) & (y + change < high) for change in (once, twice)], axis=0)
-    assert inside.mean() > 0.5 and np.abs(twice - 2 * once)[inside].max() <= 1.5  # two roundings
-    for change, strength in ((once, 1), (twice, 2)):
+    once, twice = (engine.difference(y, uv, strength) for strength in (1, 2))
+    chroma = [change.astype(float) - 128 for _, change in (once, twice)]
+    assert np.abs(chroma[1] - 2 * chroma[0]).max() <= 1.5  # two roundings
+    luma = [change.astype(float) - 128 for change, _ in (once, twice)]
+    assert 1.2 < np.abs(luma[1]).mean() / np.abs(luma[0]).mean() < 2.2  # what the range of neighbours leaves of twice
+    for change, strength in zip(luma, (1, 2), strict=True):
         sharp, _ = engine(y, uv, full_range=True, strength=strength)
         assert np.abs(sharp - np.clip(y + change, 0, 255)).max() <= 1  # the sum is rounded, too
 
 
-def test_neighbours_are_those_of_7x7_pixels():
-    y = np.full((32, 32), 100, np.uint8)
-    y[16, 12], y[0, 31] = 180, 20
-    low, high = neighbour_range(y)
-    assert (high == 180).sum() == 49 and (high[13:20, 9:16] == 180).all() and high.min() == 100
-    assert (low == 20).sum() == 16 and (low[:4, 28:] == 20).all() and low.dtype == high.dtype == np.uint8
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 83)])
+def test_video_is_made_steeper_as_in_training(soft, rng, height, width):
+    y, uv = crop(soft, height, width)
+    gain = rng.integers(0, 256, uv.shape[1:], np.uint8)
+    expected = models.steepen(torch.from_numpy(np.float32(y / 255))[None, None], _decoded(gain))[0, 0].numpy() * 255
+    assert np.abs(expected - y).max() > 10
+    assert np.abs(steepen(y.astype(np.float32), gain) - expected).max() < 0.5  # the gain between two has whole codes
+    assert np.abs(steepen(y, gain) - expected).max() <= 2  # detail is rounded before it is multiplied
+    assert (steepen(y, np.full_like(gain, GAIN_ZERO)) == y).all()
+
+
+def _decoded(gain):
+    return (torch.from_numpy(gain)[None, None].float() - GAIN_ZERO) / GAIN_STEPS
+
+
+def test_halo_is_limited_as_in_training(rng):
+    y, sharp = (rng.integers(0, 256, (40, 48), np.uint8) for _ in range(2))
+    planes = [torch.from_numpy(plane)[None, None].float() for plane in (sharp, y)]
+    expected = models.limit_halo(*planes)[0, 0].numpy()
+    assert np.abs(limit_halo(sharp, y) - expected).max() <= 0.51
+    assert np.abs(limit_halo(*(plane.astype(np.float32) for plane in (sharp, y))) - expected).max() < 1e-3
+
+
+def test_what_is_made_steeper_stays_within_its_neighbours_range(rng):
+    y, gain = rng.integers(0, 256, (40, 48), np.uint8), rng.integers(0, 256, (20, 24), np.uint8)
+    window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
+    for plane in (y, y.astype(np.float32)):
+        sharp = steepen(plane, gain)
+        assert sharp.dtype == plane.dtype and (sharp != plane).mean() > 0.5
+        assert (sharp >= cv2.erode(plane, window)).all() and (sharp <= cv2.dilate(plane, window)).all()
 
 
 @pytest.mark.parametrize("strength", [1, 1.7])
@@ -440,10 +475,11 @@ def test_another_runtime_reads_the_same_network(released, soft):
     planes, cells = fold_planes(*pad_planes(y, uv))
     inputs = {"planes": planes[None], "cells": cells[None]}
     inputs |= {
-        name: np.ones((1, 1, 1, size), np.float32) for name, size in {"stretch": 1, "amount": 24, "keep": 1}.items()
+        name: np.ones((1, 1, 1, size), np.float32) for name, size in {"stretch": 1, "amount": 28, "keep": 1}.items()
     }
     (sharp,) = session.run(None, inputs)
-    theirs = limit_halo(y, unfold_planes(sharp[0], *y.shape)[0])
+    restored, _, gain = unfold_planes(sharp[0], *y.shape)
+    theirs = limit_halo(steepen(restored, gain), y)
     ours, _ = released[1](y, uv, full_range=True)
     # OpenVINO keeps what lies between the int8 layers in bfloat16 where the processor has it.
     assert np.abs(theirs.astype(int) - ours).max() <= 4 and psnr(theirs, ours) > 50
@@ -518,14 +554,14 @@ def test_details_to_learn_from_are_those_of_random_crops(rng):
 
 def test_the_network_is_to_answer_like_the_student(exported, soft):
     student, x = in_codes(exported[0]), details(*crop(soft, 128, 128))
+    answer = predict(student, x)
     smooth = 0.01 * (1 + FLAT_WEIGHT)  # of roots that keep their slope where nothing is wrong
-    assert answer_loss(student, student, x).item() == pytest.approx(smooth, rel=1e-4)
-    apart = in_codes(exported[0])
-    apart.tail.bias += NEAR + 2
-    beyond = answer_loss(apart, student, x) - imitation_loss(residual(apart, x), residual(student, x), x)
-    assert beyond.item() == pytest.approx(CLOSENESS * 2**2, rel=1e-3)
+    assert answer_loss(answer, answer, x).item() == pytest.approx(smooth, rel=1e-4)
+    near, far = (answer_loss(answer + off, answer, 0 * x) for off in (_off(NEAR), _off(NEAR + 2)))
+    planes = 24 / 28
+    assert (far - near).item() == pytest.approx(2 * (1 + FLAT_WEIGHT) * planes**0.5 + CLOSENESS * 4 * planes, rel=1e-3)
     quantised = quantise(student, [x])
-    answer_loss(quantised, student, x).backward()
+    answer_loss(predict(quantised, x), answer, x).backward()
     slopes = [weights.grad for weights in quantised.parameters() if weights.requires_grad]
     assert len(slopes) == 4 * 4 - 2 and all(slope.isfinite().all() and slope.any() for slope in slopes)
 
@@ -534,10 +570,25 @@ def test_errors_on_a_wall_count_most():
     """Where they are seen as noise."""
     x = torch.zeros(1, 24, 16, 16)
     x[..., 8:] = 60 * torch.randn(1, 24, 16, 8, generator=torch.Generator().manual_seed(0))
-    wall, texture = torch.zeros_like(x), torch.zeros_like(x)
-    wall[..., 3:6], texture[..., 10:13] = 1, 1
-    nothing = torch.zeros_like(x)
-    assert imitation_loss(wall, nothing, x) > 2 * imitation_loss(texture, nothing, x)
+    nothing = torch.zeros(1, 28, 16, 16)
+    wall, texture = nothing.clone(), nothing.clone()
+    wall[:, :24, :, 3:6], texture[:, :24, :, 10:13] = 1, 1
+    assert answer_loss(wall, nothing, x) > 2 * answer_loss(texture, nothing, x)
+
+
+def test_errors_of_the_gain_count_where_there_is_detail():
+    x = torch.zeros(1, 24, 16, 16)
+    x[..., 8:] = 60 * torch.randn(1, 24, 16, 8, generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(1, 28, 16, 16)
+    wall, texture = nothing.clone(), nothing.clone()
+    wall[:, 24:, :, 3:6], texture[:, 24:, :, 10:13] = 5, 5
+    none = answer_loss(nothing, nothing, x)
+    assert answer_loss(wall, nothing, x) < none + 0.01 and answer_loss(texture, nothing, x) > none + 0.5
+
+
+def _off(codes):
+    """An error of so many codes in all planes, and none in the gain."""
+    return torch.cat([torch.full((1, 24, 1, 1), float(codes)), torch.zeros(1, 4, 1, 1)], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -641,22 +692,3 @@ def test_threads_that_make_engines_leave_the_locale_alone(exported):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: OpenVINOEngine(student, artefact_path(path)), range(12)))
     assert locale.getpreferredencoding(False) == encoding
-
-
-def test_what_leaves_the_range_of_its_neighbours_is_cut_to_a_share():
-    y = np.full((32, 32), 100, np.uint8)
-    y[:, 16:] = 160
-    sharp = y.copy()
-    sharp[:, 14], sharp[:, 18] = 80, 200  # halos of 20 and of 40 codes
-    limited = runtime.limit_halo(y, sharp)
-    assert limited[5, 14] == 100 - round(20 * runtime.HALO_SHARE) and limited[5, 18] == 160 + 40 * runtime.HALO_SHARE
-    inside = y.copy()
-    inside[:, 15] = 140  # steeper, but within
-    assert np.array_equal(runtime.limit_halo(y, inside), inside)
-
-
-@pytest.mark.parametrize("kind", [np.int16, np.float32])
-def test_the_limit_is_the_same_for_other_types(rng, kind):
-    y, sharp = (rng.integers(0, 256, (40, 48), dtype=np.uint8) for _ in range(2))
-    expected = runtime.limit_halo(y, sharp).astype(float)
-    assert np.abs(runtime.limit_halo(y.astype(kind), sharp.astype(kind)) - expected).max() <= 1

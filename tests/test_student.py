@@ -3,7 +3,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import CheckpointError, Student, collapse, load_student, save_student, widen
+from models import (
+    HALO_SHARE,
+    CheckpointError,
+    Student,
+    collapse,
+    limit_halo,
+    load_student,
+    save_student,
+    steepen,
+    widen,
+)
+from utils import gaussian_blur
 
 
 def planes(height, width, batch=1):
@@ -22,18 +33,55 @@ def test_an_untrained_student_is_the_identity(height, width, channels):
 
 def test_size_of_the_released_architecture():
     student = Student(wide=16)
-    assert sum(weights.numel() for weights in student.parameters()) == 34_552 and len(student.body) == 4
-    assert sum(weights.numel() for weights in Student().parameters()) == 75_640  # what is trained by default
+    assert sum(weights.numel() for weights in student.parameters()) == 35_708 and len(student.body) == 4
+    assert sum(weights.numel() for weights in Student().parameters()) == 76_796  # what is trained by default
 
 
-def test_strength_scales_the_residual(student):
+def test_strength_scales_residual_and_gain(student):
     y, uv = planes(24, 40, batch=2)
-    dy, duv = student.residual(y, uv)
-    assert dy.abs().max() > 1e-3 and duv.abs().max() > 1e-3
+    dy, duv, gain = student.predict(y, uv)
+    assert all(change.abs().max() > 1e-3 for change in (dy, duv, gain))
     for strength in (0.0, 0.5, 2.0):
         sharp_y, sharp_uv = student(y, uv, strength)
-        torch.testing.assert_close(sharp_y, y + strength * dy)
+        torch.testing.assert_close(sharp_y, limit_halo(steepen(y + strength * dy, strength * gain), y))
         torch.testing.assert_close(sharp_uv, uv + strength * duv)
+
+
+def test_a_gain_makes_edges_steeper_and_not_higher():
+    """And a negative one calms what is flat."""
+    y = torch.full((1, 1, 16, 24), 0.2)
+    y[..., 12:] = 0.8
+    soft = gaussian_blur(torch.nn.functional.pad(y, [3] * 4, mode="replicate"), 1.2, 3)
+    steep, same, calm = (steepen(soft, torch.full((1, 1, 8, 12), gain)) for gain in (2.0, 0.0, -1.0))
+    slopes = [plane.diff(dim=3).abs().amax() for plane in (steep, soft, calm)]
+    assert slopes[0] > 1.2 * slopes[1] > 1.2 * slopes[2] and torch.equal(same, soft)
+    assert steep.amin() >= soft.amin() and steep.amax() <= soft.amax()
+    for beyond, limit in ((9.0, 3.0), (-9.0, -1.0)):
+        assert torch.equal(*(steepen(soft, torch.full((1, 1, 8, 12), gain)) for gain in (beyond, limit)))
+
+
+def test_what_leaves_the_range_of_its_neighbours_is_cut_to_a_share():
+    y = torch.full((1, 1, 32, 32), 0.4)
+    y[..., 16:] = 0.6
+    sharp = y.clone()
+    sharp[..., 14], sharp[..., 18] = 0.3, 0.8  # halos
+    limited = limit_halo(sharp, y)[0, 0, 5]
+    torch.testing.assert_close(limited[[14, 18]], torch.tensor([0.4 - HALO_SHARE * 0.1, 0.6 + HALO_SHARE * 0.2]))
+    inside = y.clone()
+    inside[..., 15] = 0.55  # steeper, but within
+    torch.testing.assert_close(limit_halo(inside, y), inside)
+    dot = torch.zeros(1, 1, 32, 32)
+    dot[..., 10, 12] = 1
+    reached = (limit_halo(torch.ones_like(dot), dot) == 1)[0, 0].nonzero()
+    assert reached.amin(dim=0).tolist() == [7, 9] and reached.amax(dim=0).tolist() == [13, 15] and len(reached) == 49
+
+
+def test_a_gain_of_2x2_pixels_changes_what_is_near_them():
+    y, _ = planes(17, 21)
+    gain = torch.zeros(1, 1, 9, 11)
+    gain[..., 4, 5] = 3
+    changed = (steepen(y, gain) != y)[0, 0].nonzero()
+    assert len(changed) > 4 and changed.amin(dim=0).tolist() == [7, 9] and changed.amax(dim=0).tolist() == [10, 12]
 
 
 @pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 31), (35, 45), (38, 42), (33, 64)])
@@ -44,11 +92,12 @@ def test_padding_shows_only_near_the_edge(student, height, width):
     big_y = torch.nn.functional.pad(y, (0, right, 0, bottom), mode="replicate")
     half = (big_y.shape[2] // 2 - uv.shape[2], big_y.shape[3] // 2 - uv.shape[3])
     big_uv = torch.nn.functional.pad(uv, (0, half[1], 0, half[0]), mode="replicate")
-    dy, duv = student.residual(y, uv)
-    big_dy, big_duv = student.residual(big_y, big_uv)
-    assert dy.shape == y.shape and duv.shape == uv.shape
+    dy, duv, gain = student.predict(y, uv)
+    big_dy, big_duv, big_gain = student.predict(big_y, big_uv)
+    assert dy.shape == y.shape and duv.shape == uv.shape and gain.shape == uv[:, :1].shape
     torch.testing.assert_close(dy, big_dy[..., :height, :width])
-    torch.testing.assert_close(duv, big_duv[..., : uv.shape[2], : uv.shape[3]])
+    for half, big_half in ((duv, big_duv), (gain, big_gain)):
+        torch.testing.assert_close(half, big_half[..., : uv.shape[2], : uv.shape[3]])
 
 
 def test_folding_puts_every_pixel_back_where_it_was():
@@ -60,7 +109,7 @@ def test_folding_puts_every_pixel_back_where_it_was():
             conv.bias.zero_()
             conv.weight[range(24), range(24), 1, 1] = 1
     y, uv = planes(24, 32)
-    dy, duv = student.residual(y, uv)
+    dy, duv, _ = student.predict(y, uv)
     for plane, residual, side in ((y, dy, 4), (uv[:, :1], duv[:, :1], 2), (uv[:, 1:], duv[:, 1:], 2)):
         cell = plane[0, 0, 2 * side : 3 * side, 3 * side : 4 * side]
         mean = plane[0, 0, side : 4 * side, 2 * side : 5 * side].mean()
@@ -71,7 +120,7 @@ def test_folding_puts_every_pixel_back_where_it_was():
 
 def test_brightness_does_not_matter(student):
     y, uv = planes(32, 40)
-    for ours, theirs in zip(student.residual(y, uv), student.residual(y + 0.3, uv - 0.2), strict=True):
+    for ours, theirs in zip(student.predict(y, uv), student.predict(y + 0.3, uv - 0.2), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
@@ -145,7 +194,7 @@ def test_branches_start_at_nothing_and_sum_up_to_the_same_network():
             weights.add_(0.03 * torch.randn_like(weights))
     plain = collapse(student)
     assert plain.state_dict().keys() == Student().state_dict().keys()
-    for collapsed, wide in zip(plain.residual(y, uv), student.residual(y, uv), strict=True):
+    for collapsed, wide in zip(plain.predict(y, uv), student.predict(y, uv), strict=True):
         assert wide.abs().max() > 1e-3
         torch.testing.assert_close(collapsed, wide)
     assert sum(weights.numel() for weights in student.parameters()) > 87_864  # the original keeps its branches

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 import dataset
 import degradation
-import runtime
 import train as training
 from config import Config
 from models import Student, load_student, read_weights
@@ -102,23 +101,15 @@ def test_edge_strength_is_the_length_of_the_gradient():
     crisp = training.edge_strength(step)[..., 6:-6, 6:-6].amax()
     assert crisp > 1.3 * training.edge_strength(soft).amax() > 0.1
     assert training.edge_strength(torch.full((1, 1, 30, 40), 0.7)).max() < 0.0011
-
-
-def test_halo_costs_what_is_seen_of_it():
-    batch, output = a_batch([0.0, 1.0]), (torch.rand(2, 1, 32, 32) + 0.5, torch.rand(2, 2, 16, 16))
-    seen = training.limit_halo(output[0], batch["bounds"]), output[1]
-    assert not torch.equal(seen[0], output[0])
-    expected = training.distillation_loss(seen, {**batch, "bounds": batch["bounds"] * 1e3}, Config(), 0)
-    for name, term in training.distillation_loss(output, batch, Config(), 0).items():
-        torch.testing.assert_close(term, expected[name])
+    chequer = 0.5 * ((rows + columns) % 2)[None, None]
+    assert training.edge_strength(chequer).max() < 0.1 * training.edge_strength(0.5 * step).amax()
 
 
 def a_batch(taught):
     """A collated batch of random pictures, 32x32, whose inputs differ from their goals by 0.01: a weight of 1."""
     count = len(taught)
     goal, target = (torch.rand(count, 1, 32, 32), torch.rand(count, 2, 16, 16)), torch.rand(count, 1, 32, 32)
-    bounds = torch.cat([torch.zeros_like(target), torch.ones_like(target)], dim=1)  # there is no halo
-    batch = {"input": (goal[0] + 0.01, goal[1]), "goal": goal, "target": target, "bounds": bounds}
+    batch = {"input": (goal[0] + 0.01, goal[1]), "goal": goal, "target": target}
     return batch | {"taught": torch.tensor(taught)}
 
 
@@ -161,7 +152,7 @@ def test_an_error_added_to_good_video_counts_more():
     y, uv = batch["goal"]
     losses = []
     for damage in (0.0, 0.005, 0.05):
-        batch |= {"input": (y + damage, uv), "target": y, "bounds": torch.tensor([[[[0.0]], [[2.0]]]])}  # no halo
+        batch |= {"input": (y + damage, uv), "target": y}
         losses.append(training.distillation_loss((y + 0.01, uv), batch, Config(), 0)["l1"].item())
     error = 0.01 * (2**0.5 - 1)
     assert losses == pytest.approx([error * 0.02 / (damage + 0.01) for damage in (0.0, 0.005, 0.05)], rel=1e-3)
@@ -469,10 +460,3 @@ def test_a_run_of_an_older_version_goes_on(cache, tmp_path):
     del state["config"]["classic_share"]  # which that version did not know
     torch.save(state, tmp_path / "run" / "last.pth")
     assert load_student(training.train(config, resume=True))[1]["epoch"] == 2
-
-
-def test_training_limits_halo_as_the_engines_do(rng):
-    y, sharp = (rng.random((40, 48), dtype=np.float32) for _ in range(2))
-    bounds = torch.from_numpy(np.stack(runtime.neighbour_range(y)))[None]
-    found = training.limit_halo(torch.from_numpy(sharp)[None, None], bounds)[0, 0].numpy()
-    assert np.allclose(found, runtime.limit_halo(y, sharp), atol=1e-6)
