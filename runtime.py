@@ -75,14 +75,16 @@ def steepen(y, gain):
     Returns:
         Luma of the same type.
     """
-    kind = cv2.CV_16S if y.dtype == np.uint8 else cv2.CV_32F
-    gain = cv2.max(gain, GAIN_ZERO + GAIN_STEPS * DETAIL_GAIN[0])  # it cannot be more than the greatest one
+    dtype, kind, result = (
+        (np.int16, cv2.CV_16S, cv2.CV_8U) if y.dtype == np.uint8 else (np.float32, cv2.CV_32F, cv2.CV_32F)
+    )
+    # NumPy where there is a scalar: OpenCV takes an array of one pixel for one, too.
+    gain = np.maximum(gain, GAIN_ZERO + GAIN_STEPS * DETAIL_GAIN[0])  # it cannot be more than the greatest one
     gain = cv2.resize(gain, (2 * gain.shape[1], 2 * gain.shape[0]))[: y.shape[0], : y.shape[1]]
+    gain = np.subtract(gain, GAIN_ZERO, dtype=dtype)
     side = 2 * DETAIL_RADIUS + 1
     detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
-    change = cv2.multiply(detail, cv2.subtract(gain, GAIN_ZERO, dtype=kind), scale=1 / GAIN_STEPS)
-    sharp = cv2.add(y, change, dtype=cv2.CV_8U if y.dtype == np.uint8 else kind)
-    return _within(sharp, y)
+    return _within(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
 
 
 def limit_halo(sharp, y):

@@ -169,7 +169,7 @@ def test_strength(released, soft):
     assert 1.2 < np.abs(luma[1]).mean() / np.abs(luma[0]).mean() < 2.2  # what the range of neighbours leaves of twice
     for change, strength in zip(luma, (1, 2), strict=True):
         sharp, _ = engine(y, uv, full_range=True, strength=strength)
-        assert np.abs(sharp - np.clip(y + change, 0, 255)).max() <= 1  # the sum is rounded, too
+        assert np.abs(sharp - np.clip(y + change, 0, 255)).max() <= 4  # so are the sum and its detail
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 83)])
