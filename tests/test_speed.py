@@ -34,7 +34,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     assert report["checkpoint"] == {"name": RELEASED_STUDENT.name, "sha256": ev.file_digest(RELEASED_STUDENT)}
     size = load_student()[0].args
     channels, blocks, wide = (size[name] for name in ("channels", "blocks", "wide"))
-    cell = 2 * 9 * 24 * channels + blocks * (9 + 1) * channels * wide  # the MACs of 4x4 pixels
+    cell = 9 * (24 + 28) * channels + blocks * (9 + 1) * channels * wide  # the MACs of 4x4 pixels
     assert report["gmac_1080p"] == pytest.approx(480 * 270 * cell / 1e9)
 
     assert {"copy", "cpu float32"} <= set(report["peaks"]) <= {"copy", "cpu int8", "cpu float32", "cpu bfloat16"}
@@ -92,7 +92,7 @@ def test_macs_are_those_that_pytorch_counts(size):
     width, height = size
     y, uv = torch.rand(1, 1, height, width), torch.rand(1, 2, (height + 1) // 2, (width + 1) // 2)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        student(y, uv)
+        student.predict(y, uv)
     assert counter.get_total_flops() == 2 * speed.count_macs(student, size)
 
 
@@ -163,7 +163,7 @@ def test_float32_is_computed_at_float32(checkpoint):
     expected = [sharp - plane for sharp, plane in zip(_reference(sharpener.student, *floats), floats, strict=True)]
     found = speed.list_engines(sharpener, "cpu")[0]["torch cpu float32"].difference(*floats)
     for plane, truth in zip(found, expected, strict=True):
-        assert np.abs(plane - truth).max() < 1e-3  # the gain has whole codes
+        assert np.abs(plane - truth).max() < 3e-3  # the gain has whole codes
 
 
 @torch.no_grad()
