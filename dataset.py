@@ -42,7 +42,7 @@ from degradation import (
     resize_planes,
     unpack_planes,
 )
-from models import NEIGHBOURS
+from runtime import within_neighbours
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
 from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
 
@@ -608,8 +608,7 @@ def crisp(y, source, amount=1.0):
         low, high = cv2.erode(sharp, near), cv2.dilate(sharp, near)
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
-    window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
-    inside = np.clip(sharp, cv2.erode(source, window), cv2.dilate(source, window))
+    inside = within_neighbours(sharp, source.astype(np.float32))
     return calm + amount * (inside + (sharp - inside) / 2 - calm)
 
 

@@ -62,14 +62,14 @@ def local_mean(folded):
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
-def neighbour_range(y):
-    """The least and the greatest of each pixel's 7x7 neighbours in luma ``(N, 1, H, W)``."""
+def within_neighbours(sharp, y):
+    """`sharp`, limited to the range that the 7x7 neighbours of each pixel have in `y`: luma ``(N, 1, H, W)``."""
 
     def greatest(plane):
         rows = F.max_pool2d(plane, (NEIGHBOURS, 1), stride=1, padding=(NEIGHBOURS // 2, 0))
         return F.max_pool2d(rows, (1, NEIGHBOURS), stride=1, padding=(0, NEIGHBOURS // 2))
 
-    return -greatest(-y), greatest(y)
+    return torch.minimum(torch.maximum(sharp, -greatest(-y)), greatest(y))
 
 
 def steepen(y, gain):
@@ -88,9 +88,7 @@ def steepen(y, gain):
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
         gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
         detail = y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
-        low, high = neighbour_range(y)
-        sharp = y + gain[..., : y.shape[-2], : y.shape[-1]] * detail
-        return torch.minimum(torch.maximum(sharp, low), high)
+        return within_neighbours(y + gain[..., : y.shape[-2], : y.shape[-1]] * detail, y)
 
 
 def limit_halo(sharp, y):
@@ -98,8 +96,7 @@ def limit_halo(sharp, y):
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """
-    low, high = neighbour_range(y)
-    inside = torch.minimum(torch.maximum(sharp, low), high)
+    inside = within_neighbours(sharp, y)
     return inside + HALO_SHARE * (sharp - inside)
 
 

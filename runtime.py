@@ -84,16 +84,16 @@ def steepen(y, gain):
     gain = np.subtract(gain, GAIN_ZERO, dtype=dtype)
     side = 2 * DETAIL_RADIUS + 1
     detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
-    return _within(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
+    return within_neighbours(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
 
 
 def limit_halo(sharp, y):
     """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32."""
-    return cv2.addWeighted(_within(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
+    return cv2.addWeighted(within_neighbours(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
 
 
-def _within(sharp, y):
-    """`sharp`, limited to the range that the 7x7 neighbours of each pixel have in `y`."""
+def within_neighbours(sharp, y):
+    """`models.within_neighbours` for video: luma ``(H, W)``, both uint8 or both float32."""
     window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
     return cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
 
@@ -646,7 +646,7 @@ def _changed_cells(before, after, reach):
     """Where folded planes differ: bool ``(rows, columns)``; None if it is too much, as every sixteenth row shows."""
     for step in (16, 1):
         differs = before[::step].view(np.uint32) != after[::step].view(np.uint32)  # (rows, columns, 7)
-        changed = differs[..., :6].any(axis=2)
+        changed = functools.reduce(np.logical_or, (differs[..., word] for word in range(6)))  # the last is `GAIN_ZERO`
         if step > 1 and _surroundings(changed, 0, reach).mean() > _WORTHWHILE:
             return None
     return changed

@@ -77,3 +77,12 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sharpener(exported):
     return RealTimeSharpener(exported, "cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder with a folder ``clips`` of six videos of 14 frames."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(6):
+        write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
+    return folder

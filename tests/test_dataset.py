@@ -73,15 +73,6 @@ def _watched(function, seen):
     return watched
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """A folder with a folder ``clips`` of six videos of 14 frames."""
-    folder = tmp_path_factory.mktemp("data")
-    for number in range(6):
-        write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
-    return folder
-
-
 def test_pairs_of_each_purpose_lie_apart(config, clips):
     config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0}, pairs=3, real_pairs=2, crop=64)
     for purpose, (key, _) in dataset.PURPOSES.items():

@@ -17,7 +17,6 @@ import degradation
 import train as training
 from config import Config
 from models import Student, load_student, read_weights
-from tests.conftest import write_video
 from train import TrainingError
 from utils import luma_metrics
 
@@ -365,19 +364,10 @@ def test_the_last_epochs_average_is_the_student(cache, tmp_path, monkeypatch):
 # Teachers
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """A folder with a folder ``clips`` of six videos."""
-    folder = tmp_path_factory.mktemp("data")
-    for number in range(6):
-        write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
-    return folder
-
-
 @pytest.fixture
-def taught_config(cache, videos, tmp_path):
+def taught_config(cache, clips, tmp_path):
     """The configuration of a run that learns from two crops of real video."""
-    changes = {"data_root": str(videos), "sources": {"clips": 1.0}, "real_pairs": 2, "epochs": 1}
+    changes = {"data_root": str(clips), "sources": {"clips": 1.0}, "real_pairs": 2, "epochs": 1}
     return tiny_config(cache, tmp_path / "run", **changes)
 
 
