@@ -7,11 +7,10 @@
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py sheets --data FOLDER       # crops under letters, for viewers who give scores; --tally sums up
     python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
-    python evaluate.py grid                       # whether the grid of the student's folding shows in its errors
     python evaluate.py speed                      # milliseconds by size and engine, file to file, against the machine
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
-What is measured, on what, is in benchmark.py.
+What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
@@ -31,20 +30,18 @@ import cv2
 import numpy as np
 import torch
 
-import benchmark
-import sheets
-import speed
-from benchmark import record_key
+from benchmark import conditions, runner, sheets, speed
+from benchmark.metrics import MetricError
+from benchmark.page import write_report
+from benchmark.peers import FILTERS, NETWORKS, Peer, peers, time_1080p
+from benchmark.report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
+from benchmark.runner import record_key
+from benchmark.study import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
 from degradation import FRAME_RATE, DataError
 from inference import RealTimeSharpener, parse_amount
-from metrics import MetricError
 from models import RELEASED_STUDENT, CheckpointError
-from page import write_report
-from peers import FILTERS, NETWORKS, Peer, peers, time_1080p
-from report import DEFAULT_CONDITION, FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
 from runtime import DeviceError
-from subjective import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
-from utils import atomic_path, planes_to_bgr, to_full_range, tqdm
+from utils import atomic_path, planes_to_bgr, to_full_range
 from video import VideoError
 
 STUDENT = "student"
@@ -53,26 +50,26 @@ CROPS = 16  # before/after pictures in a report, spread over its units
 
 
 def choose_units(arguments):
-    """The units (see `benchmark.Unit`) that a command line asks for.
+    """The units (see `conditions.Unit`) that a command line asks for.
 
     Raises:
         DataError: nothing fits.
     """
-    sources = benchmark.list_sources(arguments.data, arguments.match)
+    sources = conditions.list_sources(arguments.data, arguments.match)
     if arguments.quick:
         first = {}  # picture of each category
         for source in sources:
             if not source.is_video:
                 first.setdefault(source.category, source)
-        units = benchmark.image_units(first.values(), ("clean", DEFAULT_CONDITION))
-        return units + benchmark.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
-    scales, codecs = arguments.scales or benchmark.SCALES, arguments.codecs or benchmark.CODECS
+        units = conditions.image_units(first.values(), ("clean", conditions.DEFAULT_CONDITION))
+        return units + conditions.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
+    scales, codecs = arguments.scales or conditions.SCALES, arguments.codecs or conditions.CODECS
     by_protocol = {
-        "real": benchmark.real_units(sources),
-        "camera": benchmark.camera_units(sources, codecs),
-        "call": benchmark.call_units(sources, arguments.full, scales, codecs),
-        "x4": benchmark.x4_units(sources),
-        "image": benchmark.image_units(sources),
+        "real": conditions.real_units(sources),
+        "camera": conditions.camera_units(sources, codecs),
+        "call": conditions.call_units(sources, arguments.full, scales, codecs),
+        "x4": conditions.x4_units(sources),
+        "image": conditions.image_units(sources),
     }
     wanted = arguments.protocol or list(by_protocol)
     by_protocol = {protocol: units for protocol, units in by_protocol.items() if protocol in wanted}
@@ -84,7 +81,7 @@ def choose_units(arguments):
     units = [
         u
         for protocol, units in by_protocol.items()
-        for u in benchmark.draw_units(units, shares.get(protocol, arguments.share[0]))
+        for u in conditions.draw_units(units, shares.get(protocol, arguments.share[0]))
     ]
     if not units:
         raise DataError("--share leaves nothing to measure: choose a larger one")
@@ -100,7 +97,7 @@ def choose_methods(sharpener, peer_names, device="auto", crisp=None):
         description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
         return Peer(name, description, lambda scale: sharpen)
 
-    methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: benchmark.as_it_came)]
+    methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: runner.as_it_came)]
     methods.append(student(STUDENT, sharpener.strength))
     if crisp:
         methods.append(student(f"{STUDENT}, crisp", crisp))
@@ -124,13 +121,13 @@ def write_crops(units, records, methods, folder):
     """
     by_key = {record_key(unit.identity()): unit for unit in units}
     step = max(1, len(units) // CROPS)
-    worst = benchmark.worst_frames(records, STUDENT)
+    worst = runner.worst_frames(records, STUDENT)
     wanted = [(record_key(unit.identity()), None) for unit in units[step // 2 :: step]]
     entries = []
     for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
-        sample = benchmark.make_sample(by_key[key], CACHE)
+        sample = conditions.make_sample(by_key[key], CACHE)
         index = -1 if frame is None else sample.frames.index(frame)
-        box = benchmark.detailed_box((sample.truth or sample.input)[index][0])
+        box = runner.detailed_box((sample.truth or sample.input)[index][0])
         pictures = {"truth": sample.truth[index]} if sample.truth else {}
         for method in methods:
             pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
@@ -226,13 +223,13 @@ def measure(arguments, command):
     peer_names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
-    vmaf, reason = (False, "") if arguments.quick else benchmark.vmaf_available()
-    jod, missing = (False, "") if arguments.quick else benchmark.jod_available()
+    vmaf, reason = (False, "") if arguments.quick else runner.vmaf_available()
+    jod, missing = (False, "") if arguments.quick else runner.jod_available()
     for names, why in (("VMAF and MS-SSIM are", reason), ("ColorVideoVDP is", missing)):
         if why:
             print(f"{names} left out: {why}", file=sys.stderr)
     slow = [method.name for method in methods if method.name in NETWORKS]
-    records = benchmark.run(units, methods, CACHE, vmaf, jod, slow)
+    records = runner.run(units, methods, CACHE, vmaf, jod, slow)
     measured = {record_key(record) for record in records}
     units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / arguments.name
@@ -259,61 +256,9 @@ def measure(arguments, command):
     }
     path = folder / "report.json"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(benchmark.without_infinity(report), allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(runner.without_infinity(report), allow_nan=False), encoding="utf-8")
     print(markdown_summary(load_report(path)))
-    print(f"{format_grid(records)}\n\nwritten: {path} and {write_report(path)}")
-    return 0
-
-
-def format_grid(records):
-    """How evenly the error lies over the student's 4x4 folding grid, a line each for input and student."""
-    spreads = []
-    for name in ("input", STUDENT):
-        errors = [record["phase_error"] for record in records if record["method"] == name and "phase_error" in record]
-        if not errors:
-            return "The folding grid needs a truth."
-        spreads.append(f"{name} {100 * benchmark.phase_spread(errors):.1f} %")
-    return f"Spread of the error over the phases of the folding grid: {', '.join(spreads)}"
-
-
-def run_grid(argv):
-    """``evaluate.py grid``: whether the student's folding shows, as a Markdown table."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py grid",
-        description="How evenly the error lies over the 4x4 grid of the student's folding: largest less smallest mean "
-        "squared error of luma, of their mean. The input has blocks and a grid by itself. With each frame sharpened "
-        "16 times, shifted so that every pixel comes to every position, only what is the student's remains.",
-    )
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
-    parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
-    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
-    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument("--codec", default="x264", choices=benchmark.CODECS, help="default: x264, at half size")
-    arguments = parser.parse_args(argv)
-    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
-    sources = benchmark.list_sources(arguments.data, arguments.match)
-    units = benchmark.call_units(sources, scales=(2,), codecs=(arguments.codec,))
-    print("| quantiser | input | student | student, shifted |\n| --- | --- | --- | --- |")
-    for qp in benchmark.QUANTISERS[arguments.codec]:
-        errors = {"input": [], "plain": [], "shifted": []}
-        for unit in tqdm([unit for unit in units if unit.qp == qp], leave=False):
-            try:
-                sample = benchmark.make_sample(unit, CACHE)
-            except DataError as error:
-                print(f"left out: {unit.source.name} ({error})", file=sys.stderr)
-                continue
-            for index in (0, 3, 7):  # of the clip's last frames
-                planes, (truth, _) = sample.input[index], sample.truth[index]
-                sharp, _ = sharpener.sharpen_planes(*planes, sample.full_range)
-                errors["input"].append(benchmark.phase_error(planes[0], truth))
-                errors["plain"].append(benchmark.phase_error(sharp, truth))
-                errors["shifted"].append(
-                    benchmark.shifted_phase_error(sharpener.sharpen_planes, planes, truth, sample.full_range)
-                )
-        if not errors["input"]:
-            raise DataError("none of this can be measured: see above")
-        spreads = (f"{100 * benchmark.phase_spread(found):.1f} %" for found in errors.values())
-        print(f"| {qp} | {' | '.join(spreads)} |", flush=True)
+    print(f"written: {path} and {write_report(path)}")
     return 0
 
 
@@ -384,7 +329,7 @@ def run_sheets(argv):
         return 0
     methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments.peers, crisp=arguments.crisp)
     methods = {method.name: method.at(1) for method in methods}
-    units = benchmark.real_units(benchmark.list_sources(arguments.data, arguments.match))
+    units = conditions.real_units(conditions.list_sources(arguments.data, arguments.match))
     scenes = [scene for unit in units for scene in real_crops(unit, methods, arguments.crops)]
     if not scenes:
         raise DataError("sheets show real clips: name a folder with videos by --data")
@@ -405,7 +350,7 @@ def real_crops(unit, methods, count, size=(240, 180)):
         List of ``(name, {method: crop})``, crops uint8 BGR.
     """
     try:
-        sample = benchmark.make_sample(unit, CACHE)
+        sample = conditions.make_sample(unit, CACHE)
     except (DataError, VideoError) as error:
         print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
         return []
@@ -413,7 +358,7 @@ def real_crops(unit, methods, count, size=(240, 180)):
     outputs = {name: method(*planes, sample.full_range) for name, method in methods.items()}
     seen = planes[0].copy()
     for number in range(count):
-        box = x, y, width, height = benchmark.detailed_box(seen, size)
+        box = x, y, width, height = runner.detailed_box(seen, size)
         seen[y : y + height, x : x + width] = 128  # the next one lies elsewhere
         crops = {name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()}
         scenes.append((f"{unit.source.name}, {number + 1}", crops))
@@ -438,25 +383,25 @@ def make_stimuli(sharpener, data, folder):
     """Make the scenes of a study: crops of real clips as they are, and of calls at half size, QP 32 and 300 kbit/s.
 
     Returns:
-        Stimuli as `subjective.make_study` takes them.
+        Stimuli as `study.make_study` takes them.
     """
-    methods = {"input": benchmark.as_it_came, STUDENT: sharpener.sharpen_planes}
+    methods = {"input": runner.as_it_came, STUDENT: sharpener.sharpen_planes}
     methods |= {peer.name: peer.at(1) for peer in peers(["unsharp mask"])}
-    sources, stimuli = benchmark.list_sources(data), []
-    for unit in benchmark.real_units(sources):
+    sources, stimuli = conditions.list_sources(data), []
+    for unit in conditions.real_units(sources):
         for scene, crops in real_crops(unit, methods, 2, (480, 360)):
             files = {name: folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.png" for name in crops}
             for name, crop in crops.items():
                 write_png(files[name], crop)
             stimuli.append({"scene": scene, "kind": "image", "files": files})
-    units = benchmark.call_units(sources, scales=(2,), codecs=("x264",))
+    units = conditions.call_units(sources, scales=(2,), codecs=("x264",))
     for unit in [unit for unit in units if unit.qp == 32 or unit.kbps == 300]:
         try:
-            sample = benchmark.make_sample(unit, CACHE, benchmark.CLIP_FRAMES)
+            sample = conditions.make_sample(unit, CACHE, conditions.CLIP_FRAMES)
         except (DataError, VideoError) as error:
             print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
             continue
-        box, files = benchmark.detailed_box(sample.truth[-1][0], (480, 360)), {}
+        box, files = runner.detailed_box(sample.truth[-1][0], (480, 360)), {}
         for name, method in {**methods, "truth": None}.items():
             clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
             files[name] = folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.mp4"
@@ -509,7 +454,7 @@ def parse_arguments(argv):
     """The arguments of a measurement."""
     parser = argparse.ArgumentParser(
         description="Measure what a student gains over its input, against its peers, and how fast it is.",
-        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, subjective, grid and speed.",
+        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective and speed.",
     )
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
@@ -534,8 +479,8 @@ def parse_arguments(argv):
         metavar="SHARE",
         help="measure only this share of all conditions (default: 1); two numbers: of clips and of pictures",
     )
-    parser.add_argument("--scales", nargs="+", type=float, choices=benchmark.SCALES, help="call: only these scales")
-    parser.add_argument("--codecs", nargs="+", choices=benchmark.CODECS, help="call: only these codecs")
+    parser.add_argument("--scales", nargs="+", type=float, choices=conditions.SCALES, help="call: only these scales")
+    parser.add_argument("--codecs", nargs="+", choices=conditions.CODECS, help="call: only these codecs")
     parser.add_argument(
         "--peers", nargs="+", choices=(*FILTERS, *NETWORKS), metavar="PEER", help="default: all filters"
     )
@@ -559,8 +504,6 @@ def main(argv=None):
             return run_study(argv[1:])
         if argv[:1] == ["speed"]:
             return run_speed(argv[1:])
-        if argv[:1] == ["grid"]:
-            return run_grid(argv[1:])
         return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
     except (
         CheckpointError,

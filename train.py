@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +35,6 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import dataset
-from benchmark import Sample, as_it_came, evaluate
 from config import MACHINE_KEYS, Config, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
 from models import (
@@ -49,9 +49,8 @@ from models import (
     widen,
     write_weights,
 )
-from report import summarise
 from runtime import DeviceError, TorchEngine, pick_device
-from utils import atomic_path, bgr_to_planes, gaussian_blur, planes_to_bgr, seed_everything, ssim
+from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
@@ -213,17 +212,6 @@ def epoch_keys(config, epoch, pairs, rank, world_size):
     return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)][rank::world_size]
 
 
-def validation_samples(pairs):
-    """Prepared validation pairs as samples of the benchmark; the condition is the degradation."""
-    for number, pair in enumerate(pairs):
-        planes = [
-            tuple(np.ascontiguousarray(plane) for plane in unpack_planes(packed)) for packed in (pair.input, pair.goal)
-        ]
-        identity = {"protocol": "validation", "category": "validation", "name": str(number)}
-        kind = pair.description["kind"] + (", soft" if pair.description["soft"] else "")
-        yield Sample({**identity, "condition": kind}, *([picture] for picture in planes))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The loop
 
@@ -243,15 +231,29 @@ def learning_rate(config, step):
 
 
 def validate(engine, pairs):
-    """Validate what runs a student with the benchmark's own `evaluate`, against the truth as it is.
+    """Measure what runs a student on prepared pairs, against the truth as it is.
+
+    Args:
+        engine: function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
+        pairs: list of `dataset.Pair`.
 
     Returns:
-        ``(score, rows)``: mean PSNR of the student in dB, what is above `INVISIBLE` counted as that, and the rows of
-        `report.summarise` per degradation.
+        ``(score, rows)``: mean PSNR of the output in dB; and for each degradation a dict of ``condition``, ``pairs``
+        (how many), and the mean PSNR and SSIM of luma before and after: ``psnr_input``, ``psnr``, ``ssim_input``,
+        ``ssim``. PSNR above `INVISIBLE` counts as that, so that equal pictures have a figure.
     """
-    records = evaluate(validation_samples(pairs), {"input": as_it_came, "student": engine})
-    values = [record["metrics"]["psnr_y"][0] for record in records if record["method"] == "student"]
-    return float(np.mean(np.minimum(values, INVISIBLE))), summarise(records, ["condition"], ["psnr_y", "ssim_y"])
+    found = defaultdict(list)
+    for pair in pairs:
+        y, uv = (np.ascontiguousarray(plane) for plane in unpack_planes(pair.input))
+        truth = unpack_planes(pair.goal)[0]
+        kind = pair.description["kind"] + (", soft" if pair.description["soft"] else "")
+        found[kind].append(luma_metrics(y, truth) + luma_metrics(engine(y, uv, True)[0], truth))
+    rows = []
+    for kind, values in found.items():
+        means = np.minimum(values, [INVISIBLE, 1, INVISIBLE, 1]).mean(axis=0).tolist()
+        rows.append({"condition": kind, "pairs": len(values)})
+        rows[-1] |= zip(("psnr_input", "ssim_input", "psnr", "ssim"), means, strict=True)
+    return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
 
 
 def train(config, resume=False):
@@ -466,8 +468,7 @@ class RunLog:
         """Record one epoch: mean losses, validation score in dB and rows, seconds since the run began."""
         line = {"epoch": epoch, "seconds": round(seconds, 1), **losses, "score": score}
         for row in rows:
-            for metric, value in row["level"].items():
-                line[f"{row['condition']} {row['method']} {metric}"] = value
+            line |= {f"{row['condition']} {key}": value for key, value in row.items() if key[:4] in ("psnr", "ssim")}
         for name, value in line.items():
             self.writer.add_scalar(name.replace(" ", "/"), value, epoch)
         self.rows.append(line)
@@ -475,17 +476,17 @@ class RunLog:
             table = csv.DictWriter(file, list(line))
             table.writeheader()
             table.writerows(self.rows)
-        gains = []
-        for before, row in zip(rows[::2], rows[1::2], strict=True):
-            change = row["level"]["ssim_y"] - before["level"]["ssim_y"]
-            gains.append(f"{row['condition']} {row['level']['psnr_y']:.2f} dB, SSIM {change:+.4f}")
+        gains = [
+            f"{row['condition']} {row['psnr']:.2f} dB, SSIM {row['ssim'] - row['ssim_input']:+.4f}" for row in rows
+        ]
         tqdm.write(f"epoch {epoch}: loss {losses['loss']:.4f}, validation {score:.3f} dB: " + "; ".join(gains))
 
     def pictures(self, epoch, student, pairs, device, count=4):
         """Show input, student and truth of the first validation pairs in TensorBoard."""
         engine, pictures = TorchEngine(student, device), []
-        for sample in list(validation_samples(pairs[:count])):
-            for planes in (sample.input[0], engine(*sample.input[0], full_range=True), sample.truth[0]):
+        for pair in pairs[:count]:
+            before = tuple(np.ascontiguousarray(plane) for plane in unpack_planes(pair.input))
+            for planes in (before, engine(*before, full_range=True), unpack_planes(pair.goal)):
                 rgb = cv2.cvtColor(planes_to_bgr(*planes), cv2.COLOR_BGR2RGB)
                 pictures.append(torch.from_numpy(rgb).permute(2, 0, 1))
         self.writer.add_image("input, student, truth", make_grid(pictures, nrow=3), epoch)

@@ -36,8 +36,8 @@ import torch
 from PIL import Image
 
 import models
-import report
-import subjective
+from benchmark import report
+from benchmark import study as subjective
 from config import ConfigError, load_config
 from runtime import ArtefactError, OpenVINOEngine
 from video import VideoError, VideoReader, read_image

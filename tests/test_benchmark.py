@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import skimage.data
 
-import benchmark as bm
 import dataset
 import degradation
-import metrics
+from benchmark import conditions, metrics, runner
+from benchmark.peers import Peer
 from degradation import DataError
-from peers import Peer
 from tests.conftest import write_video
 from utils import bgr_to_planes
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
-CAT = bm.Source("nature", "chelsea", "skimage:chelsea")
+CAT = conditions.Source("nature", "chelsea", "skimage:chelsea")
 
 
 @pytest.fixture
@@ -25,14 +24,14 @@ def picture(tmp_path):
     path = tmp_path / "pictures" / "cats" / "a.png"
     path.parent.mkdir(parents=True)
     cv2.imwrite(str(path), skimage.data.chelsea()[40:201, 100:301, ::-1])  # odd on purpose
-    return bm.Source("cats", "a.png", str(path))
+    return conditions.Source("cats", "a.png", str(path))
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     """A video of 36 frames of 288x256."""
     path = write_video(tmp_path_factory.mktemp("clips") / "heads" / "a.mp4", 36, (288, 256))
-    return bm.Source("heads", "a.mp4", path)
+    return conditions.Source("heads", "a.mp4", path)
 
 
 def blurred(y, uv, full_range):
@@ -40,12 +39,12 @@ def blurred(y, uv, full_range):
 
 
 def test_known_answers(picture, tmp_path):
-    samples = [bm.make_sample(unit, tmp_path) for unit in bm.image_units([picture])]
-    records = bm.evaluate(samples, {"input": bm.as_it_came, "blur": blurred}, thorough=True)
+    samples = [conditions.make_sample(unit, tmp_path) for unit in conditions.image_units([picture])]
+    records = runner.evaluate(samples, {"input": runner.as_it_came, "blur": blurred}, thorough=True)
     by_condition = {}
     for record in records:
         by_condition.setdefault(record["condition"], {})[record["method"]] = record["metrics"]
-    assert list(by_condition) == list(bm.IMAGE_CONDITIONS)
+    assert list(by_condition) == list(conditions.IMAGE_CONDITIONS)
     for condition, found in by_condition.items():
         assert found["blur"]["ssim_y"] < found["input"]["ssim_y"], condition
         assert found["blur"]["psnr_rgb"] < found["input"]["psnr_rgb"], condition
@@ -55,53 +54,55 @@ def test_known_answers(picture, tmp_path):
 
 
 def test_image_conditions_repeat(picture, tmp_path):
-    for unit in bm.image_units([picture]):
-        one, again = (bm.make_sample(unit, tmp_path).input[0] for _ in range(2))
+    for unit in conditions.image_units([picture]):
+        one, again = (conditions.make_sample(unit, tmp_path).input[0] for _ in range(2))
         assert one[0].shape == (160, 200)
         assert all((a == b).all() for a, b in zip(one, again, strict=True))
 
 
 def test_a_few_sources_meet_every_scale_with_every_codec_and_rate():
     sources = [dataclasses.replace(CAT, name=str(i)) for i in range(5)]
-    rates = len(bm.BITRATES) + len(bm.QUANTISERS["x264"])
-    units = bm.call_units(sources)
-    assert len(units) == 5 * len(bm.CODECS) * rates
+    rates = len(conditions.BITRATES) + len(conditions.QUANTISERS["x264"])
+    units = conditions.call_units(sources)
+    assert len(units) == 5 * len(conditions.CODECS) * rates
     assert len({(unit.scale, unit.codec, unit.qp, unit.kbps) for unit in units}) == len(units)
-    assert len(bm.call_units(sources[:1], full=True)) == len(units)
-    assert {unit.condition for unit in bm.call_units(sources[:1], scales=(2,), codecs=("vp9",))} == {
-        *(f"x2 vp9 qp {qp}" for qp in bm.QUANTISERS["vp9"]),
-        *(f"x2 vp9 {kbps}k" for kbps in bm.BITRATES),
+    assert len(conditions.call_units(sources[:1], full=True)) == len(units)
+    assert {unit.condition for unit in conditions.call_units(sources[:1], scales=(2,), codecs=("vp9",))} == {
+        *(f"x2 vp9 qp {qp}" for qp in conditions.QUANTISERS["vp9"]),
+        *(f"x2 vp9 {kbps}k" for kbps in conditions.BITRATES),
     }
 
 
 def test_a_share_of_the_units_holds_a_smaller_one():
-    units = bm.call_units([dataclasses.replace(CAT, name=str(i)) for i in range(5)])
-    half, quarter = bm.draw_units(units, 0.5), bm.draw_units(units, 0.25)
-    assert set(map(id, quarter)) < set(map(id, half)) and bm.draw_units(units, 1) == units
+    units = conditions.call_units([dataclasses.replace(CAT, name=str(i)) for i in range(5)])
+    half, quarter = conditions.draw_units(units, 0.5), conditions.draw_units(units, 0.25)
+    assert set(map(id, quarter)) < set(map(id, half)) and conditions.draw_units(units, 1) == units
     assert 0.35 < len(half) / len(units) < 0.65 and 0.15 < len(quarter) / len(units) < 0.35
 
 
 def test_a_call_is_sent_through_a_real_codec(picture, tmp_path, monkeypatch):
-    units = {unit.condition: unit for unit in bm.call_units([CAT], scales=(2,), codecs=("x264",))}
-    good, bad, slow = (bm.make_sample(units[f"x2 x264 {rate}"], tmp_path) for rate in ("qp 22", "qp 37", "150k"))
-    assert len(good.input) == len(good.truth) == len(good.frames) == bm.MEASURED_FRAMES
-    assert good.frames[-1] == bm.CLIP_FRAMES - 1 and good.full_range
+    units = {unit.condition: unit for unit in conditions.call_units([CAT], scales=(2,), codecs=("x264",))}
+    good, bad, slow = (
+        conditions.make_sample(units[f"x2 x264 {rate}"], tmp_path) for rate in ("qp 22", "qp 37", "150k")
+    )
+    assert len(good.input) == len(good.truth) == len(good.frames) == conditions.MEASURED_FRAMES
+    assert good.frames[-1] == conditions.CLIP_FRAMES - 1 and good.full_range
     assert good.identity["kbps"] > 3 * bad.identity["kbps"] and 75 < slow.identity["kbps"] < 250
-    scores = [record["metrics"] for record in bm.evaluate([good, bad], {"input": bm.as_it_came}, thorough=True)]
+    scores = [record["metrics"] for record in runner.evaluate([good, bad], {"input": runner.as_it_came}, thorough=True)]
     assert min(scores[0]["psnr_y"]) > 1 + max(scores[1]["psnr_y"])
     assert 0 < scores[0]["flicker_moving"][0] < 10
     # Again the stream comes out of the cache.
-    monkeypatch.setattr(bm, "encode_clip", lambda *_, **__: pytest.fail("encoded again"))
-    again = bm.make_sample(units["x2 x264 qp 22"], tmp_path)
+    monkeypatch.setattr(conditions, "encode_clip", lambda *_, **__: pytest.fail("encoded again"))
+    again = conditions.make_sample(units["x2 x264 qp 22"], tmp_path)
     assert all((a[0] == b[0]).all() for a, b in zip(good.input, again.input, strict=True))
 
 
 def test_videos_are_measured_in_their_own_range(video, tmp_path):
-    assert bm.image_units([video]) == []
-    sample = bm.make_sample(bm.call_units([video], scales=(1,), codecs=("x264",))[0], tmp_path)
+    assert conditions.image_units([video]) == []
+    sample = conditions.make_sample(conditions.call_units([video], scales=(1,), codecs=("x264",))[0], tmp_path)
     assert not sample.full_range and sample.truth[0][0].shape == (256, 288)
     with pytest.raises(DataError, match="has 36 frames, the benchmark needs 40"):
-        bm.load_clip(video, 40, 40)
+        conditions.load_clip(video, 40, 40)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -109,17 +110,17 @@ def test_videos_are_measured_in_their_own_range(video, tmp_path):
 
 
 METHODS = [
-    Peer("input", "as it came", lambda scale: bm.as_it_came),
+    Peer("input", "as it came", lambda scale: runner.as_it_came),
     Peer("blur", "a blur", lambda scale: blurred),
     Peer("slow", "a slow one", lambda scale: pytest.fail("measured on a real clip")),
 ]
 
 
 def test_real_clips_are_as_they_are_and_have_no_truth(video, tmp_path):
-    (unit,) = bm.real_units([CAT, video])
+    (unit,) = conditions.real_units([CAT, video])
     identity = {"protocol": "real", "category": "heads", "name": "a.mp4", "condition": "as it is"}
     assert unit.identity() == identity
-    sample = bm.make_sample(unit, tmp_path)
+    sample = conditions.make_sample(unit, tmp_path)
     assert sample.truth is None and not sample.full_range and sample.frames == tuple(range(10, 34))
     with VideoReader(video.path) as reader:
         came = [(frame.y, frame.uv) for frame in reader][10:34]
@@ -128,8 +129,8 @@ def test_real_clips_are_as_they_are_and_have_no_truth(video, tmp_path):
 
 
 def test_real_clips_are_measured_against_what_came(video, tmp_path):
-    units = bm.real_units([video])
-    before, after = bm.run(units, METHODS, tmp_path, vmaf=False, few=["slow"])
+    units = conditions.real_units([video])
+    before, after = runner.run(units, METHODS, tmp_path, vmaf=False, few=["slow"])
     assert before.keys() == {"protocol", "category", "name", "condition", "method", "frames", "metrics"}
     assert before["frames"] == list(range(10, 34)) and after["method"] == "blur"
     assert {name: len(values) for name, values in after["metrics"].items()} == {
@@ -139,21 +140,21 @@ def test_real_clips_are_measured_against_what_came(video, tmp_path):
     came = before["metrics"]
     assert came["edges"] == came["noise"] == [1] * 24 and came["halo"] == [0] * 24 and came["flicker"][0] > 0
     assert max(after["metrics"]["edges"]) < 0.7 and max(after["metrics"]["noise"]) < 1
-    assert bm.run(units, METHODS, tmp_path, vmaf=False, few=["slow"]) == [before, after]  # from the cache
-    assert bm.worst_frames([before, {**after, "method": "student"}], "student") == []
+    assert runner.run(units, METHODS, tmp_path, vmaf=False, few=["slow"]) == [before, after]  # from the cache
+    assert runner.worst_frames([before, {**after, "method": "student"}], "student") == []
 
 
 @pytest.mark.parametrize(("count", "first"), [(4, 0), (24, 0), (30, 6), (40, 10)])
 def test_of_short_real_clips_less_is_left_out_before(tmp_path, count, first):
-    source = bm.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", count))
-    sample = bm.make_sample(*bm.real_units([source]), tmp_path)
+    source = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", count))
+    sample = conditions.make_sample(*conditions.real_units([source]), tmp_path)
     assert sample.frames == tuple(range(first, min(count, 34))) and len(sample.input) == min(count, 24)
 
 
 def test_real_clips_that_are_too_short_are_left_out_by_name(tmp_path, caplog):
-    source = bm.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
+    source = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
     with pytest.raises(DataError, match="nothing could be measured"):
-        bm.run(bm.real_units([source]), METHODS[:1], tmp_path, vmaf=False)
+        runner.run(conditions.real_units([source]), METHODS[:1], tmp_path, vmaf=False)
     assert "left out: short.mp4, as it is: the video" in caplog.text
     assert "has 3 frames, the benchmark needs 4" in caplog.text
 
@@ -165,8 +166,8 @@ def test_where_nothing_stands_still_there_is_no_flicker(tmp_path):
         for number in range(14):
             level = 60 + 100 * (number % 2)
             writer.write(Frame(np.full((64, 96), level, np.uint8), np.full((2, 32, 48), 128, np.uint8)))
-    units = bm.real_units([bm.Source("heads", "lightning.mkv", str(path))])
-    (record,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False)
+    units = conditions.real_units([conditions.Source("heads", "lightning.mkv", str(path))])
+    (record,) = runner.run(units, METHODS[:1], tmp_path, vmaf=False)
     assert {name: len(values) for name, values in record["metrics"].items()} == {"edges": 14, "noise": 14, "halo": 14}
 
 
@@ -175,45 +176,52 @@ def test_where_nothing_stands_still_there_is_no_flicker(tmp_path):
 
 
 def test_a_few_sources_are_seen_by_every_camera_through_every_codec():
-    units = bm.camera_units([dataclasses.replace(CAT, name=str(i)) for i in range(4)])
-    assert len(units) == 4 * len(bm.CAMERAS) and {unit.protocol for unit in units} == {"camera"}
-    assert {(unit.camera, unit.codec) for unit in units} == {(c, codec) for c in bm.CAMERAS for codec in bm.CODECS}
+    units = conditions.camera_units([dataclasses.replace(CAT, name=str(i)) for i in range(4)])
+    assert len(units) == 4 * len(conditions.CAMERAS) and {unit.protocol for unit in units} == {"camera"}
+    assert {(unit.camera, unit.codec) for unit in units} == {
+        (c, codec) for c in conditions.CAMERAS for codec in conditions.CODECS
+    }
     assert len({(unit.codec, unit.qp) for unit in units}) >= 12  # of 16
-    assert all(unit.qp in bm.QUANTISERS[unit.codec] and unit.kbps is None for unit in units)
+    assert all(unit.qp in conditions.QUANTISERS[unit.codec] and unit.kbps is None for unit in units)
     assert {unit.scale for unit in units} == {1, 1.5} and 0.15 < np.mean([unit.scale > 1 for unit in units]) < 0.25
-    assert len({bm.record_key(unit.identity()) for unit in units}) == len(units)
+    assert len({runner.record_key(unit.identity()) for unit in units}) == len(units)
     for unit in units:
-        soft = bm.CAMERAS[unit.camera].is_soft
+        soft = conditions.CAMERAS[unit.camera].is_soft
         assert unit.identity()["camera"] == ("soft" if soft else "crisp")
         assert unit.condition == f"{unit.camera}, x{unit.scale:g} {unit.codec} qp {unit.qp}"
     assert {unit.camera for unit in units if unit.identity()["camera"] == "crisp"} == {"perfect", "crisp"}
-    assert {unit.codec for unit in bm.camera_units([CAT], ("vp9",))} == {"vp9"}
+    assert {unit.codec for unit in conditions.camera_units([CAT], ("vp9",))} == {"vp9"}
 
 
 def camera_unit(source, camera, qp=22, scale=1):
-    return bm.Unit("camera", source, f"{camera}, x{scale:g} x264 qp {qp}", scale, "x264", qp, camera=camera)
+    return conditions.Unit("camera", source, f"{camera}, x{scale:g} x264 qp {qp}", scale, "x264", qp, camera=camera)
 
 
 @pytest.mark.parametrize("kind", ["photo", "video"])
 def test_cameras_see_what_is_crisp(kind, video, tmp_path):
     """The truth is shrunk until it is crisp at its own size; what a soft camera makes of it lacks detail."""
     source = {"photo": CAT, "video": video}[kind]
-    samples = {name: bm.make_sample(camera_unit(source, name), tmp_path) for name in ("perfect", "out of focus")}
+    samples = {
+        name: conditions.make_sample(camera_unit(source, name), tmp_path) for name in ("perfect", "out of focus")
+    }
     assert len({sample.truth[0][0].shape for sample in samples.values()}) == 1
     truth = samples["perfect"].truth
-    assert truth[0][0].shape == ((128, 144) if kind == "video" else (216, 300)) and len(truth) == bm.MEASURED_FRAMES
+    assert (
+        truth[0][0].shape == ((128, 144) if kind == "video" else (216, 300))
+        and len(truth) == conditions.MEASURED_FRAMES
+    )
     assert samples["perfect"].full_range == (kind == "photo") and samples["perfect"].identity["kbps"] > 0
     edges = {name: np.mean(metrics.visible_change(s.input, s.truth)["edges"]) for name, s in samples.items()}
     assert 0.9 < edges["perfect"] < 1.1 and edges["out of focus"] < 0.8
-    again = bm.make_sample(camera_unit(source, "out of focus"), tmp_path / "other")
+    again = conditions.make_sample(camera_unit(source, "out of focus"), tmp_path / "other")
     for one, two in zip(samples["out of focus"].input, again.input, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_records_of_cameras(video, tmp_path):
     units = [camera_unit(video, camera, qp, 1.5) for camera, qp in (("soft lens", 32), ("crisp", 22))]
-    slow = Peer("slow", "as it came", lambda scale: bm.as_it_came)
-    records = bm.run(units, [METHODS[0], slow], tmp_path, vmaf=False, few=["slow"])
+    slow = Peer("slow", "as it came", lambda scale: runner.as_it_came)
+    records = runner.run(units, [METHODS[0], slow], tmp_path, vmaf=False, few=["slow"])
     assert [(record["camera"], record["method"]) for record in records] == [
         ("soft", "input"),
         ("soft", "slow"),
@@ -223,17 +231,16 @@ def test_records_of_cameras(video, tmp_path):
     assert soft["scale"] == 1.5 and soft["codec"] == "x264" and soft["rate"] == "qp 32" and soft["kbps"] > 0
     assert soft["frames"] == list(range(22, 30)) and few["frames"] == [28, 29]
     for record in records:
-        assert np.shape(record["phase_error"]) == (4, 4)
         assert {"psnr_y", "ssim_y", "psnr_rgb", "flicker_moving"} <= record["metrics"].keys()
     assert np.mean(soft["metrics"]["ssim_y"]) < np.mean(crisp["metrics"]["ssim_y"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycvvdp") is None, reason="cvvdp is not installed")
 def test_clips_have_a_jod_where_it_is_asked_for(video, tmp_path):
-    assert bm.jod_available() == (True, "")
+    assert runner.jod_available() == (True, "")
     units = [camera_unit(video, "soft lens")]
-    (without,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False)
-    (record,) = bm.run(units, METHODS[:1], tmp_path, vmaf=False, jod=True)
+    (without,) = runner.run(units, METHODS[:1], tmp_path, vmaf=False)
+    (record,) = runner.run(units, METHODS[:1], tmp_path, vmaf=False, jod=True)
     (value,) = record["metrics"].pop("jod")
     assert 5 < value < 9.95 and record == without
 
@@ -243,10 +250,10 @@ def test_clips_have_a_jod_where_it_is_asked_for(video, tmp_path):
 
 
 def test_a_quarter_of_the_lines_goes_through_x265(video, tmp_path):
-    units = bm.x4_units([CAT, video])
+    units = conditions.x4_units([CAT, video])
     assert [unit.qp for unit in units] == [17, 22, 27, 32, 37, 42] and {unit.codec for unit in units} == {"x265"}
     assert [unit.identity()["condition"] for unit in units[:2]] == ["x265 qp 17", "x265 qp 22"]
-    records = bm.run(units, METHODS[:2], tmp_path, vmaf=False)
+    records = runner.run(units, METHODS[:2], tmp_path, vmaf=False)
     assert len(records) == 12 and {record["name"] for record in records} == {"a.mp4"}
     came = [record for record in records if record["method"] == "input"]
     assert all(record["scale"] == 4 and record["frames"] == list(range(22, 30)) for record in came)
@@ -254,44 +261,11 @@ def test_a_quarter_of_the_lines_goes_through_x265(video, tmp_path):
     assert psnr == sorted(psnr, reverse=True) and psnr[0] > psnr[-1] + 1
     rates = [record["kbps"] for record in came]
     assert rates == sorted(rates, reverse=True) and rates[0] > 5 * rates[-1]
-    assert [bm.is_for_all(unit) for unit in units] == [unit.qp == 32 for unit in units]
+    assert [runner.is_for_all(unit) for unit in units] == [unit.qp == 32 for unit in units]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Grids, runs, sources
-
-
-def test_phases_show_a_grid(rng):
-    truth = np.full((66, 71), 100, np.uint8)
-    dotted = truth.copy()
-    dotted[1::4, 2::4] += 8
-    phases = bm.phase_error(dotted, truth)
-    assert phases[1, 2] == 64 and phases.sum() == 64
-    assert bm.phase_spread([phases.tolist()]) == 16
-    grey = np.full((400, 400), 128, np.uint8)
-    noisy = bm.phase_error(degradation.add_noise(grey, 4, rng), grey)
-    assert 0 < bm.phase_spread([noisy.tolist()]) < 0.1
-    assert bm.phase_spread([np.zeros((4, 4)).tolist()]) == 0
-
-
-@pytest.mark.parametrize("own", [0, 6])
-def test_shifts_tell_the_students_grid_from_the_pictures(rng, own):
-    truth = rng.integers(40, 200, (96, 104), dtype=np.uint8)
-    damaged = degradation.add_noise(truth, 6, rng)
-    damaged[::4, ::4] = truth[::4, ::4]  # a grid of the picture's
-    uv = np.full((2, 48, 52), 128, np.uint8)
-
-    def sharpen(y, uv, full_range):
-        assert uv.shape == (2, y.shape[0] // 2, y.shape[1] // 2) and full_range
-        y = y.copy()
-        y[2::4, 1::4] += own
-        return y, uv
-
-    sharp, _ = sharpen(damaged, uv, True)
-    assert bm.phase_spread([bm.phase_error(sharp, truth)]) > 0.9
-    shifted = bm.shifted_phase_error(sharpen, (damaged, uv), truth, True)
-    assert bm.phase_spread([shifted]) == pytest.approx(own**2 / shifted.mean(), abs=0.2)
-    assert (bm.phase_spread([shifted]) < 0.15) == (own == 0)
+# Runs, sources
 
 
 def test_a_run_goes_on_where_it_stopped(picture, tmp_path):
@@ -306,19 +280,19 @@ def test_a_run_goes_on_where_it_stopped(picture, tmp_path):
 
         return Peer(name, "a blur", lambda scale: function)
 
-    units = bm.image_units([picture])
+    units = conditions.image_units([picture])
     with pytest.raises(KeyboardInterrupt):
-        bm.run(units, [method("blur", stop_at=3)], tmp_path, vmaf=False)
-    records = bm.run(units, [method("blur")], tmp_path, vmaf=False)
+        runner.run(units, [method("blur", stop_at=3)], tmp_path, vmaf=False)
+    records = runner.run(units, [method("blur")], tmp_path, vmaf=False)
     assert calls == ["blur"] * len(units)
-    assert [record["condition"] for record in records] == list(bm.IMAGE_CONDITIONS)
-    assert bm.run(units, [method("blur")], tmp_path, vmaf=False) == records and len(calls) == len(units)
-    bm.run(units, [method("blur"), method("other")], tmp_path, vmaf=False, few=["other"])
+    assert [record["condition"] for record in records] == list(conditions.IMAGE_CONDITIONS)
+    assert runner.run(units, [method("blur")], tmp_path, vmaf=False) == records and len(calls) == len(units)
+    runner.run(units, [method("blur"), method("other")], tmp_path, vmaf=False, few=["other"])
     assert calls.count("other") == 1  # slow methods see one condition of each source
     # Another picture under the same name is measured anew.
     cv2.imwrite(picture.path, skimage.data.coffee()[:160, :200, ::-1])
-    bm._fingerprint.cache_clear()
-    assert bm.run(units, [method("blur")], tmp_path, vmaf=False) != records
+    conditions._fingerprint.cache_clear()
+    assert runner.run(units, [method("blur")], tmp_path, vmaf=False) != records
 
 
 def test_worst_frames_are_those_that_lost_most():
@@ -329,7 +303,7 @@ def test_worst_frames_are_those_that_lost_most():
     records = [record("a", "input", [0.9, 0.9]), record("a", "student", [0.89, 0.85])]
     records += [record("b", "input", [0.5, 0.6]), record("b", "student", [0.4, 0.7])]
     records += [record("c", "input", [0.5, 0.6]), record("c", "student", [0.6, 0.7])]
-    worst = bm.worst_frames(records, "student")
+    worst = runner.worst_frames(records, "student")
     assert [(key[2], frame, before, after) for key, frame, before, after in worst] == [
         ("b", 4, 0.5, 0.4),
         ("a", 5, 0.9, 0.85),
@@ -339,51 +313,51 @@ def test_worst_frames_are_those_that_lost_most():
 def test_the_box_shows_detail():
     y = np.full((300, 400), 90, np.uint8)
     y[200:290, 250:390] = degradation.add_noise(y[200:290, 250:390], 30, np.random.default_rng(0))
-    left, top, width, height = bm.detailed_box(y, (140, 90))
+    left, top, width, height = runner.detailed_box(y, (140, 90))
     assert abs(left - 250) <= 4 and abs(top - 200) <= 4 and (width, height) == (140, 90)
-    assert bm.detailed_box(y[:50, :61]) == (0, 0, 60, 50)
+    assert runner.detailed_box(y[:50, :61]) == (0, 0, 60, 50)
 
 
 def test_sources_of_a_folder(picture):
     folder = picture.path.removesuffix("/cats/a.png")
-    assert bm.list_sources(folder) == [picture]
+    assert conditions.list_sources(folder) == [picture]
     for arguments, message in (((folder, ["*.mp4"]), "no sub-folder"), ((folder + "/nothing",), "no folder")):
         with pytest.raises(DataError, match=message):
-            bm.list_sources(*arguments)
+            conditions.list_sources(*arguments)
 
 
 def test_without_scikit_learn_the_rest_is_measured(monkeypatch, caplog):
-    monkeypatch.setattr(bm.importlib.util, "find_spec", lambda name: None)
-    sources = bm.list_sources()
+    monkeypatch.setattr(conditions.importlib.util, "find_spec", lambda name: None)
+    sources = conditions.list_sources()
     assert {source.category for source in sources} == {"people", "nature", "objects", "text"}
     assert "no city" in caplog.text
 
 
 def test_sources_of_the_packages_are_not_trained_on():
-    sources = bm.list_sources()
+    sources = conditions.list_sources()
     assert {source.category for source in sources} == {"people", "nature", "objects", "text", "city"}
-    assert bm.load_frame(next(source for source in sources if source.category == "city")).shape == (426, 640, 3)
+    assert conditions.load_frame(next(source for source in sources if source.category == "city")).shape == (426, 640, 3)
     trained = {f"skimage:{name}" for name in (*dataset.SKIMAGE_TRAINING, *dataset.SKIMAGE_VALIDATION)}
     assert trained.isdisjoint(source.path for source in sources)
     slide = next(source for source in sources if source.path.startswith("slide:"))
-    assert bm.load_frame(slide).shape == (720, 1280, 3)
-    assert bgr_to_planes(bm.load_frame(slide))[0].std() > 20
+    assert conditions.load_frame(slide).shape == (720, 1280, 3)
+    assert bgr_to_planes(conditions.load_frame(slide))[0].std() > 20
 
 
 def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "tiny.png"), skimage.data.chelsea()[:100, :120, ::-1])
-    sources = [bm.Source("cats", "tiny.png", str(tmp_path / "tiny.png")), picture]
-    units = [unit for unit in bm.call_units(sources, scales=(4,), codecs=("av1", "x264")) if unit.kbps == 300]
+    sources = [conditions.Source("cats", "tiny.png", str(tmp_path / "tiny.png")), picture]
+    units = [unit for unit in conditions.call_units(sources, scales=(4,), codecs=("av1", "x264")) if unit.kbps == 300]
     wanted = [unit for unit in units if (unit.source is picture) == (unit.codec == "x264")]
-    methods = [Peer("input", "", lambda scale: bm.as_it_came)]
-    records = bm.run(wanted, methods, tmp_path / "cache", vmaf=False)
+    methods = [Peer("input", "", lambda scale: runner.as_it_came)]
+    records = runner.run(wanted, methods, tmp_path / "cache", vmaf=False)
     assert [(record["name"], record["codec"]) for record in records] == [("a.png", "x264")]
     assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
     with pytest.raises(DataError, match="nothing could be measured"):
-        bm.run(wanted[:1], methods, tmp_path / "cache", vmaf=False)
+        runner.run(wanted[:1], methods, tmp_path / "cache", vmaf=False)
 
 
 def test_a_picture_without_an_even_size_is_left_out_by_name(tmp_path):
     cv2.imwrite(str(tmp_path / "line.png"), np.zeros((40, 1, 3), np.uint8))
     with pytest.raises(DataError, match=r"line\.png is too small"):
-        bm.load_frame(bm.Source("lines", "line.png", str(tmp_path / "line.png")))
+        conditions.load_frame(conditions.Source("lines", "line.png", str(tmp_path / "line.png")))

@@ -8,8 +8,8 @@ import skimage.data
 
 import dataset
 import degradation
+from benchmark.metrics import visible_change
 from degradation import Camera
-from metrics import visible_change
 from utils import bgr_to_planes, luma_metrics
 
 SOFT = {

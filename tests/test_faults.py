@@ -15,11 +15,11 @@ import pytest
 import skimage.data
 import torch
 
-import benchmark
 import dataset
+from benchmark import conditions, runner
+from benchmark.peers import Peer
 from config import load_config
 from degradation import DataError
-from peers import Peer
 from runtime import DeviceError, TorchEngine, student_reach
 from utils import atomic_path, bgr_to_planes
 
@@ -160,20 +160,20 @@ def test_a_damaged_cache_is_not_taken_for_good(cache, tmp_path):
 
 def test_damaged_figures_and_streams_are_made_anew(tmp_path):
     planes = bgr_to_planes(np.ascontiguousarray(skimage.data.chelsea()[:128, :160]))
-    unit = benchmark.Unit("call", benchmark.Source("cats", "a", "skimage:chelsea"), "x", 1, "x264", 30, None)
-    expected = benchmark.send([planes] * 2, unit, tmp_path, 1)
+    unit = conditions.Unit("call", conditions.Source("cats", "a", "skimage:chelsea"), "x", 1, "x264", 30, None)
+    expected = conditions.send([planes] * 2, unit, tmp_path, 1)
     (stream,) = tmp_path.glob("streams/*.npz")
     for damaged in (stream.read_bytes()[:-50], b""):
         stream.write_bytes(damaged)
-        found = benchmark.send([planes] * 2, unit, tmp_path, 1)
+        found = conditions.send([planes] * 2, unit, tmp_path, 1)
         assert found[1] == expected[1] and (found[0][0][0] == expected[0][0][0]).all()
 
-    units = benchmark.image_units([benchmark.Source("nature", "chelsea", "skimage:chelsea")], ("light jpeg",))
-    methods = [Peer("input", "as it came", lambda scale: benchmark.as_it_came)]
-    (record,) = benchmark.run(units, methods, tmp_path, vmaf=False)
+    units = conditions.image_units([conditions.Source("nature", "chelsea", "skimage:chelsea")], ("light jpeg",))
+    methods = [Peer("input", "as it came", lambda scale: runner.as_it_came)]
+    (record,) = runner.run(units, methods, tmp_path, vmaf=False)
     (figures,) = tmp_path.glob("figures/*.json")
     figures.write_text(figures.read_text()[:40])
-    assert benchmark.run(units, methods, tmp_path, vmaf=False) == [record]
+    assert runner.run(units, methods, tmp_path, vmaf=False) == [record]
     assert json.loads(figures.read_text()) == record
 
 

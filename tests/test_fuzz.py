@@ -24,11 +24,11 @@ from PIL import Image
 
 import models
 import runtime
+from benchmark.report import ReportError, load_report
+from benchmark.study import StudyError, load_study
 from config import Config, ConfigError, load_config
 from models import CheckpointError, Student, load_student, read_ncnn, save_student
-from report import ReportError, load_report
 from runtime import ArtefactError, OpenVINOEngine, artefact_path, make_engine
-from subjective import StudyError, load_study
 from tests import fuzzing
 from video import VideoError, VideoReader, read_image
 

@@ -16,8 +16,8 @@ from skimage.metrics import structural_similarity
 
 import dataset
 import degradation
-import metrics
-from metrics import MetricError
+from benchmark import metrics
+from benchmark.metrics import MetricError
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_full_range, to_limited_range, unsharp
 
 needs_ffmpeg = pytest.mark.skipif(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from skimage.data import astronaut, chelsea
 
+from benchmark.metrics import psnr, visible_change
 from dataset import animate
 from degradation import Camera, codec_roundtrip
 from inference import RealTimeSharpener
-from metrics import psnr, visible_change
 from models import RELEASED_STUDENT, Student, load_student
 from runtime import OpenVINOEngine, TorchEngine, artefact_path
 from utils import bgr_to_planes

@@ -13,9 +13,9 @@ import skimage.data
 import torch
 
 import models
-import peers
+from benchmark import peers
+from benchmark.peers import FFmpegFilter, Peer, SRVGGNetCompact, rcas, super_resolver, tune, tuning_pairs, unsharp_mask
 from dataset import SKIMAGE_BENCHMARK, DataError
-from peers import FFmpegFilter, Peer, SRVGGNetCompact, rcas, super_resolver, tune, tuning_pairs, unsharp_mask
 from utils import bgr_to_planes, luma_metrics, to_limited_range
 
 

@@ -14,11 +14,11 @@ import pytest
 import skimage.data
 from PIL import Image
 
+import benchmark.report as rp
 import dataset
 import degradation
-import report as rp
-from page import write_report
-from report import ReportError
+from benchmark.page import write_report
+from benchmark.report import ReportError
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr
 
 # ----------------------------------------------------------------------------------------------------------------------

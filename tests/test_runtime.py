@@ -23,6 +23,7 @@ from skimage.data import chelsea
 
 import models
 import runtime
+from benchmark.metrics import psnr, visible_change
 from degradation import pack_planes
 from export import (
     CLOSENESS,
@@ -40,7 +41,6 @@ from export import (
     predict,
     quantise,
 )
-from metrics import psnr, visible_change
 from models import NEIGHBOURS, RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
     GAIN_STEPS,

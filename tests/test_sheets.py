@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-import sheets
+from benchmark import sheets
 from degradation import DataError
 
 COLOURS = {"input": 40, "student": 90, "RCAS": 160, "unsharp mask": 220}

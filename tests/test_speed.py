@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate as ev
-import speed
+from benchmark import speed
+from benchmark.peers import FILTERS
 from models import RELEASED_STUDENT, Student, load_student
-from peers import FILTERS
 from video import VideoReader
 
 
@@ -197,4 +197,4 @@ def test_the_help_names_the_command(capsys):
     with pytest.raises(SystemExit) as stopped:
         ev.main(["--help"])
     assert stopped.value.code == 0
-    assert "compare, subjective, grid and speed" in " ".join(capsys.readouterr().out.split())
+    assert "compare, sheets, subjective and speed" in " ".join(capsys.readouterr().out.split())

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metrics import bootstrap_interval
+from benchmark.conditions import DEFAULT_CONDITION
+from benchmark.metrics import bootstrap_interval
 from utils import first_line
 
 FORMAT = 1
@@ -82,7 +83,6 @@ SUMMARY_METRICS = {
     "x4": CLIP_METRICS,
     "image": ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "ms_ssim", "ocr"),
 }
-DEFAULT_CONDITION = "bicubic+noise"  # of `benchmark.IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
 HARM_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "jod", "ms_ssim", "ocr")
 MAIN_METRICS = ("psnr_y", "ssim_y", "vmaf_neg")  # of the curves, the distribution and the table of conditions
 NO_BREAK = "\N{NO-BREAK SPACE}"

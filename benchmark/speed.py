@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 import dataset
 import degradation
+from benchmark.peers import peers, time_1080p
+from benchmark.report import format_milliseconds, format_share, markdown_table
 from models import CheckpointError
-from peers import peers, time_1080p
-from report import format_milliseconds, format_share, markdown_table
 from runtime import DeviceError, OpenVINOEngine, TorchEngine, make_engine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter

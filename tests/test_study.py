@@ -20,8 +20,8 @@ import pytest
 import scipy.optimize
 import skimage.data
 
-import subjective as sub
-from subjective import StudyError
+import benchmark.study as sub
+from benchmark.study import StudyError
 
 METHODS = ("input", "student", "unsharp mask", "truth")
 ANN, BOB = "a" * 32, "b" * 32

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, UnidentifiedImageError
 
-from metrics import bootstrap_interval
-from report import (
+from benchmark.metrics import bootstrap_interval
+from benchmark.report import (
     HARM_METRICS,
     MAIN_METRICS,
     METRICS,

@@ -38,7 +38,7 @@ import cv2  # before av: see video.py
 import av
 import numpy as np
 
-from metrics import bootstrap_interval
+from benchmark.metrics import bootstrap_interval
 from utils import atomic_path, first_line
 
 MEDIA_TYPES = {  # what every browser of today shows

@@ -1,0 +1,1 @@
+"""What measures the sharpener. Nothing at the top imports it but `evaluate.py`."""
