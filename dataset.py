@@ -632,6 +632,20 @@ def periodic_pattern(side, rng):
     return np.rint(rng.uniform(contrast, 255 - contrast) + contrast * wave).astype(np.uint8)
 
 
+def soft_lines(side, rng):
+    """Soft parallel lines, half of them along the frame, `(side, side)` uint8.
+
+    Doors and shelves have them. What the student says of a cell's four rows must agree along such a line: one that saw
+    too few of them turned the frame of a door into rows of dots.
+    """
+    rows, columns = np.mgrid[:side, :side]
+    angle = rng.choice([0, np.pi / 2]) if rng.random() < 0.5 else rng.uniform(0, np.pi)
+    distance, sigma = rng.uniform(12, 48), rng.uniform(0.5, 3)
+    across = (np.sin(angle) * rows + np.cos(angle) * columns + rng.uniform(0, distance)) % distance - distance / 2
+    height = rng.choice([-1, 1]) * rng.uniform(4, 80)
+    return np.rint(rng.uniform(80, 175) + height * np.exp(-0.5 * (across / sigma) ** 2)).astype(np.uint8)
+
+
 class PairDataset(Dataset):
     """Random crops of pairs, flipped and turned; an item is decided by its key alone.
 
@@ -663,7 +677,8 @@ class PairDataset(Dataset):
         )
         if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
-            pattern, box = periodic_pattern(crop, rng), tuple(map(slice, corner, corner + size))
+            draw = periodic_pattern if rng.random() < 0.5 else soft_lines
+            pattern, box = draw(crop, rng), tuple(map(slice, corner, corner + size))
             source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"

@@ -117,6 +117,7 @@ class QuantisedConv(nn.Module):
         self.signed = bool((low < 0).any())
         steps = (torch.maximum(high / 127, -low / 128) if self.signed else high / 255).clamp(min=1e-8)
         self.weight, self.bias = nn.Parameter(conv.weight.clone()), nn.Parameter(conv.bias.clone())
+        self.dilation = conv.dilation[0]
         self.log_step = nn.Parameter(steps.log())  # (I,) of the input
         self.log_scale = nn.Parameter(_weight_scales(conv.weight * steps[:, None, None]).log())  # (O,) of the weights
 
@@ -140,7 +141,7 @@ class QuantisedConv(nn.Module):
 
     def forward(self, x):
         weight = self.weight_integers() * self.scales()[:, None, None, None]
-        return F.conv2d(self.input_integers(x), weight, self.bias, padding="same")
+        return F.conv2d(self.input_integers(x), weight, self.bias, padding="same", dilation=self.dilation)
 
 
 class QuantisedHead(QuantisedConv):
@@ -304,11 +305,12 @@ class _Graph:
         arguments = self.constant(np.float32(1)), self.constant(zero)
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *arguments), *arguments)
 
-    def convolve(self, x, integers, scales, *bias):
+    def convolve(self, x, integers, scales, *bias, dilation=1):
         """Convolve with int8 weights (O, I, k, k) and a scale for each output channel."""
         weights = [self.constant(a) for a in (integers.astype(np.int8), scales, np.zeros(len(scales), np.int8))]
         weights = self.add("DequantizeLinear", *weights, axis=0)
-        return self.add("Conv", x, weights, *map(self.constant, bias), pads=[integers.shape[2] // 2] * 4)
+        pads, dilations = [integers.shape[2] // 2 * dilation] * 4, [dilation] * 2
+        return self.add("Conv", x, weights, *map(self.constant, bias), pads=pads, dilations=dilations)
 
 
 def build_model(quantised, metadata):
@@ -337,7 +339,7 @@ def build_model(quantised, metadata):
     def layer(module, x):
         steps = module.steps().detach().numpy().reshape(1, -1, 1, 1)
         x = graph.round(graph.add("Mul", x, graph.constant(1 / steps)), np.int8(0) if module.signed else np.uint8(0))
-        return graph.convolve(x, *arrays(module))
+        return graph.convolve(x, *arrays(module), dilation=module.dilation)
 
     pixels, cells = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "cells"))
     x = graph.round(cells, np.uint8(0))  # rounds nothing, and says that it has 8 bits

@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import importlib.metadata
 import io
+import itertools
 import logging
 import os
 import pickletools
@@ -51,6 +52,7 @@ class CheckpointError(RuntimeError):
 
 
 INPUT_GAIN = 10
+DILATIONS = (1, 2, 4, 1)  # of the blocks: what is soft and what is crisp shows in a wider view
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `steepen` does not leave, and `limit_halo` hardly
@@ -106,9 +108,9 @@ class ResidualBlock(nn.Module):
     After EDSR (Lim et al., CVPRW 2017), and WDSR (Yu et al., 2018) for the wide activation.
     """
 
-    def __init__(self, channels, wide):
+    def __init__(self, channels, wide, dilation):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, wide, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, wide, 3, padding=dilation, dilation=dilation)
         self.conv2 = nn.Conv2d(wide, channels, 1)
 
     def forward(self, x):
@@ -139,7 +141,8 @@ class Student(nn.Module):
         wide = wide or channels * 3 // 2
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(channels, wide) for _ in range(blocks)))
+        dilations = itertools.islice(itertools.cycle(DILATIONS), blocks)
+        self.body = nn.Sequential(*(ResidualBlock(channels, wide, dilation) for dilation in dilations))
         self.tail = nn.Conv2d(channels, 28, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)
@@ -167,16 +170,22 @@ class Student(nn.Module):
     def forward(self, y, uv, strength=1.0):
         """Sharpen full-range planes in [0, 1].
 
+        Up to 1 the strength scales restoration and gain. Beyond it the picture is restored already, and only edges
+        become steeper: the gain still grows, and from the steeper luma a second round is taken, up to as much again.
+
         Args:
             y: luma ``(N, 1, H, W)``, of any size.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
-            strength: scale of residual and gain; 0 is the identity.
+            strength: 0 is the identity, 1 what the student was trained for, 2 crisp.
 
         Returns:
             The sharpened ``(y, uv)``, not clamped.
         """
-        dy, duv, gain = (strength * change for change in self.predict(y, uv))
-        return limit_halo(steepen(y + dy, gain), y), uv + duv
+        dy, duv, gain = self.predict(y, uv)
+        sharp = steepen(y + min(strength, 1) * dy, strength * gain)
+        if strength > 1:
+            sharp = steepen(sharp, (min(strength, 2) - 1) * (strength * gain).clamp(*DETAIL_GAIN))
+        return limit_halo(sharp, y), uv + min(strength, 1) * duv
 
 
 class WideWeight(nn.Module):

@@ -42,9 +42,6 @@ _LIMITED_RANGE_SCALE = (219, 224)
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
-_WINDOW = 64  # cells of 4x4 pixels a side of the parts of a frame that are computed alone
-_WORTHWHILE = 0.4  # of a frame; where more has to be renewed, parts take as long with their borders
-_FRAMES_TO_WIN = 10  # that such parts would have done for, before a network is compiled for them
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
 _PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
@@ -85,6 +82,25 @@ def steepen(y, gain):
     side = 2 * DETAIL_RADIUS + 1
     detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
     return within_neighbours(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
+
+
+def finish_luma(restored, gain, y, strength):
+    """Steepen restored luma and limit its halo: what `models.Student.forward` does, for video.
+
+    Args:
+        restored: `y` and what the network adds, ``(H, W)`` in codes, uint8 or float32.
+        gain: as `steepen` takes it, times the strength already.
+        y: luma as it came, of the same type.
+        strength: see `models.Student.forward`.
+
+    Returns:
+        Sharpened luma of the same type.
+    """
+    sharp = steepen(restored, gain)
+    if strength > 1:
+        again = np.rint((min(strength, 2) - 1) * (gain.astype(np.float32) - GAIN_ZERO)) + GAIN_ZERO
+        sharp = steepen(sharp, again.astype(np.uint8))
+    return limit_halo(sharp, y)
 
 
 def limit_halo(sharp, y):
@@ -186,7 +202,7 @@ class TorchEngine:
         Args:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
             full_range: luma spans 0-255 instead of 16-235.
-            strength: scale of the residual; 0 is the identity.
+            strength: 0 is the identity; see `models.Student.forward`.
 
         Returns:
             ``(y, uv)``, new uint8 arrays.
@@ -195,7 +211,7 @@ class TorchEngine:
             return y.copy(), uv.copy()
         function = functools.partial(self._sharpen, full_range=full_range, strength=strength)
         sharp, uv, gain = self._in_parts(function, y, uv)
-        return limit_halo(steepen(sharp, gain), y), uv
+        return finish_luma(sharp, gain, y, strength), uv
 
     def _sharpen(self, y, uv, full_range, strength):
         planes = [self._tensor(plane) for plane in (y, uv)]
@@ -230,7 +246,7 @@ class TorchEngine:
         """
         dy, duv, gain = self._in_parts(functools.partial(self._changes, strength=strength), y, uv)
         codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
+        dy = finish_luma(np.clip(codes + 255 * dy, 0, 255), gain, codes, strength) - codes
         if y.dtype != np.uint8:
             return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
@@ -282,24 +298,21 @@ class TorchEngine:
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
             changes = self._student.predict(y[None, None], uv[None])
-        dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
+        dy, duv, gain = (change.float()[0] for change in changes)
+        dy, duv, gain = min(strength, 1) * dy, min(strength, 1) * duv, min(strength, STRENGTH_LIMIT) * gain
         gain = (GAIN_STEPS * gain[0] + GAIN_ZERO).round_().clamp_(0, 255).to(torch.uint8)
         return dy[0], duv, gain.cpu().numpy()
 
 
-def cell_reach(student):
-    """How far from a cell of 4x4 pixels the input lies that decides a student's output there, in cells.
-
-    Convolutions one after the other reach as far as their kernels together; the local mean (`models.local_mean`) one
-    cell more.
-    """
-    kernels = [module.kernel_size[0] for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    return 1 + sum(size // 2 for size in kernels)
-
-
 def student_reach(student):
-    """`cell_reach` in pixels, from one end of a cell to the other, rounded up to a multiple of 8."""
-    reach = 4 * cell_reach(student) + 3
+    """Return how far from a pixel the input lies that decides a student's residual there, in pixels, rounded up to 8.
+
+    Convolutions one after the other reach as far as their kernels together, in cells of 4x4 pixels; the local mean
+    (`models.local_mean`) reaches one cell more.
+    """
+    convolutions = [module for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
+    cells = 1 + sum(conv.kernel_size[0] // 2 * conv.dilation[0] for conv in convolutions)
+    reach = 4 * cells + 3
     return reach + -reach % 8
 
 
@@ -400,10 +413,6 @@ class OpenVINOEngine:
     The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
     the last four sizes are kept. Calls from several threads take turns.
 
-    On a CPU, what stands still since the frame before is not computed again, where frames of one size come from one
-    video, but only squares of 256 pixels that together hold all that changed and what that has an influence on, where
-    these are less than the frame. The result is the same bit for bit.
-
     Args:
         student: the `models.Student` that the network was made from; it is copied.
         path: file written by export.py.
@@ -437,8 +446,6 @@ class OpenVINOEngine:
         if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
         self._lock, self._networks = threading.Lock(), collections.OrderedDict()
-        self._reach = cell_reach(student)
-        self._part, self._compiler, self._wishes = None, None, 0  # for parts of frames of all sizes
         try:
             with _openvino_lock:
                 self._core = _core()
@@ -470,68 +477,20 @@ class OpenVINOEngine:
 
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
-        codes = np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": min(strength, STRENGTH_LIMIT) * codes, "keep": keep}
+        once, often = min(strength, 1), min(strength, STRENGTH_LIMIT)
+        amount = np.float32([once * scale[0] / 255, once * scale[1] / 255, often]).repeat((16, 8, GAINS))
+        parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, network.incoming, network.cells)
-            self._update(network, parameters, (scale, strength, keep))
+            fold_planes(*padded, network.planes, network.cells)
+            network.infer(parameters)
             sharp, uv, gain = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
         if keep:
-            return limit_halo(steepen(sharp, gain), y), uv
+            return finish_luma(sharp, gain, y, strength), uv
         codes = y.astype(np.int16)
-        sharp = limit_halo(steepen(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain), y)
+        sharp = finish_luma(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain, y, strength)
         return np.clip(sharp - codes + 128, 0, 255).astype(np.uint8), uv
-
-    def _update(self, network, parameters, settings):
-        """Bring `network.sharp` up to date with `network.incoming`, and `network.planes` to what it was made of.
-
-        Where the last frame was made with the same `settings`, only what has changed is computed, and what that has an
-        influence on.
-        """
-        known = network.settings == settings and self.device == "CPU"
-        network.settings = None  # should anything fail, nothing is known
-        windows = self._windows(network.planes, network.incoming) if known else None
-        network.planes, network.incoming = network.incoming, network.planes
-        if windows is None:
-            network.infer(parameters)
-        for source, target, result in windows or ():
-            self._part.planes[...], self._part.cells[...] = network.planes[source], network.cells[source]
-            self._part.infer(parameters)
-            network.sharp[target] = self._part.sharp[result]
-        network.settings = settings
-
-    def _windows(self, before, after):
-        """What to compute of a frame, from folded planes of the one before and of this one; None if it is all of it."""
-        changed = _changed_cells(before, after, self._reach)
-        windows = None if changed is None else _cover(changed, self._reach)
-        if windows and not self._part:  # it does not compile, or does not exist yet
-            if self._part is None:
-                self._wish()
-            return None
-        return windows
-
-    def settle(self):
-        """Wait for the network for parts of the picture that is being compiled, if it is."""
-        if self._compiler and self._compiler.is_alive():
-            self._compiler.join()
-
-    def _wish(self):
-        """Count a frame that parts would do for, and after some of them compile a network for these beside."""
-        self._wishes += 1
-        busy = self._compiler and self._compiler.is_alive()
-        if self._wishes >= _FRAMES_TO_WIN and not busy:
-            self._compiler = threading.Thread(target=self._add_part, name="compile")
-            with contextlib.suppress(RuntimeError):  # there can be no more threads: frames are computed as a whole
-                self._compiler.start()
-
-    def _add_part(self):
-        try:
-            self._part = self._compile(_WINDOW, _WINDOW)
-        except Exception as error:  # OpenVINO's own, of many kinds; the network for whole frames did compile
-            log.warning("%s: frames are computed as a whole: %s", self.description, first_line(error))
-            self._part = False
 
     def _network_for(self, rows, columns):
         """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
@@ -614,90 +573,26 @@ class OpenVINOEngine:
 
 
 class _FrameNetwork:
-    """The network compiled for one size of frames, and what it reads and writes.
+    """The network compiled for one size of frames, and the arrays that it reads and writes.
 
     Attributes:
         planes, cells: uint8 arrays ``(rows, columns, 28)`` and ``(rows, columns, 32)``: a frame, folded.
-        incoming: for the planes of the next frame.
-        sharp: what the network made of `planes`.
-        settings: what `sharp` was made with; None where it does not belong to `planes`.
+        sharp: what the network made of it, like `planes`.
     """
 
     def __init__(self, request, tensor, rows, columns):
-        self._request, self._tensor = request, tensor
-        arrays = {name: np.ones(shape, np.float32) for name, (kind, shape) in _PORTS.items() if kind == "f32"}
-        self._parameters = arrays
-        self.incoming, self.planes, self.cells, self.sharp = (
-            np.zeros((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "planes", "cells", "sharp")
-        )
-        for name, array in {**arrays, "cells": self.cells[None], "sharp": self.sharp[None]}.items():
-            request.set_tensor(name, tensor(array, shared_memory=True))
-        self.settings = None
+        self._request, self._arrays = request, {}
+        for name, (kind, shape) in _PORTS.items():
+            shape = [{-1: side}.get(fixed, fixed) for fixed, side in zip(shape, (1, rows, columns, 1), strict=True)]
+            self._arrays[name] = np.zeros(shape, {"u8": np.uint8, "f32": np.float32}[kind])
+            request.set_tensor(name, tensor(self._arrays[name], shared_memory=True))
+        self.planes, self.cells, self.sharp = (self._arrays[name][0] for name in ("planes", "cells", "sharp"))
 
     def infer(self, parameters):
         """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
         for name, value in parameters.items():
-            self._parameters[name][...] = value
-        self._request.set_tensor("planes", self._tensor(self.planes[None], shared_memory=True))
+            self._arrays[name][...] = value
         self._request.infer()
-
-
-def _changed_cells(before, after, reach):
-    """Where folded planes differ: bool ``(rows, columns)``; None if it is too much, as every sixteenth row shows."""
-    for step in (16, 1):
-        differs = before[::step].view(np.uint32) != after[::step].view(np.uint32)  # (rows, columns, 7)
-        changed = functools.reduce(np.logical_or, (differs[..., word] for word in range(6)))  # the last is `GAIN_ZERO`
-        if step > 1 and _surroundings(changed, 0, reach).mean() > _WORTHWHILE:
-            return None
-    return changed
-
-
-def _surroundings(cells, rows, columns):
-    """The cells that have one of these within so many rows and columns: bool arrays."""
-    return cv2.dilate(cells.view(np.uint8), np.ones((2 * rows + 1, 2 * columns + 1), np.uint8)).view(bool)
-
-
-def _cover(changed, reach):
-    """Windows of a frame that hold all that has to be computed again.
-
-    A cell's output depends on the input up to `reach` cells away, of which the last lies behind the local means, which
-    are computed for the whole frame. Beyond the frame's edge a window sees what the frame would.
-
-    Args:
-        changed: bool ``(rows, columns)``, which cells of the input did.
-        reach: see `cell_reach`.
-
-    Returns:
-        List of ``(source, target, result)``, each slices of rows and of columns: what of the frame a window reads and
-        what of that it renews, and where this lies in the window. None where they would take longer than the frame.
-    """
-    wanted = _surroundings(changed, reach, reach)
-    if not wanted.any():
-        return []
-    if 2 * reach > _WINDOW or min(wanted.shape) < _WINDOW or wanted.mean() > _WORTHWHILE:
-        return None
-    place, windows = functools.partial(_place, margin=reach - 1), []
-    while wanted.any():
-        if (len(windows) + 1) * _WINDOW**2 > 0.8 * wanted.size:
-            return None
-        _, strip, _ = place(np.argmax(wanted.any(axis=1)), wanted.shape[0])
-        columns = place(np.argmax(wanted[strip].any(axis=0)), wanted.shape[1])
-        first = strip.start + np.argmax(wanted[strip, columns[1]].any(axis=1))
-        windows.append(tuple(zip(place(first, wanted.shape[0]), columns, strict=True)))
-        wanted[windows[-1][1]] = False
-    return windows
-
-
-def _place(first, length, margin):
-    """How a window lies along one side of a frame so that `first` is the first cell that it renews, or one of these.
-
-    Returns:
-        Slices ``source, target, result``: see `_cover`.
-    """
-    begin = int(min(max(first - margin, 0), length - _WINDOW))
-    end = begin + _WINDOW
-    low, high = begin + margin if begin else 0, end - margin if end < length else length
-    return slice(begin, end), slice(low, high), slice(low - begin, high - begin)
 
 
 @functools.cache

@@ -71,14 +71,28 @@ def high_pass(y, sigma=2.0, radius=6):
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
 
 
-def edge_strength(y, sigma=1.5, radius=4):
-    """Length of the gradient of luma `(N, 1, H, W)`, averaged around each pixel by a Gaussian; edges are cut off.
-
-    Luma is blurred a little before: else a pattern of single pixels would be as good as a steep edge.
-    """
+def gradient(y):
+    """Gradient of luma `(N, 1, H, W)`, blurred a little, across and down: `(N, 2, H - 5, W - 5)`."""
     y = gaussian_blur(y, 0.7, 2)
-    across, down = y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]
-    return gaussian_blur((across.square() + down.square() + 1e-6).sqrt(), sigma, radius)
+    return torch.cat([y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]], dim=1)
+
+
+def edge_deficit(y, target):
+    """How much the edges of luma are flatter (or steeper) than those of the target, around each pixel.
+
+    The gradient counts in the direction of the target's only. Its length would reward any pattern along an edge: thin
+    soft lines became rows of dots.
+
+    Args:
+        y, target: luma `(N, 1, H, W)`.
+
+    Returns:
+        Tensor `(N,)`.
+    """
+    slope = gradient(target)
+    length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
+    missing = length - (gradient(y) * slope).sum(dim=1, keepdim=True) / length
+    return gaussian_blur(missing, 1.5, 4).abs().mean(dim=(1, 2, 3))
 
 
 def charbonnier(x, y, epsilon):
@@ -150,8 +164,7 @@ def distillation_loss(output, batch, config, step):
     epsilon = charbonnier_epsilon(config, step)
     l1_per_pair = charbonnier(y, target, epsilon) + 0.5 * charbonnier(uv, uv_goal, epsilon)
     terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, target))).mean()}
-    strengths = edge_strength(y), edge_strength(target)
-    terms["edges"] = ((weight + taught) * (strengths[0] - strengths[1]).abs().mean(dim=(1, 2, 3))).mean()
+    terms["edges"] = ((weight + taught) * edge_deficit(y, target)).mean()
     details = high_pass(y), high_pass(target)
     terms["teacher_l1"] = (taught * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).mean()
     terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
