@@ -585,9 +585,10 @@ def read_teacher_pairs(folder, region):
 def crisp(y, source, amount=1.0):
     """Calm what is flat in luma, and make its edges steeper without halo.
 
-    Faint grain goes (coring). Then, twice, an unsharp mask of two radii is limited to the range of the 3x3
-    neighbours, so that edges become steeper and not higher. Of what still leaves the range that the 7x7 neighbours have
-    in `source`, and so would be seen as halo, half stays.
+    Faint grain goes (coring). Then, twice, an unsharp mask of two radii is limited to the range of the neighbours, so
+    that edges become steeper and not higher. That is done at twice the size and averaged down again: at the picture's
+    own size, steep edges become staircases. Of what still leaves the range that the 7x7 neighbours have in `source`,
+    and so would be seen as halo, half stays.
 
     Args:
         y: luma `(H, W)` uint8 or float32 in codes.
@@ -601,13 +602,14 @@ def crisp(y, source, amount=1.0):
     calm = y - CORING * np.clip(y - cv2.GaussianBlur(y, (0, 0), 1.5), -GRAIN, GRAIN)
     if amount == 0:
         return calm
-    sharp, near = calm, np.ones((3, 3), np.uint8)
+    sharp, near = cv2.resize(calm, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.ones((5, 5), np.uint8)
     for _ in range(2):
-        detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 1.5) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 2.5))
+        detail = sharp - cv2.GaussianBlur(sharp, (0, 0), 3) + 0.35 * (sharp - cv2.GaussianBlur(sharp, (0, 0), 5))
         detail = np.sign(detail) * np.maximum(np.abs(detail) - FAINT_DETAIL, 0)
         low, high = cv2.erode(sharp, near), cv2.dilate(sharp, near)
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
+    sharp = cv2.resize(sharp, y.shape[::-1], interpolation=cv2.INTER_AREA)
     inside = within_neighbours(sharp, source.astype(np.float32))
     return calm + amount * (inside + (sharp - inside) / 2 - calm)
 

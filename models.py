@@ -170,22 +170,16 @@ class Student(nn.Module):
     def forward(self, y, uv, strength=1.0):
         """Sharpen full-range planes in [0, 1].
 
-        Up to 1 the strength scales restoration and gain. Beyond it the picture is restored already, and only edges
-        become steeper: the gain still grows, and from the steeper luma a second round is taken, up to as much again.
-
         Args:
             y: luma ``(N, 1, H, W)``, of any size.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
-            strength: 0 is the identity, 1 what the student was trained for, 2 crisp.
+            strength: scale of residual and gain; 0 is the identity.
 
         Returns:
             The sharpened ``(y, uv)``, not clamped.
         """
-        dy, duv, gain = self.predict(y, uv)
-        sharp = steepen(y + min(strength, 1) * dy, strength * gain)
-        if strength > 1:
-            sharp = steepen(sharp, (min(strength, 2) - 1) * (strength * gain).clamp(*DETAIL_GAIN))
-        return limit_halo(sharp, y), uv + min(strength, 1) * duv
+        dy, duv, gain = (strength * change for change in self.predict(y, uv))
+        return limit_halo(steepen(y + dy, gain), y), uv + duv
 
 
 class WideWeight(nn.Module):

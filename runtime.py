@@ -84,25 +84,6 @@ def steepen(y, gain):
     return within_neighbours(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
 
 
-def finish_luma(restored, gain, y, strength):
-    """Steepen restored luma and limit its halo: what `models.Student.forward` does, for video.
-
-    Args:
-        restored: `y` and what the network adds, ``(H, W)`` in codes, uint8 or float32.
-        gain: as `steepen` takes it, times the strength already.
-        y: luma as it came, of the same type.
-        strength: see `models.Student.forward`.
-
-    Returns:
-        Sharpened luma of the same type.
-    """
-    sharp = steepen(restored, gain)
-    if strength > 1:
-        again = np.rint((min(strength, 2) - 1) * (gain.astype(np.float32) - GAIN_ZERO)) + GAIN_ZERO
-        sharp = steepen(sharp, again.astype(np.uint8))
-    return limit_halo(sharp, y)
-
-
 def limit_halo(sharp, y):
     """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32."""
     return cv2.addWeighted(within_neighbours(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
@@ -211,7 +192,7 @@ class TorchEngine:
             return y.copy(), uv.copy()
         function = functools.partial(self._sharpen, full_range=full_range, strength=strength)
         sharp, uv, gain = self._in_parts(function, y, uv)
-        return finish_luma(sharp, gain, y, strength), uv
+        return limit_halo(steepen(sharp, gain), y), uv
 
     def _sharpen(self, y, uv, full_range, strength):
         planes = [self._tensor(plane) for plane in (y, uv)]
@@ -246,7 +227,7 @@ class TorchEngine:
         """
         dy, duv, gain = self._in_parts(functools.partial(self._changes, strength=strength), y, uv)
         codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = finish_luma(np.clip(codes + 255 * dy, 0, 255), gain, codes, strength) - codes
+        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
         if y.dtype != np.uint8:
             return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
@@ -298,8 +279,7 @@ class TorchEngine:
         reduced = self._dtype != torch.float32
         with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
             changes = self._student.predict(y[None, None], uv[None])
-        dy, duv, gain = (change.float()[0] for change in changes)
-        dy, duv, gain = min(strength, 1) * dy, min(strength, 1) * duv, min(strength, STRENGTH_LIMIT) * gain
+        dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
         gain = (GAIN_STEPS * gain[0] + GAIN_ZERO).round_().clamp_(0, 255).to(torch.uint8)
         return dy[0], duv, gain.cpu().numpy()
 
@@ -477,8 +457,7 @@ class OpenVINOEngine:
 
     def _run(self, y, uv, scale, strength, keep):
         _check_size(y)
-        once, often = min(strength, 1), min(strength, STRENGTH_LIMIT)
-        amount = np.float32([once * scale[0] / 255, once * scale[1] / 255, often]).repeat((16, 8, GAINS))
+        amount = min(strength, STRENGTH_LIMIT) * np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
         parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
@@ -487,9 +466,9 @@ class OpenVINOEngine:
             network.infer(parameters)
             sharp, uv, gain = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
         if keep:
-            return finish_luma(sharp, gain, y, strength), uv
+            return limit_halo(steepen(sharp, gain), y), uv
         codes = y.astype(np.int16)
-        sharp = finish_luma(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain, y, strength)
+        sharp = limit_halo(steepen(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain), y)
         return np.clip(sharp - codes + 128, 0, 255).astype(np.uint8), uv
 
     def _network_for(self, rows, columns):
