@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from images import VideoError, existing_file
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, logging_redirect_tqdm, tqdm
-from video import VideoError, existing_file
 
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")

@@ -42,9 +42,10 @@ from degradation import (
     resize_planes,
     unpack_planes,
 )
+from images import VideoError, check_image
 from runtime import within_neighbours
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
-from video import MAX_VIDEO_SIDE, VideoError, check_image, open_video
+from video import MAX_VIDEO_SIDE, open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
 SKIMAGE_TRAINING = (

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import dataset
 from degradation import Camera, codec_roundtrip
+from images import Picture, write_image
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
-from video import BT601_LIMITED, Frame, Picture, VideoFormat, VideoWriter, write_image
+from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 
 def run_demo(sharpener, folder, seconds=2.4, rate=25):

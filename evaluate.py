@@ -38,11 +38,11 @@ from benchmark.report import FORMAT, ReportError, compare, format_comparison, lo
 from benchmark.runner import record_key
 from benchmark.study import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
 from degradation import FRAME_RATE, DataError
+from images import VideoError
 from inference import RealTimeSharpener, parse_amount
 from models import RELEASED_STUDENT, CheckpointError
 from runtime import DeviceError
 from utils import atomic_path, planes_to_bgr, to_full_range
-from video import VideoError
 
 STUDENT = "student"
 CACHE = "data/cache/benchmark"

@@ -44,6 +44,7 @@ import torch
 from PIL import Image
 
 from batch import beside, check_free, is_pattern, plan_files, sharpen_file, sharpen_files
+from images import VideoError, existing_file, read_image, write_image
 from live import (
     KEYS,
     Camera,
@@ -60,6 +61,7 @@ from live import (
     play,
 )
 from models import RELEASED_STUDENT, CheckpointError, load_student
+from pipeline import read_ahead, write_behind
 from runtime import DeviceError, make_engine
 from utils import (
     IMAGE_SUFFIXES,
@@ -68,17 +70,7 @@ from utils import (
     halve_chroma,
     tqdm,
 )
-from video import (
-    VideoError,
-    VideoReader,
-    VideoWriter,
-    check_encoder,
-    existing_file,
-    read_ahead,
-    read_image,
-    write_behind,
-    write_image,
-)
+from video import VideoReader, VideoWriter, check_encoder
 
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)

@@ -27,18 +27,10 @@ import cv2  # before av: see video.py
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from images import Picture, VideoError, quiet_opencv, write_image
+from pipeline import write_behind
 from utils import bgr_to_planes, to_limited_range
-from video import (
-    BT601_LIMITED,
-    Frame,
-    Picture,
-    VideoError,
-    VideoFormat,
-    VideoWriter,
-    quiet_opencv,
-    write_behind,
-    write_image,
-)
+from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 _PATIENCE = 0.15  # seconds that a live stream's frame may be late: a few intervals
 _CLOCK_JUMP = 10  # seconds between two time stamps: the stream began anew

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
 from degradation import DataError
+from images import VideoError
 from utils import atomic_path
-from video import VideoError
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,10 @@
+import threading
 from fractions import Fraction
 
+import cv2  # noqa: F401 - before av: see video.py
+
+# isort: split
+import av
 import numpy as np
 import pytest
 import skimage.data
@@ -11,7 +16,7 @@ from export import export
 from inference import RealTimeSharpener
 from models import Student, save_student
 from utils import bgr_to_planes, to_limited_range
-from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
+from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter, plane_pixels
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,3 +91,144 @@ def clips(tmp_path_factory):
     for number in range(6):
         write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
     return folder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Video files made with PyAV itself
+
+CONSTANT = [40 * index for index in range(20)]  # milliseconds
+VARIABLE = [0, 40, 45, 120, 400, 433, 466, 1000, 1001, 1500]
+QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # clockwise
+
+
+def planes(index, width=64, height=48):
+    """A frame that tells its number by its brightness (up to 20 of them), with stripes and a moving bar."""
+    y = np.full((height, width), 40 + 8 * index % 160, np.uint8)
+    y[:, ::8] += 40
+    y[:, 2 * index % width : 2 * index % width + 3] = 220
+    uv = np.full((2, (height + 1) // 2, (width + 1) // 2), 128, np.uint8)
+    uv[0] += index % 100
+    return y, uv
+
+
+def encode(
+    path,
+    codec="libx264",
+    pixel_format="yuv420p",
+    times=CONSTANT,
+    size=(64, 48),
+    audio=None,
+    heard=range(0, 1000, 20),
+    options=None,
+    draw=planes,
+):
+    """Write a video with PyAV itself and return its path.
+
+    Args:
+        times: of the frames, in milliseconds.
+        audio: codec of a track of noise, or None.
+        heard: where that has its pieces of 20 ms, in milliseconds.
+        draw: function of a number, width and height that gives the planes.
+    """
+    heard = list(heard) if audio else []
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, time_base=Fraction(1, 1000), options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        stream.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream(audio, rate=48000, layout="mono") if audio else None
+        for index, time in enumerate(times):
+            frame, (y, uv) = av.VideoFrame(*size, pixel_format), draw(index, *size)
+            for plane, values in zip(frame.planes, (y, *uv), strict=False):
+                if pixel_format == "yuv420p":
+                    plane_pixels(plane)[...] = values
+                else:
+                    np.frombuffer(plane, np.uint8)[:] = y[0, -1]
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+            while heard and heard[0] <= time:
+                container.mux(sound.encode(noise(heard.pop(0), 20)))
+        for start in heard:
+            container.mux(sound.encode(noise(start, 20)))
+        for track in container.streams:
+            container.mux(track.encode(None))
+    return path
+
+
+def noise(start, duration):
+    """Audio of so many milliseconds that begins at so many."""
+    samples = np.random.default_rng(start).normal(0, 0.1, (1, 48 * duration)).astype(np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = 48000, 48 * start, Fraction(1, 48000)
+    return frame
+
+
+def broken_file(folder, kind):
+    """Make a file that is no video, in one of several ways; returns its path."""
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("not a video\n" * 50)
+    elif kind == "sound":
+        remux(encode(folder / "both.mp4", times=CONSTANT[:2], audio="aac"), path, "audio")
+    elif kind == "truncated":
+        data = encode(folder / "whole.mp4").read_bytes()
+        path.write_bytes(data[: data.index(b"moov") - 4])
+    elif kind == "cut":  # the index comes first, so that FFmpeg would read it up to the cut
+        data = remux(encode(folder / "plain.mp4"), folder / "whole.mp4", "video").read_bytes()
+        path.write_bytes(data[: len(data) - 200])
+    return path
+
+
+def remux(source, target, kind):
+    """Copy the only stream of a kind to an .mp4 whose index comes first; returns its path."""
+    with av.open(str(source)) as container, av.open(str(target), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream_from_template(container.streams.get({kind: 0})[0])
+        for packet in container.demux(**{kind: 0}):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return target
+
+
+def copy(source, target, **encoding):
+    """Pass a video through reader and writer; returns the times in milliseconds that were read."""
+    times = []
+    with VideoReader(source, audio=True) as reader, VideoWriter(target, reader.format, reader, **encoding) as writer:
+        for frame in reader:
+            times.append(milliseconds(frame.pts, reader))
+            writer.write(frame)
+    return times
+
+
+def pictures(reader):
+    """All frames as upright BGR pictures."""
+    return [reader.to_bgr(frame.y, frame.uv) for frame in reader]
+
+
+def milliseconds(pts, reader):
+    return round(1000 * pts * reader.format.time_base)
+
+
+def read_times(path):
+    with VideoReader(path) as reader:
+        return [milliseconds(frame.pts, reader) for frame in reader]
+
+
+def brightness_order(path):
+    """The numbers of frames made with `planes`, as they come out."""
+    with VideoReader(path) as reader:
+        return [round((np.median(frame.y) - 40) / 8) for frame in reader]
+
+
+def packets(path, kind):
+    with av.open(str(path)) as container:
+        return [(bytes(packet), packet.pts) for packet in container.demux(**{kind: 0}) if packet.size]
+
+
+@pytest.fixture
+def threads():
+    """The threads before a test; afterwards there are no others."""
+    before = set(threading.enumerate())
+    yield before
+    assert set(threading.enumerate()) == before

@@ -39,8 +39,9 @@ import models
 from benchmark import report
 from benchmark import study as subjective
 from config import ConfigError, load_config
+from images import VideoError, read_image
 from runtime import ArtefactError, OpenVINOEngine
-from video import VideoError, VideoReader, read_image
+from video import VideoReader
 
 SECONDS, GIGABYTES = 20, 3  # for a case
 PROGRAM = ("-m", "tests.fuzzing")  # the child's
@@ -310,7 +311,7 @@ def study_seeds(folder):
 def read_video(path):
     with VideoReader(path, audio=True) as reader:
         for count, frame in enumerate(reader):
-            reader.take_audio()
+            reader.take_packets()
             if count == 0:
                 reader.to_bgr(frame.y, frame.uv)
 

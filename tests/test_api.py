@@ -17,14 +17,15 @@ import torch
 from PIL import Image
 
 import inference
+from images import quiet_opencv
 from inference import RealTimeSharpener
 from live import divide_frames
+from tests.conftest import CONSTANT, QUARTER_TURN, encode, packets, pictures, read_times
 from tests.test_cli import ROOT
 from tests.test_inference import noise
 from tests.test_live import FakeCapture, SlowCapture
-from tests.test_video import CONSTANT, QUARTER_TURN, encode, packets, pictures, read_times
 from utils import atomic_path
-from video import VideoFormat, VideoReader, VideoWriter, quiet_opencv
+from video import VideoFormat, VideoReader, VideoWriter
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 import inference
 from batch import BatchResult, plan_files
 from demo import run_demo
+from images import Picture, VideoError, read_image, write_image
 from inference import RealTimeSharpener, main, make_parser, parse_shard
+from tests.conftest import CONSTANT, broken_file, encode, read_times
 from tests.test_inference import noise
-from tests.test_video import CONSTANT, broken_file, encode, read_times
-from video import Picture, VideoError, VideoReader, read_image, write_image
+from video import VideoReader
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,10 +27,11 @@ import runtime
 from benchmark.report import ReportError, load_report
 from benchmark.study import StudyError, load_study
 from config import Config, ConfigError, load_config
+from images import VideoError, read_image
 from models import CheckpointError, Student, load_student, read_ncnn, save_student
 from runtime import ArtefactError, OpenVINOEngine, artefact_path, make_engine
 from tests import fuzzing
-from video import VideoError, VideoReader, read_image
+from video import VideoReader
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inference
+from images import Picture, read_image, write_image
 from inference import RealTimeSharpener, split_planes
 from live import divide_frames
 from models import CheckpointError, limit_halo, load_student, steepen
 from runtime import DeviceError, TorchEngine, pick_device, pick_precision
-from tests.conftest import make_student
-from tests.test_video import CONSTANT, VARIABLE, encode, packets, read_times
+from tests.conftest import CONSTANT, VARIABLE, encode, make_student, packets, read_times
 from utils import bgr_to_planes, planes_to_bgr, to_full_range
-from video import Picture, VideoReader, VideoWriter, read_image, write_image
+from video import VideoReader, VideoWriter
 
 
 @pytest.fixture(scope="module")

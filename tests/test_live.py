@@ -22,12 +22,13 @@ from PIL import ImageGrab
 
 import inference
 import live
+from images import VideoError
 from inference import RealTimeSharpener
 from live import Camera, Controls, Keeper, LoadController, Meter, Recorder, Schedule, play
+from tests.conftest import CONSTANT, encode, pictures, read_times
 from tests.test_cli import ROOT, run_script
 from tests.test_inference import noise
-from tests.test_video import CONSTANT, encode, pictures, read_times
-from video import VideoError, VideoReader
+from video import VideoReader
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Camera

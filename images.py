@@ -1,0 +1,225 @@
+"""Image files: 8 and 16 bits, grey and colour, transparency, orientation and colour profiles.
+
+Files may come from strangers. Their size is checked before memory is allocated, and they are read only as the formats
+listed here, whatever their names say: for PostScript, Pillow would run a program. What goes wrong is a `VideoError`.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils import IMAGE_SUFFIXES, atomic_path, first_line
+
+MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
+_READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
+_ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
+_JPEG = {"quality": 95, "subsampling": "4:4:4"}
+_TIFF = {"compression": "tiff_deflate"}
+_SAVE_OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}, ".tif": _TIFF, ".tiff": _TIFF}
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags of TIFF 6.0
+_ORIENTATION = 0x0112  # tag of EXIF
+
+log = logging.getLogger(__name__)
+
+
+class VideoError(RuntimeError):
+    """A picture, video, camera or window cannot be read, written or opened. The message says what to do."""
+
+
+@dataclasses.dataclass
+class Picture:
+    """A still image, upright.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` BGR or ``(H, W)`` grey, uint8 or uint16.
+        alpha: opacity ``(H, W)`` of the same type, or None.
+        color_profile: the file's ICC profile (bytes), or None.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    color_profile: bytes | None = None
+
+
+def read_image(path):
+    """Read an image file as a `Picture`, upright.
+
+    Pillow reads 8-bit files: it knows orientation and colour profiles, and refuses a truncated file. OpenCV reads
+    16-bit files, which Pillow would reduce to 8 bits.
+
+    Raises:
+        VideoError: the file does not exist, is not an image, is damaged, exceeds `MAX_IMAGE_SIDE` or
+            `MAX_IMAGE_PIXELS`, or does not hold exactly one picture of 8 or 16 bits.
+    """
+    path = existing_file(path)
+    with _open_image(path) as file:
+        deep = _has_16_bits(path, file)
+        _check_supported(path, file, deep)
+        file.load()
+        pixels = _read_16_bits(path, file) if deep else None
+        if pixels is not None:
+            return _split_alpha(pixels, file.info.get("icc_profile"))
+        return _read_8_bits(path, file)
+
+
+def check_image(path):
+    """Raise `VideoError` if an image file cannot be opened or is larger than `read_image` allows."""
+    with _open_image(path):
+        pass
+
+
+def write_image(path, picture):
+    """Write a `Picture`; JPEG and WebP at quality 95, the other formats without loss.
+
+    Raises:
+        VideoError: the format is unknown or cannot hold 16 bits or an alpha channel, or the file cannot be written.
+    """
+    path = Path(path)
+    suffix, deep = path.suffix.lower(), picture.pixels.dtype == np.uint16
+    if suffix not in IMAGE_SUFFIXES:
+        raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
+    if deep and suffix not in _DEEP_SUFFIXES:
+        raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
+    if picture.alpha is not None and suffix not in _ALPHA_SUFFIXES:
+        raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png, .tif or .webp file")
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+        pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
+    try:
+        with atomic_path(path) as temporary:
+            if not deep:
+                image = Image.fromarray(_swap_red_and_blue(pixels))
+                image.save(temporary, icc_profile=picture.color_profile, **_SAVE_OPTIONS.get(suffix, {}))
+            elif not cv2.imwrite(str(temporary), pixels):
+                raise VideoError(f"cannot write {path}")
+    except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
+        raise VideoError(f"cannot write {path}: {first_line(error)}") from error
+    if deep and picture.color_profile:
+        log.warning("%s: the colour profile of a 16-bit image is not kept", path)
+
+
+def existing_file(path):
+    """Return `path` as a `Path`.
+
+    Raises:
+        VideoError: it is a folder, does not exist or is empty.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder, expected a file")
+    if not path.is_file():
+        raise VideoError(f"{path} does not exist: check the name")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty: try a fresh copy")
+    return path
+
+
+@contextlib.contextmanager
+def _open_image(path):
+    """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
+    too_large = (
+        f"{path} is too large ({{}}): at most {MAX_IMAGE_SIDE} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million "
+        "pixels can be read; scale it down or cut it first"
+    )
+    try:
+        with Image.open(path, formats=_READ_FORMATS) as file:
+            width, height = file.size
+            if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
+                raise VideoError(too_large.format(f"{width}x{height}"))
+            yield file
+    except VideoError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise VideoError(too_large.format(error)) from error
+    except Exception as error:  # decoders of damaged files raise anything: KeyError, struct.error, zlib.error ...
+        raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
+
+
+def _has_16_bits(path, file):
+    """Whether the header says 16 bits, which Pillow's modes do not."""
+    if file.format == "PNG":
+        with open(path, "rb") as header:
+            return header.read(25)[24:] == bytes([16])  # signature, length and name of IHDR, width, height: 24 bytes
+    return file.format == "TIFF" and 16 in file.tag_v2.get(_TIFF_BITS, ())
+
+
+def _check_supported(path, file, deep):
+    """Refuse several pictures in a file, and those that Pillow 13 or OpenCV 5 misread."""
+    if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
+        raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
+    if file.format != "TIFF":
+        return
+    orientation = file.getexif().get(_ORIENTATION, 1)
+    if orientation > 4:
+        raise VideoError(f"{path} is a TIFF stored on its side (orientation {orientation}): turn it first")
+    separate, negative = file.tag_v2.get(_TIFF_PLANES, 1) != 1, file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) not in (1, 2, 5)
+    if deep and (separate or negative):
+        raise VideoError(f"{path} is a 16-bit TIFF stored as separate planes or a negative: convert it to PNG first")
+
+
+def _read_16_bits(path, file):
+    """Return the upright pixels of a 16-bit image, or None if OpenCV cannot read them."""
+    with quiet_opencv():
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        return None
+    if sorted(pixels.shape[:2]) != sorted(file.size):
+        raise VideoError(f"{path} contradicts itself about its size: try a fresh copy")
+    orientation = 1 if file.format == "TIFF" else file.getexif().get(_ORIENTATION, 1)  # OpenCV turns TIFFs itself
+    if orientation in (5, 6, 7, 8):
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _read_8_bits(path, file):
+    if file.mode in ("I", "F"):
+        raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
+    image, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
+    grey = image.mode in ("1", "L") and not image.has_transparency_data
+    if image.mode in ("CMYK", "LAB") or (profile and not grey and profile[16:20] == b"GRAY"):
+        profile = None  # it does not describe the RGB values that follow
+    if grey:
+        return Picture(np.array(image.convert("L")), None, profile)
+    pixels = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    return _split_alpha(np.ascontiguousarray(_swap_red_and_blue(pixels)), profile)
+
+
+def _swap_red_and_blue(pixels):
+    """From RGB to BGR or back, with or without alpha; grey stays."""
+    return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _split_alpha(pixels, profile):
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), profile)
+    return Picture(pixels, None, profile)
+
+
+_quiet_lock, _quiet_levels = threading.Lock(), []  # the level to restore, once for each block that is open
+
+
+@contextlib.contextmanager
+def quiet_opencv():
+    """Silence OpenCV's own messages, until the last of the threads in such a block leaves it."""
+    with _quiet_lock:
+        _quiet_levels.append(_quiet_levels[0] if _quiet_levels else cv2.utils.logging.getLogLevel())
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            level = _quiet_levels.pop()
+            if not _quiet_levels:
+                cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,151 @@
+"""Threads that let decoding, what is done with a frame, and encoding overlap.
+
+Items are handed over in order, and an error reaches the thread that waits. Nothing here locks the objects that are
+used: a reader or writer may change threads, but only one thread at a time may use it.
+"""
+
+import contextlib
+import queue
+import threading
+
+_END = object()
+
+
+@contextlib.contextmanager
+def read_ahead(items, depth=2, tick=None, patience=2.0):
+    """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
+
+        with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
+            for frame in frames:
+                ...
+
+    What iterating over `items` raises, the iterator raises in its place. The thread alone uses `items`; when the block
+    ends, the thread has ended, and so has the iterator.
+
+    Args:
+        tick: seconds after which the iterator gives None if there is no item; None waits.
+        patience: seconds to wait for the thread at the end. If it still waits for its next item then, as for a dead
+            server, it is left to itself and ends with that item.
+    """
+    waiting, slots, leaving = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
+
+    def produce():
+        try:
+            for item in items:
+                slots.acquire()
+                if leaving.is_set():
+                    return
+                waiting.put(item)
+        finally:
+            waiting.put(_END)
+
+    def consume():
+        while True:
+            try:
+                item = waiting.get(timeout=tick)
+            except queue.Empty:
+                yield None
+                continue
+            if item is _END:
+                break
+            slots.release()
+            yield item
+        worker.wait()
+        if worker.failure:
+            raise worker.failure
+
+    ahead, worker = consume(), _Worker(produce, "read ahead")
+    try:
+        yield ahead
+    finally:
+        leaving.set()
+        slots.release()  # for a thread that waits for room
+        try:
+            worker.wait(patience)
+        finally:
+            ahead.close()  # else iterating on would wait for ever
+
+
+@contextlib.contextmanager
+def write_behind(write, depth=2):
+    """Call `write` in a thread, at most `depth` items behind; gives a function to call with an item instead.
+
+    What `write` raises, that function raises when it is called next, or else the end of the block; items that still
+    wait are then dropped. They are also dropped if Ctrl-C ends the block; if another exception does, they are written.
+    The thread alone calls `write`; when the block ends, the thread has ended.
+    """
+    waiting, slots, dropping, failures = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event(), []
+
+    def consume():
+        while (item := waiting.get()) is not _END:
+            slots.release()
+            if not (failures or dropping.is_set()):
+                try:
+                    write(item)
+                except BaseException as error:  # raised again in the caller's thread
+                    failures.append(error)
+
+    def enqueue(item):
+        if failures:
+            raise failures[0]
+        slots.acquire()
+        waiting.put(item)
+
+    worker = _Worker(consume, "write behind")
+    try:
+        yield enqueue
+    except KeyboardInterrupt:
+        dropping.set()
+        raise
+    finally:
+        waiting.put(_END)
+        worker.wait(on_interrupt=dropping.set)
+    if failures:
+        raise failures[0]
+
+
+def run_to_end(work):
+    """Call `work` in a thread, so that Ctrl-C cannot break it off; it is raised when `work` has ended.
+
+    What `work` raises is raised here, even after Ctrl-C.
+    """
+    worker = _Worker(work, "run to end")
+    try:
+        worker.wait()
+    finally:
+        if worker.failure:
+            raise worker.failure
+
+
+class _Worker:
+    """Does `work` in a thread, whose end can be waited for through Ctrl-C.
+
+    With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
+
+    Attributes:
+        failure: what `work` raised, or None.
+    """
+
+    def __init__(self, work, name):
+        self._work, self._ended, self.failure = work, threading.Event(), None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._work()
+        except BaseException as error:  # raised again in the thread that waits
+            self.failure = error
+        finally:
+            self._ended.set()
+
+    def wait(self, patience=None, on_interrupt=lambda: None):
+        """Wait for the end, at most `patience` seconds, even through Ctrl-C, which is raised afterwards."""
+        try:
+            ended = self._ended.wait(patience)
+        except KeyboardInterrupt:
+            on_interrupt()
+            self.wait(patience, on_interrupt)
+            raise
+        if ended:
+            self._thread.join()

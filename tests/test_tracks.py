@@ -1,0 +1,174 @@
+"""What accompanies the pictures: audio, subtitles, chapters, titles, attachments."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.subtitles.subtitle import SubtitleSet
+
+from tests.conftest import CONSTANT, copy, encode, noise, packets
+from video import VideoReader
+
+ASS_HEADER = b"""[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
+StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,1
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+"""
+LINES = {200: "Good morning", 800: "and good night"}  # milliseconds: text, for 600 ms
+CHAPTERS = [(0, 400, "one"), (400, 2000, "two")]
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Two seconds with two languages, subtitles, chapters, tags and a font."""
+    with av.open(str(tmp_path / "film.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        sounds = [container.add_stream("aac", rate=48000, layout="mono") for _ in range(2)]
+        text = container.add_stream("subrip")
+        text.codec_context.subtitle_header = ASS_HEADER
+        text.codec_context.time_base = text.time_base = unit = Fraction(1, 1000)
+        for stream, language, title in zip((*sounds, text), ("eng", "fra", "ita"), ("A", "B", "C"), strict=True):
+            stream.metadata.update(language=language, title=title)
+        sounds[0].disposition, sounds[1].disposition, text.disposition = 0, 1, 64  # none, default, forced
+        container.add_attachment("font.ttf", "application/x-truetype-font", b"font" * 50)
+        container.metadata.update(title="Holiday", creation_time="2024-05-06T07:08:09.000000Z")
+        container.set_chapters(
+            [
+                {"id": begin + 1, "start": begin, "end": end, "time_base": unit, "metadata": {"title": title}}
+                for begin, end, title in CHAPTERS
+            ]
+        )
+        for index in range(50):
+            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+            for sound in sounds:
+                container.mux(sound.encode(noise(40 * index, 40)))
+            if 40 * index in LINES:
+                line = f"{index},0,Default,,0,0,0,,{LINES[40 * index]}".encode()
+                packet = text.codec_context.encode_subtitle(SubtitleSet.create(line, 0, 600))
+                packet.stream, packet.time_base = text, unit
+                packet.pts, packet.dts, packet.duration = 40 * index, 40 * index, 600
+                container.mux(packet)
+        for stream in (video, *sounds):
+            container.mux(stream.encode(None))
+    return tmp_path / "film.mkv"
+
+
+def track_packets(path, kind):
+    """For each track of a kind, its packets that are not empty: content, milliseconds and duration."""
+    with av.open(str(path)) as container:
+        tracks = {stream.index: [] for stream in container.streams if stream.type == kind}
+        for packet in container.demux():
+            if packet.stream.type == kind and packet.size > 2:
+                begin, length = (round(1000 * ticks * packet.time_base) for ticks in (packet.pts, packet.duration))
+                tracks[packet.stream.index].append((bytes(packet), begin, length))
+    return list(tracks.values())
+
+
+def check_lines(packets_of_subtitles):
+    """The lines are there at their times, whatever the format."""
+    assert [(begin, length) for _, begin, length in packets_of_subtitles] == [(begin, 600) for begin in LINES]
+    assert all(text.encode() in data for (data, *_), text in zip(packets_of_subtitles, LINES.values(), strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".webm", ".avi"])
+def test_what_accompanies_the_pictures_is_kept(tmp_path, film, caplog, suffix):
+    target = tmp_path / f"out{suffix}"
+    copy(film, target)
+    sounds = track_packets(target, "audio")
+    assert len(sounds) == 2
+    assert (suffix == ".webm") == ("converted to libopus" in caplog.text)
+    if suffix != ".webm":
+        for before, after in zip(track_packets(film, "audio"), sounds, strict=True):
+            assert len(before) > 90 and [data for data, *_ in after] == [data for data, *_ in before]
+    with av.open(str(target)) as container:
+        streams = container.streams
+        assert container.metadata["title"] == "Holiday"
+        if suffix == ".avi":
+            assert "not kept (.mkv keeps more): attachment font.ttf, chapters, srt subtitle (ita)" in caplog.text
+            return
+        assert container.metadata["creation_time"] == "2024-05-06T07:08:09.000000Z"
+        tracks = [*streams.audio, *streams.subtitles]
+        assert [stream.language for stream in tracks] == ["eng", "fra", "ita"]
+        assert [stream.metadata.get("title", stream.metadata.get("name")) for stream in tracks] == ["A", "B", "C"]
+        assert [bool(stream.disposition & 1) for stream in streams.audio] == [False, True]
+        assert suffix == ".mov" or streams.subtitles[0].disposition & 64
+        for chapter, (begin, end, title) in zip(container.chapters(), CHAPTERS, strict=True):
+            times = [round(1000 * chapter[name] * chapter["time_base"]) for name in ("start", "end")]
+            assert (times, chapter["metadata"]["title"]) == ([begin, end], title)
+        if suffix == ".mkv":
+            (font,) = streams.attachments
+            assert (font.data, font.metadata["filename"]) == (b"font" * 50, "font.ttf")
+            assert track_packets(target, "subtitle") == track_packets(film, "subtitle")
+            assert not caplog.records
+        else:
+            check_lines(*track_packets(target, "subtitle"))
+            assert "not kept (.mkv keeps more): attachment font.ttf" in caplog.text
+
+
+@pytest.mark.parametrize("last", [".mp4", ".mkv", ".webm"])
+def test_subtitles_of_mp4_come_back(tmp_path, film, last):
+    copy(film, tmp_path / "first.mp4")
+    copy(tmp_path / "first.mp4", tmp_path / f"second{last}")
+    check_lines(*track_packets(tmp_path / f"second{last}", "subtitle"))
+    with VideoReader(tmp_path / f"second{last}") as reader:
+        assert not reader.other_streams
+        assert [chapter["metadata"]["title"] for chapter in reader.chapters] == ["one", "two"]
+
+
+def test_audio_after_the_last_frame_is_copied(tmp_path):
+    # Raw video: no decoder holds frames back until the audio has passed.
+    source = encode(tmp_path / "in.mkv", codec="rawvideo", times=CONSTANT[:5], audio="aac")
+    copy(source, tmp_path / "out.mkv")
+    assert packets(tmp_path / "out.mkv", "audio") == packets(source, "audio")
+
+
+def test_audio_and_video_are_interleaved(tmp_path):
+    copy(encode(tmp_path / "in.mp4", times=range(0, 4000, 40), audio="aac"), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        kinds = [packet.stream.type for packet in sorted(container.demux(), key=lambda p: p.pos or 0) if packet.size]
+    assert "audio" in kinds[:60] and "video" in kinds[:60]
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "target"),
+    [
+        ("in.mp4", "aac", "out.webm"),
+        ("in.avi", "pcm_s16le", "out.mp4"),  # its sound has channels, but no layout
+        ("in.avi", "pcm_mulaw", "out.mkv"),
+        ("in.mkv", "libopus", "out.mov"),  # whose writer refuses it when it begins
+        ("in.mkv", "eac3", "out.avi"),
+    ],
+)
+def test_audio_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, source, codec, target):
+    copy(encode(tmp_path / source, audio=codec), tmp_path / target)
+    with av.open(str(tmp_path / target)) as container:
+        frames = list(container.decode(audio=0))
+    assert 47_000 < sum(frame.samples for frame in frames) < 51_000 and abs(frames[0].time) < 0.1
+
+
+def test_avi_says_that_late_sound_comes_early(tmp_path, caplog):
+    encode(tmp_path / "in.mkv", times=range(0, 2000, 40), audio="mp2", heard=range(1000, 2000, 20))
+    copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
+    assert not caplog.text
+    copy(tmp_path / "in.mkv", tmp_path / "out.avi")
+    assert "sound begins 1.0 s too early" in caplog.text
+
+
+def test_a_gap_in_the_audio_of_a_transport_stream_stays(tmp_path):
+    heard = [*range(0, 1000, 20), *range(13_000, 15_000, 20)]
+    encode(tmp_path / "in.ts", times=range(0, 15_000, 40), audio="mp2", heard=heard)
+    copy(tmp_path / "in.ts", tmp_path / "out.mkv")
+    spans = []
+    for name in ("in.ts", "out.mkv"):
+        (video,), (audio,) = (track_packets(tmp_path / name, kind) for kind in ("video", "audio"))
+        first = min(begin for _, begin, _ in video)
+        spans.append([audio[0][1] - first, audio[-1][1] - first])
+    assert spans[0][1] - spans[0][0] > 13_000
+    np.testing.assert_allclose(*spans, atol=50)
