@@ -7,7 +7,7 @@
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py sheets --data FOLDER       # crops under letters, for viewers who give scores; --tally sums up
     python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
-    python evaluate.py speed                      # milliseconds by size and engine, file to file, against the machine
+    python evaluate.py speed                      # milliseconds by size and engine, beside peers, file to file
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
 What is measured, on what, is in benchmark/conditions.py.
@@ -15,42 +15,41 @@ What is measured, on what, is in benchmark/conditions.py.
 
 import argparse
 import functools
-import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-
-from benchmark import conditions, runner, sheets, speed
-from benchmark.metrics import MetricError
-from benchmark.page import write_report
-from benchmark.peers import FILTERS, NETWORKS, Peer, peers, time_1080p
-from benchmark.report import FORMAT, ReportError, compare, format_comparison, load_report, markdown_summary
-from benchmark.runner import record_key
-from benchmark.study import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
+try:
+    from benchmark import conditions, runner, sheets, speed
+    from benchmark.metrics import MetricError
+    from benchmark.page import write_report
+    from benchmark.peers import FILTERS, NETWORKS, Peer, peers, time_1080p
+    from benchmark.report import (
+        FORMAT,
+        STUDENT,
+        ReportError,
+        compare,
+        format_comparison,
+        load_report,
+        markdown_summary,
+    )
+    from benchmark.runner import cut_frame, describe_run, file_digest, record_key, write_png
+    from benchmark.study import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
+except ModuleNotFoundError as error:
+    sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
 from degradation import FRAME_RATE, DataError
 from images import VideoError
 from inference import RealTimeSharpener, parse_amount
 from models import RELEASED_STUDENT, CheckpointError
 from runtime import DeviceError
-from utils import atomic_path, planes_to_bgr, to_full_range
+from utils import atomic_path
 
-STUDENT = "student"
 CACHE = "data/cache/benchmark"
-CROPS = 16  # before/after pictures in a report, spread over its units
 
 
 def choose_units(arguments):
-    """The units (see `conditions.Unit`) that a command line asks for.
+    """Return the units (see `conditions.Unit`) that a command line asks for.
 
     Raises:
         DataError: nothing fits.
@@ -72,16 +71,16 @@ def choose_units(arguments):
         "image": conditions.image_units(sources),
     }
     wanted = arguments.protocol or list(by_protocol)
-    by_protocol = {protocol: units for protocol, units in by_protocol.items() if protocol in wanted}
-    if not any(by_protocol.values()):
+    if not any(by_protocol[protocol] for protocol in wanted):
         raise DataError(
             f"nothing fits --protocol {' '.join(wanted)}: real and x4 measure videos, image measures pictures"
         )
     shares = {"real": 1.0, "image": arguments.share[-1]}
     units = [
-        u
+        unit
         for protocol, units in by_protocol.items()
-        for u in conditions.draw_units(units, shares.get(protocol, arguments.share[0]))
+        if protocol in wanted
+        for unit in conditions.draw_units(units, shares.get(protocol, arguments.share[0]))
     ]
     if not units:
         raise DataError("--share leaves nothing to measure: choose a larger one")
@@ -89,7 +88,7 @@ def choose_units(arguments):
 
 
 def choose_methods(sharpener, peer_names, device="auto", crisp=None):
-    """The input, the student, also at strength `crisp` if given, and peers as `Peer` objects, in order of display."""
+    """Return the input, the student (also at strength `crisp` if given) and peers as `Peer`, in order of display."""
     digest = file_digest(sharpener.checkpoint)
 
     def student(name, strength):
@@ -104,136 +103,25 @@ def choose_methods(sharpener, peer_names, device="auto", crisp=None):
     return methods + peers(peer_names, device)
 
 
-def file_digest(path):
-    """SHA-256 of a file as hexadecimal digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures of a report
-
-
-def write_crops(units, records, methods, folder):
-    """Write crops of some units, and of the frames that the student harms most.
-
-    Returns:
-        ``(crops, worst)`` as report.json has them.
-    """
-    by_key = {record_key(unit.identity()): unit for unit in units}
-    step = max(1, len(units) // CROPS)
-    worst = runner.worst_frames(records, STUDENT)
-    wanted = [(record_key(unit.identity()), None) for unit in units[step // 2 :: step]]
-    entries = []
-    for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
-        sample = conditions.make_sample(by_key[key], CACHE)
-        index = -1 if frame is None else sample.frames.index(frame)
-        box = runner.detailed_box((sample.truth or sample.input)[index][0])
-        pictures = {"truth": sample.truth[index]} if sample.truth else {}
-        for method in methods:
-            pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
-        files = {}
-        for name, planes in pictures.items():
-            files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
-            write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
-        identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
-        entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
-    crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
-    for entry, (_, _, before, after) in zip(harmed, worst, strict=True):
-        entry |= {"metric": "ssim_y", "method": STUDENT, "change": after - before}
-        entry |= {"input_value": before, "value": after}
-    return crops, harmed
-
-
-def write_png(path, frame):
-    """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise where the disk is full."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
-
-
-def cut_frame(planes, full_range, box):
-    """The ``(x, y, width, height)`` of planes that `box` names, as a BGR frame."""
-    x, y, width, height = box
-    frame = planes_to_bgr(*(planes if full_range else to_full_range(*planes)))
-    return np.ascontiguousarray(frame[y : y + height, x : x + width])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Where a report comes from
-
-
-def describe_run(command, started):
-    """What a report says of the run that ends now, which began at `started` (of `time.perf_counter`)."""
-    return {
-        "command": command,
-        "commit": git_commit(),
-        "date": date.today().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-    }
-
-
-def describe_machine():
-    """The machine that measured, for the record."""
-    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": memory and round(memory, 1),
-        "system": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def describe_versions():
-    """Versions of what decides the figures."""
-    packages = ("torch", "openvino", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def git_commit():
-    """The commit that is checked out, marked where files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Commands
 
 
 def measure(arguments, command):
-    """Run the benchmark and write its report; returns the exit code."""
+    """Run the benchmark, write its report and page, and print its tables; return the exit code."""
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
-    peer_names = ["unsharp mask"] if arguments.quick else [*(arguments.peers or FILTERS)]
+    peer_names = ["unsharp mask"] if arguments.quick else arguments.peers or list(FILTERS)
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
-    vmaf, reason = (False, "") if arguments.quick else runner.vmaf_available()
-    jod, missing = (False, "") if arguments.quick else runner.jod_available()
-    for names, why in (("VMAF and MS-SSIM are", reason), ("ColorVideoVDP is", missing)):
-        if why:
-            print(f"{names} left out: {why}", file=sys.stderr)
+    vmaf, jod = (False, False) if arguments.quick else runner.available_tools()
     slow = [method.name for method in methods if method.name in NETWORKS]
     records = runner.run(units, methods, CACHE, vmaf, jod, slow)
     measured = {record_key(record) for record in records}
     units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / arguments.name
-    crops, worst = write_crops(units, records, [method for method in methods if method.name not in slow], folder)
+    shown = [method for method in methods if method.name not in slow]
+    crops, worst = runner.write_crops(units, records, shown, folder, CACHE, STUDENT)
     times = {method.name: 0.0 if method.name == "input" else time_1080p(method) for method in methods}
     report = {
         "format": FORMAT,
@@ -245,7 +133,7 @@ def measure(arguments, command):
             "parameters": sum(weights.numel() for weights in sharpener.student.parameters()),
             "kib": round(sharpener.checkpoint.stat().st_size / 1024),
             "engine": sharpener.description,
-            "meta": sharpener.meta,
+            "meta": runner.without_infinity(sharpener.meta),
         },
         "methods": [
             {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods
@@ -256,8 +144,8 @@ def measure(arguments, command):
     }
     path = folder / "report.json"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(runner.without_infinity(report), allow_nan=False), encoding="utf-8")
-    print(markdown_summary(load_report(path)))
+        temporary.write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
+    print(markdown_summary(report))
     print(f"written: {path} and {write_report(path)}")
     return 0
 
@@ -441,12 +329,7 @@ def run_speed(argv):
         **measured,
     }
     folder = Path("results") / (arguments.name or ("quick" if quick else "speed"))
-    page = speed.markdown(report)
-    for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    speed.plot(report, folder / "speed.png")
-    print(f"{page}\nwritten: {folder}/speed.json, speed.png and README.md")
+    print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
     return 0
 
 
@@ -495,15 +378,10 @@ def parse_arguments(argv):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    commands = {"compare": run_comparison, "sheets": run_sheets, "subjective": run_study, "speed": run_speed}
     try:
-        if argv[:1] == ["compare"]:
-            return run_comparison(argv[1:])
-        if argv[:1] == ["sheets"]:
-            return run_sheets(argv[1:])
-        if argv[:1] == ["subjective"]:
-            return run_study(argv[1:])
-        if argv[:1] == ["speed"]:
-            return run_speed(argv[1:])
+        if argv and argv[0] in commands:
+            return commands[argv[0]](argv[1:])
         return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
     except (
         CheckpointError,

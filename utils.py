@@ -1,4 +1,4 @@
-"""Small tools that every other module shares: metrics, colour planes, timing, seeding, files, progress bars.
+"""Small tools that every other module shares: metrics, colour planes, seeding, files, progress bars.
 
 Two picture layouts appear in this repository:
 
@@ -11,9 +11,7 @@ import os
 import platform
 import random
 import re
-import statistics
 import threading
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -170,29 +168,7 @@ _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Timing, seeding, files
-
-
-def benchmark_fps(step, seconds=3.0, warmup=3, synchronize=None):
-    """Time repeated calls of `step` and return frames per second (of the median call).
-
-    Args:
-        step: function without arguments that handles one frame.
-        seconds: how long to measure, after the warm-up; at least five calls are timed.
-        warmup: calls that are not timed.
-        synchronize: called before each reading of the clock (`torch.cuda.synchronize` on a GPU).
-    """
-    synchronize = synchronize or (lambda: None)
-    for _ in range(warmup):
-        step()
-    times, start = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - start < seconds:
-        synchronize()
-        begin = time.perf_counter()
-        step()
-        synchronize()
-        times.append(time.perf_counter() - begin)
-    return 1 / statistics.median(times)
+# Seeding, files
 
 
 def seed_everything(seed):

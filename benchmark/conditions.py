@@ -1,16 +1,16 @@
-"""What is measured on: soft, noisy and compressed pictures and clips.
+"""Make the benchmark's input: soft, noisy and compressed pictures and clips.
 
-* Protocol ``real``: videos as they are, at their own size, without a truth: edges, noise, halo and flicker against the
-  input (`metrics.visible_change`).
-* Protocol ``camera``: crisp photos and clips seen by a soft or by a crisp camera (`CAMERAS`), then through a codec,
-  mostly at their own size; against the crisp truth.
-* Protocol ``call``: talking heads and pans over photos, scaled down, through low-delay x264, x265, VP9 and AV1 at
-  constant quantisers and at fixed bit rates, decoded, enlarged with Lanczos, sharpened.
-* Protocol ``x4``: the same through a quarter of the lines and x265 at six quantisers: in kind the conditions of
+* Protocol ``real``: videos as they are, at their own size, without ground truth. Edges, noise, halo and flicker are
+  compared with the input's (`metrics.visible_change`).
+* Protocol ``camera``: crisp photos and clips seen by a soft or crisp camera (`CAMERAS`), then sent through a codec,
+  mostly at their own size; compared with the crisp truth.
+* Protocol ``call``: talking heads and pans over photos, scaled down, sent through low-delay x264, x265, VP9 and AV1 at
+  constant quantisers and fixed bit rates, decoded and enlarged with Lanczos.
+* Protocol ``x4``: the same at a quarter of the lines through x265 at six quantisers, much like the conditions of
   Microsoft's video super-resolution challenge for conferencing (ICME 2025).
 * Protocol ``image``: photos by category under named conditions from clean to severe.
 
-A *unit* is one clip or photo under one condition. Streams that codecs made are cached.
+A *unit* is one clip or photo under one condition. Encoded streams are cached.
 """
 
 import dataclasses
@@ -111,7 +111,7 @@ class Unit:
     camera: str | None = None
 
     def identity(self):
-        """What names the unit in a report."""
+        """Return what names the unit in a report."""
         named = {"protocol": self.protocol, "category": self.source.category, "name": self.source.name}
         named["condition"] = self.condition
         if self.codec:
@@ -127,8 +127,8 @@ class Sample:
 
     Attributes:
         identity: names it in records.
-        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames; the truth is None where
-            nobody knows it.
+        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames; the truth is None if it
+            is unknown.
         full_range: the range of both.
         frames: the frames' numbers in their clip.
         words: what is written in the truth, for pictures of text.
@@ -147,11 +147,11 @@ class Sample:
 
 
 def list_sources(data=None, match=("*",)):
-    """The clean pictures and clips to measure on.
+    """List the clean pictures and clips to measure on.
 
     Args:
         data: folder with one sub-folder of images and videos a category, at any depth; when None, the photos of
-            scikit-image and, where it is installed, scikit-learn, and drawn slides.
+            scikit-image and scikit-learn (if it is installed) and drawn slides.
         match: of `data`, only files whose name fits one of these patterns.
 
     Raises:
@@ -243,22 +243,22 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
 
 
 def leave_clean(planes, rng):
-    """Nothing is wrong with the input: whatever changes is harm."""
+    """Return the picture as it is: any change is harm."""
     return planes
 
 
 def light_jpeg(planes, rng):
-    """JPEG of quality 90 at full size: barely visible."""
+    """Apply JPEG of quality 90 at full size: barely visible."""
     return each_plane(planes, jpeg, 90)
 
 
 def halve_with_jpeg(planes, rng):
-    """JPEG of quality 50 at half size."""
+    """Apply JPEG of quality 50 at half size."""
     return at_scale(planes, 2, lambda small: each_plane(small, jpeg, 50))
 
 
 def severe(planes, rng):
-    """Blur, noise of sigma 6/255 and JPEG of quality 40 at a third of the size."""
+    """Apply blur, noise of sigma 6/255 and JPEG of quality 40 at a third of the size."""
 
     def damage(small):
         noisy = each_plane(each_plane(small, blur, 0.7), add_noise, 6, rng)
@@ -277,7 +277,7 @@ IMAGE_CONDITIONS = {  # name: (scale that the picture was shrunk by, degradation
 
 
 def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
-    """Every picture of `sources` under each condition."""
+    """Return every picture of `sources` under each condition."""
     return [
         Unit("image", source, condition, scale=IMAGE_CONDITIONS[condition][0])
         for source in sources
@@ -291,12 +291,12 @@ def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
 
 
 def real_units(sources):
-    """Every video as it is."""
+    """Return every video as it is."""
     return [Unit("real", source, "as it is") for source in sources if source.is_video]
 
 
 def camera_units(sources, codecs=CODECS):
-    """Every source seen by each camera, through one codec and quantiser each, in turn; every fifth scaled by 1.5."""
+    """Return every source seen by each camera, with codecs and quantisers in turn; every fifth is scaled by 1.5."""
     units = []
     for i, source in enumerate(sources):
         for j, camera in enumerate(CAMERAS):
@@ -309,7 +309,7 @@ def camera_units(sources, codecs=CODECS):
 
 
 def x4_units(sources):
-    """Every video through a quarter of its lines and x265 at six quantisers."""
+    """Return every video at a quarter of its lines, through x265 at six quantisers."""
     return [
         Unit("x4", source, f"x265 {_rate_name(qp, None)}", 4, "x265", qp)
         for source in sources
@@ -319,9 +319,9 @@ def x4_units(sources):
 
 
 def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
-    """Every source at each codec and rate, at one scale each, in turn; at every scale where `full`.
+    """Return every source at each codec and rate, with scales in turn, or at every scale if `full`.
 
-    The turns are such that over a few sources every codec and rate meets every scale.
+    Over a few sources every codec and rate meets every scale.
     """
     units = []
     for i, source in enumerate(sources):
@@ -335,7 +335,7 @@ def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
 
 
 def draw_units(units, share):
-    """Keep about `share` of `units`, chosen by a hash: a larger share holds a smaller one."""
+    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one."""
     limit = share * 2**32
     return [unit for unit in units if int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) < limit]
 
@@ -345,7 +345,7 @@ def _rate_name(qp, kbps):
 
 
 def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
-    """Scale a clip down, through the unit's codec (or its stream from the cache), and up again.
+    """Scale a clip down, send it through the unit's codec (or take the stream from the cache), and scale it up again.
 
     Returns:
         ``(the last frames, kbit/s)``.
@@ -369,7 +369,7 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
 
 
 def _stored_packets(path):
-    """The packets of a stream in the cache; None where there are none or they are damaged."""
+    """The packets of a stream in the cache; None if there are none or they are damaged."""
     try:
         with np.load(path) as stored:
             ends = np.cumsum(stored["lengths"])
@@ -383,7 +383,7 @@ def _stored_packets(path):
 
 
 def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
-    """Degrade a unit's source as its condition says, always the same; of a clip the `last` frames."""
+    """Degrade a unit's source as its condition says, deterministically; of a clip return the `last` frames."""
     if unit.protocol == "image":
         truth = bgr_to_planes(load_frame(unit.source))
         damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))

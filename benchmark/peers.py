@@ -7,9 +7,10 @@ A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see
 import dataclasses
 import functools
 import itertools
+import statistics
+import time
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 
 import cv2  # before av: see video.py
 
@@ -20,20 +21,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import dataset
-from degradation import codec_roundtrip, crop_planes, low_resolution, resize, resize_planes
+from degradation import low_resolution, resize
 from models import load_teacher, read_ncnn, realesrgan_files
 from runtime import pick_device, pick_precision
-from utils import (
-    VIDEO_SUFFIXES,
-    benchmark_fps,
-    bgr_to_planes,
-    luma_metrics,
-    planes_to_bgr,
-    to_full_range,
-    to_limited_range,
-    unsharp,
-)
+from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -61,7 +52,7 @@ def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
 
     Args:
         stops: how often the sharpness is halved; 0 is the most, AMD's own default 0.2.
-        denoise: weaken the lobe, down to a half, where m stands out of the ring as noise does: by
+        denoise: weaken the lobe, down to a half, if m stands out of the ring as noise does: by
             ``|mean(ring) - m|`` over the range of all five pixels.
     """
     black, span = (0, 255) if full_range else (16, 219)
@@ -149,7 +140,7 @@ class SRVGGNetCompact(nn.Module):
 
 
 def load_animevideo():
-    """Give Real-ESRGAN's ``realesr-animevideov3`` on the CPU, frozen; weights that are missing are fetched.
+    """Return Real-ESRGAN's ``realesr-animevideov3`` on the CPU, frozen; weights that are missing are fetched.
 
     Its variants for x2 and x3 have the same weights and shrink the output.
 
@@ -218,8 +209,8 @@ class Peer:
 
 
 # Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
-# best VMAF-NEG as the strong one: found by `tune` on `tuning_pairs` of 12 photos and of 12 training clips of heads,
-# each counting half. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
+# best VMAF-NEG as the strong one: found by a grid search on 12 photos and 12 training clips of heads, none of them in
+# the benchmark, at half size through x264. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
 #
 #     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6
 #     FFmpeg unsharp   +0.10 dB, +0.0037         +0.02 dB, -0.0019                     +5.0 and +3.7
@@ -271,10 +262,10 @@ NETWORKS = {  # name: (description, loader, `Peer.shrink`)
 
 
 def peers(names=tuple(FILTERS), device="auto"):
-    """Give the peers called `names`, of `FILTERS` and `NETWORKS`, in that order; all filters by default.
+    """Return the peers called `names`, of `FILTERS` and `NETWORKS`, in that order; all filters by default.
 
     Args:
-        device: where networks run, with PyTorch: OpenVINO's devices mean the CPU; filters run on the CPU.
+        device: of PyTorch, for networks; OpenVINO's devices mean the CPU. Filters run on the CPU.
 
     Returns:
         List of `Peer`.
@@ -302,10 +293,10 @@ def _network(name, device):
 
 
 def time_1080p(peer, seconds=2.0):
-    """Milliseconds that a peer takes for a frame of 1920x1080 enlarged by 2: planes in and out, in memory.
+    """Return the milliseconds that a peer takes for a frame of 1920x1080 enlarged by 2: planes in and out, in memory.
 
-    The median of repeated calls, at least five. A peer whose `shrink` is above 1 would take minutes: it is measured on
-    a frame so much smaller in width and height, and the time is multiplied by the square.
+    The median of repeated calls, at least five. A peer with `shrink` above 1 would take minutes: it is measured on a
+    frame that much smaller in width and height, and the time is multiplied by the square.
     """
     height, width = 1080 // peer.shrink, 1920 // peer.shrink
     rng = np.random.default_rng(0)
@@ -313,76 +304,10 @@ def time_1080p(peer, seconds=2.0):
     uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
     frames = itertools.cycle([(y, uv), (255 - y, uv)])  # what stands still may cost less
     method = peer.at(2)
-    return 1000 * peer.shrink**2 / benchmark_fps(lambda: method(*next(frames), False), seconds, warmup=1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tuning
-
-TUNING_PHOTOS = tuple(f"skimage:{name}" for name in dataset.SKIMAGE_TRAINING + dataset.SKIMAGE_VALIDATION)
-
-
-def tuning_pairs(names=TUNING_PHOTOS, qps=(22, 27, 32, 37), side=256, count=8):
-    """Make short calls to tune filters on, of pictures that the benchmark does not show.
-
-    A pan over a photo, or a video's middle at such a size that it is clean, `side` pixels square, is halved (bicubic),
-    sent through x264 zerolatency at a constant QP in limited range and enlarged with Lanczos; its last frame counts.
-
-    Args:
-        names: photos as `dataset.load_photo` takes them, or video files; by default all photos of scikit-image that
-            training and validation see.
-        count: frames sent through x264.
-
-    Returns:
-        List of ``(input, truth)``, planes in limited range.
-
-    Raises:
-        DataError: a file cannot be read, or a video is shorter than `count` frames.
-    """
-    pairs = []
-    for number, name in enumerate(names):
-        clip = [to_limited_range(*planes) for planes in _clean_clip(name, count, side, np.random.default_rng(number))]
-        small = [resize_planes(*planes, low_resolution((side, side), 2), "bicubic") for planes in clip]
-        for qp in qps:
-            decoded = codec_roundtrip(small, "x264", qp)[-1]
-            pairs.append((resize_planes(*decoded, (side, side)), clip[-1]))
-    return pairs
-
-
-def _clean_clip(name, count, side, rng):
-    """`count` clean frames of `side` x `side` pixels as full-range planes."""
-    if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
-        pan = dataset.animate(dataset.load_photo(name), count, (side, side), (1.5, 0.5), rng)
-        return [bgr_to_planes(frame) for frame in pan]
-    clip = dataset.read_clip(name, count, rng)
-    height, width = clip[0][0].shape
-    shrink = max(1.0, min(2.0, min(height, width) / side))  # the video was compressed before
-    size = (max(side, round(width / shrink)), max(side, round(height / shrink)))
-    left, top = (2 * ((length - side) // 4) for length in size)
-    return [crop_planes(*resize_planes(*planes, size, "area"), left, top, side) for planes in clip]
-
-
-def mean_ssim(y, truth):
-    """SSIM of luma, the default score of `tune`."""
-    return luma_metrics(y, truth)[1]
-
-
-def tune(make, grid, pairs, score=mean_ssim):
-    """Search the settings of a method that score best.
-
-    Args:
-        make: function of settings, as keywords; gives the method.
-        grid: dict of setting -> values to try; every combination is tried.
-        pairs: list of ``(input, truth)``, planes in limited range (see `tuning_pairs`).
-        score: function of two luma planes ``(output, truth)``, higher is better; its mean over the pairs counts.
-
-    Returns:
-        List of ``(score, settings)``, best first.
-    """
-    ranking = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values, strict=True))
-        method = make(**settings)
-        scores = [score(method(*planes, False)[0], truth[0]) for planes, truth in pairs]
-        ranking.append((float(np.mean(scores)), settings))
-    return sorted(ranking, key=lambda entry: entry[0], reverse=True)
+    method(*next(frames), False)  # not timed
+    times, start = [], time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        method(*next(frames), False)
+        times.append(time.perf_counter() - begin)
+    return 1000 * peer.shrink**2 * statistics.median(times)

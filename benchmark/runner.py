@@ -1,85 +1,79 @@
-"""Measure methods on the units of `benchmark.conditions`.
+"""Measure methods on the units of `benchmark.conditions`, cut pictures for a report and describe the run.
 
-A unit's figures are kept in a cache under a hash of all that decides them, so a run that was interrupted goes on from
-there, and another student is measured without its peers.
+A unit's figures are cached under a hash of all that decides them. So a run that was interrupted goes on from there, and
+another student is measured without measuring its peers again.
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
+import os
+import platform
+import subprocess
+import time
 from collections import defaultdict
+from datetime import date
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
 from degradation import DataError
 from images import VideoError
-from utils import atomic_path
+from utils import atomic_path, planes_to_bgr, to_full_range
 
 logger = logging.getLogger(__name__)
 
 VERSION = 5  # of what a unit's figures mean: raise it to have all measured anew
+CROPS = 16  # before/after pictures in a report, spread over its units
 
 
-def evaluate(samples, methods, thorough=False, vmaf=False, jod=False):
-    """Measure methods on samples; training and the benchmark share this one path.
+# ----------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def evaluate(sample, method, vmaf=False, jod=False):
+    """Measure a method on a sample.
 
     Args:
-        samples: iterable of `Sample`.
-        methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
-        thorough: measure everything that suits the sample, not only PSNR and SSIM of luma.
-        vmaf: with `thorough`: VMAF, VMAF NEG and MS-SSIM too, which need imageio-ffmpeg.
-        jod: with `thorough`: ColorVideoVDP of clips too, which needs cvvdp.
+        sample: a `conditions.Sample`.
+        method: function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
+        vmaf: measure VMAF, VMAF NEG and MS-SSIM too.
+        jod: measure ColorVideoVDP of clips too.
 
     Returns:
-        One dict per sample and method: the sample's identity, ``method``, ``frames`` and ``metrics`` (each a list, one
-        figure a frame or one for the clip).
+        Dict of metric -> list with one figure for each frame, or one for the clip.
     """
-    records = []
-    for sample in samples:
-        for name, method in methods.items():
-            output = [method(*planes, sample.full_range) for planes in sample.input]
-            record = {**sample.identity, "method": name, "frames": list(sample.frames)}
-            if sample.truth is None:
-                found = metrics.visible_change(output, sample.input)
-                if flicker := [value for value in found.pop("flicker") if math.isfinite(value)]:
-                    found["flicker"] = [float(np.mean(flicker))]
-            else:
-                found = _against_truth(output, sample, thorough, vmaf, jod)
-            records.append(record | {"metrics": found})
-    return records
-
-
-def _against_truth(output, sample, thorough, vmaf, jod):
+    output = [method(*planes, sample.full_range) for planes in sample.input]
+    if sample.truth is None:
+        found = metrics.visible_change(output, sample.input)
+        flicker = [value for value in found.pop("flicker") if math.isfinite(value)]
+        return found | ({"flicker": [float(np.mean(flicker))]} if flicker else {})
     found = defaultdict(list)
     for planes, truth in zip(output, sample.truth, strict=True):
-        for metric, value in metrics.picture_metrics(planes, truth, sample.full_range, rgb=thorough).items():
+        for metric, value in metrics.picture_metrics(planes, truth, sample.full_range).items():
             found[metric].append(value)
-    return dict(found) | (_thorough_metrics(output, sample, vmaf, jod) if thorough else {})
-
-
-def _thorough_metrics(output, sample, vmaf, jod):
-    found = {}
     is_clip = sample.identity["protocol"] != "image"
-    if vmaf and min(output[0][0].shape) >= metrics.MS_SSIM_SIDE + 1:
+    if vmaf and min(output[0][0].shape) > metrics.MS_SSIM_SIDE:
         scores = metrics.vmaf_scores(output, sample.truth, sample.full_range)
         found |= scores if is_clip else {"ms_ssim": scores["ms_ssim"]}
-    if is_clip and jod:
-        found["jod"] = [metrics.jod(output, sample.truth, sample.full_range)]
     if is_clip:
+        if jod:
+            found["jod"] = [metrics.jod(output, sample.truth, sample.full_range)]
         kinds = zip(("flicker_static", "flicker_moving"), metrics.flicker(output, sample.truth), strict=True)
         found |= {name: [value] for name, value in kinds if math.isfinite(value)}
     if sample.words:
         found["ocr"] = [metrics.word_accuracy(output[0][0], sample.words)]
-    return found
+    return dict(found)
 
 
 def as_it_came(y, uv, full_range):
@@ -87,26 +81,24 @@ def as_it_came(y, uv, full_range):
     return y, uv
 
 
-def vmaf_available():
-    """Whether VMAF can be measured here: ``(bool, why not)``."""
+def available_tools():
+    """Return whether VMAF and ColorVideoVDP can be measured here, as two bools, and log why not."""
     grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
-    try:
-        metrics.vmaf_scores(grey, grey)
-    except metrics.MetricError as error:
-        return False, str(error)
-    return True, ""
+    available = []
+    for names, use in (
+        ("VMAF and MS-SSIM", lambda: metrics.vmaf_scores(grey, grey)),
+        ("ColorVideoVDP", metrics.load_colour_video_vdp),
+    ):
+        try:
+            use()
+            available.append(True)
+        except metrics.MetricError as error:
+            logger.warning("left out: %s: %s", names, error)
+            available.append(False)
+    return available
 
 
-def jod_available():
-    """Whether ColorVideoVDP can be measured here: ``(bool, why not)``."""
-    try:
-        metrics.load_colour_video_vdp()
-    except metrics.MetricError as error:
-        return False, str(error)
-    return True, ""
-
-
-def run(units, methods, cache_dir, vmaf, jod=False, few=()):
+def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
     """Measure methods on units, with a progress bar; what is in the cache is not measured again.
 
     Args:
@@ -114,11 +106,11 @@ def run(units, methods, cache_dir, vmaf, jod=False, few=()):
         methods: list of `peers.Peer`; their description and name must tell them apart from all others.
         cache_dir: folder for streams and figures.
         vmaf, jod: see `evaluate`.
-        few: names of methods that are so slow that they see only the units of `is_for_all`, and of clips 2 frames.
+        slow: names of methods that are measured on the units of `is_for_all` only, and on 2 frames of clips.
 
     Returns:
-        Records of `evaluate`, in the order of units and methods. A unit that cannot be made is left out, with a
-        warning.
+        One dict for each unit and method, in their order: the unit's identity, ``method``, ``frames`` and ``metrics``
+        (see `evaluate`, infinity as None). A unit that cannot be made is left out, with a warning.
 
     Raises:
         DataError: all are left out.
@@ -127,9 +119,9 @@ def run(units, methods, cache_dir, vmaf, jod=False, few=()):
     for unit in tqdm(units, desc="benchmark", unit="unit"):
         sample = None
         for method in methods:
-            if method.name in few and not is_for_all(unit):
+            if method.name in slow and not is_for_all(unit):
                 continue
-            frames = 2 if method.name in few else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
+            frames = 2 if method.name in slow else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
             path = _record_path(unit, method, frames, (vmaf, jod), cache_dir)
             with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))
@@ -139,11 +131,14 @@ def run(units, methods, cache_dir, vmaf, jod=False, few=()):
             except (DataError, VideoError) as error:  # one bad file must not cost the hours of the others
                 logger.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
                 break
-            part = {field: getattr(sample, field)[-frames:] for field in ("input", "frames")}
-            part["truth"] = sample.truth and sample.truth[-frames:]
-            measured = dataclasses.replace(sample, **part)
-            (record,) = evaluate([measured], {method.name: method.at(unit.scale)}, thorough=True, vmaf=vmaf, jod=jod)
-            record = without_infinity(record)
+            last = dataclasses.replace(
+                sample,
+                input=sample.input[-frames:],
+                truth=sample.truth and sample.truth[-frames:],
+                frames=sample.frames[-frames:],
+            )
+            figures = without_infinity(evaluate(last, method.at(unit.scale), vmaf, jod))
+            record = {**sample.identity, "method": method.name, "frames": list(last.frames), "metrics": figures}
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
             records.append(record)
@@ -153,12 +148,21 @@ def run(units, methods, cache_dir, vmaf, jod=False, few=()):
 
 
 def is_for_all(unit):
-    """Whether even slow methods are measured on a unit: one condition of each source."""
+    """Return whether slow methods are measured on a unit, too: one condition of each source."""
     if unit.protocol == "image":
         return unit.condition == DEFAULT_CONDITION
     if unit.protocol == "real":
         return False
     return unit.qp == 32 and unit.codec == ("x265" if unit.protocol == "x4" else "x264")
+
+
+def without_infinity(value):
+    """Replace infinity, the PSNR of identical pictures, by None in nested dicts and lists: JSON does not have it."""
+    if isinstance(value, dict):
+        return {key: without_infinity(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_infinity(entry) for entry in value]
+    return None if value == math.inf else value
 
 
 def _record_path(unit, method, frames, tools, cache_dir):
@@ -170,24 +174,64 @@ def _record_path(unit, method, frames, tools, cache_dir):
 
 @functools.lru_cache(maxsize=1024)
 def _fingerprint(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
+    return file_digest(path) if Path(path).is_file() else path
 
 
-def without_infinity(value):
-    """JSON has no infinity: the PSNR of identical pictures is written as null."""
-    if isinstance(value, dict):
-        return {key: without_infinity(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_infinity(entry) for entry in value]
-    return None if value == math.inf else value
+def file_digest(path):
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Looking
+# Pictures
+
+
+def write_crops(units, records, methods, folder, cache_dir, student):
+    """Write crops of some units, and of the frames that the student harms most.
+
+    Returns:
+        ``(crops, worst)`` as report.json has them.
+    """
+    by_key = {record_key(unit.identity()): unit for unit in units}
+    step = max(1, len(units) // CROPS)
+    worst = worst_frames(records, student)
+    wanted = [(record_key(unit.identity()), None) for unit in units[step // 2 :: step]]
+    entries = []
+    for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
+        sample = make_sample(by_key[key], cache_dir)
+        index = -1 if frame is None else sample.frames.index(frame)
+        box = detailed_box((sample.truth or sample.input)[index][0])
+        pictures = {"truth": sample.truth[index]} if sample.truth else {}
+        for method in methods:
+            pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
+        files = {}
+        for name, planes in pictures.items():
+            files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
+            write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
+        identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
+        entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
+    crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
+    for entry, (_, _, before, after) in zip(harmed, worst, strict=True):
+        entry |= {"metric": "ssim_y", "method": student, "change": after - before}
+        entry |= {"input_value": before, "value": after}
+    return crops, harmed
+
+
+def write_png(path, frame):
+    """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise if the disk is full."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
+
+
+def cut_frame(planes, full_range, box):
+    """Return the ``(x, y, width, height)`` of planes that `box` names, as a BGR frame."""
+    x, y, width, height = box
+    frame = planes_to_bgr(*(planes if full_range else to_full_range(*planes)))
+    return np.ascontiguousarray(frame[y : y + height, x : x + width])
 
 
 def detailed_box(y, size=(240, 180)):
-    """The box ``(x, y, width, height)``, on even pixels, of most detail in luma `(H, W)`: what is worth looking at."""
+    """Return the box ``(x, y, width, height)``, on even pixels, of most detail in luma `(H, W)`."""
     width, height = (min(side, limit) // 2 * 2 for side, limit in zip(size, y.shape[::-1], strict=True))
     detail = np.minimum(np.abs(cv2.Laplacian(y, cv2.CV_32F)), 60)  # a hard edge counts no more than fine texture
     detail = cv2.boxFilter(detail, -1, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
@@ -197,7 +241,7 @@ def detailed_box(y, size=(240, 180)):
 
 
 def worst_frames(records, method, metric="ssim_y", count=10):
-    """The frames that `method` harms most against the input, worst first, one of each unit.
+    """Return the frames that `method` harms most against the input, worst first, one of each unit.
 
     Returns:
         List of ``(unit's key, frame, input's value, method's value)``; see `record_key`.
@@ -205,11 +249,9 @@ def worst_frames(records, method, metric="ssim_y", count=10):
     inputs = {record_key(record): record for record in records if record["method"] == "input"}
     harmed = []
     for record in records:
-        if record["method"] != method:
+        if record["method"] != method or metric not in record["metrics"]:  # real clips have no ground truth
             continue
-        before = inputs[record_key(record)]["metrics"].get(metric)
-        if before is None:  # the truth is not known
-            continue
+        before = inputs[record_key(record)]["metrics"][metric]
         values = zip(record["metrics"][metric], before, record["frames"], strict=True)
         changes = [(value - came, frame, came, value) for value, came, frame in values]
         harmed.append((*min(changes), record_key(record)))
@@ -220,3 +262,58 @@ def worst_frames(records, method, metric="ssim_y", count=10):
 def record_key(record):
     """What tells units apart."""
     return tuple(record[name] for name in ("protocol", "category", "name", "condition"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a report comes from
+
+
+def describe_run(command, started):
+    """Describe a run that ends now and began at `started` (of `time.perf_counter`), for a report."""
+    return {
+        "command": command,
+        "commit": git_commit(),
+        "date": date.today().isoformat(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
+
+
+def describe_machine():
+    """Describe the machine that measured."""
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": memory and round(memory, 1),
+        "system": platform.platform(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe_versions():
+    """Return the versions of the packages that decide the figures."""
+    packages = ("torch", "openvino", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def git_commit():
+    """Return the commit that is checked out, marked if files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,4 +1,4 @@
-"""How fast a student is: alone on planes, beside its peers, from file to file, and against what the machine can do.
+"""Measure how fast a student is: alone on planes, beside its peers, and from file to file.
 
 `python evaluate.py speed` runs it. All of it is measured on one machine in one go. What is compared runs in turns, a
 call of each, so that whatever else keeps the machine busy slows all alike. Times are those of the wall clock.
@@ -7,6 +7,7 @@ call of each, so that whatever else keeps the machine busy slows all alike. Time
 import argparse
 import functools
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -20,9 +21,9 @@ import cv2  # before av: see video.py
 
 # isort: split
 import av
+import jinja2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from tqdm import tqdm
@@ -30,9 +31,9 @@ from tqdm import tqdm
 import dataset
 import degradation
 from benchmark.peers import peers, time_1080p
-from benchmark.report import format_milliseconds, format_share, markdown_table
+from benchmark.report import format_milliseconds, format_share
 from models import CheckpointError
-from runtime import DeviceError, OpenVINOEngine, TorchEngine, make_engine
+from runtime import DeviceError, TorchEngine, make_engine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
 
@@ -46,15 +47,13 @@ SIZES = {  # name: (width, height)
 }
 BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
-MOVING = 3  # of what a still camera sees, the middle one of so many parts of its height and of its width moves
 RATE = 25  # frames per second of the clip
 SAMPLES = 1920  # of its sound during a frame, at 48 kHz
-PRODUCT = {"cpu": (1024, 512, 512), "cuda": (8192, 8192, 8192)}  # rows, depth and columns that reach the peak
-COPIED = 1 << 28  # bytes, more than any cache holds
+SOURCE = Path(__file__).resolve().parent
 
 
 def parse_size(text):
-    """``(width, height)`` of a size on a command line: a name of `SIZES`, or ``WIDTHxHEIGHT``."""
+    """Return the ``(width, height)`` of a size on a command line: a name of `SIZES`, or ``WIDTHxHEIGHT``."""
     numbers = re.fullmatch(r"(\d+)x(\d+)", text)
     size = SIZES.get(text) or (numbers and tuple(map(int, numbers.groups())))
     if not size or min(size) < 16:
@@ -68,17 +67,17 @@ def parse_size(text):
 
 
 def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
-    """Time functions in rounds, a call of each; one that has had its share of time drops out.
+    """Time functions in rounds, a call of each; one that has had its time drops out.
 
     Args:
         steps: dict of name -> function without arguments.
         seconds: how long each is measured; at least `least` calls are.
         warmup: calls of each that are not timed.
-        warm: call each once more before, untimed: in a video it comes after itself, and what others leave behind of
-            caches and clock frequency costs it up to a sixth.
+        warm: call each once more before, untimed: in a video it follows itself, and after another function caches and
+            clock frequency cost it up to a sixth.
 
     Returns:
-        Dict of name -> list of seconds, one a call that is timed.
+        Dict of name -> list of seconds, one for each timed call.
     """
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = {name: [] for name in steps}
@@ -98,14 +97,14 @@ def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
 
 
 def summarise(times, frames=1):
-    """Median and 95th percentile of times in seconds, each of `frames` frames, as milliseconds and frames a second."""
+    """Return median and 95th percentile of times in seconds, each of `frames` frames, in ms, and frames a second."""
     milliseconds = 1000 * np.array(times) / frames
     median, p95 = float(np.median(milliseconds)), float(np.percentile(milliseconds, 95))
     return {"runs": len(times), "median_ms": median, "p95_ms": p95, "fps": 1000 / median}
 
 
 def pan(size, count):
-    """Pan over a photo, mirrored at its edges, soft as in a call that was scaled down by 2; no frame comes twice.
+    """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
 
     Args:
         size: (width, height) of the frames.
@@ -130,10 +129,9 @@ def pan(size, count):
 
 
 def list_engines(sharpener, device):
-    """The engines to measure: the sharpener's and others.
+    """List the engines to measure: the sharpener's, with device ``"auto"`` every other one that works on the CPU.
 
-    With device ``"auto"`` those are the int8 network and PyTorch on the CPU; on a CPU, PyTorch at float32 joins
-    PyTorch at the precision of its choice.
+    On the CPU, PyTorch is measured at float32 besides the precision that it chooses.
 
     Returns:
         ``(dict of description -> engine, list of reasons why others are left out)``.
@@ -153,7 +151,7 @@ def list_engines(sharpener, device):
 
 
 def count_macs(student, size):
-    """Multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
+    """Count the multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
 
     Each weight is used once at each position of the folded map, which is a quarter of the frame in width and height,
     padded to multiples of 8 before.
@@ -174,50 +172,16 @@ def time_engines(engines, size, seconds):
         A row for each engine: ``engine``, ``size`` and the figures of `summarise`.
     """
     frames = list(pan(size, FRAMES))
-
-    def step(engine, begin):
-        shown = itertools.islice(itertools.cycle(frames), begin, None)
-        return lambda: engine(*next(shown))
-
-    # What takes turns may be one engine under two names: it never sees a frame twice in a row.
-    begins = itertools.cycle((0, 2))
-    steps = {name: step(engine, next(begins)) for name, engine in engines.items()}
+    # Two names may be one engine: their turns begin at different frames, so that it never sees a frame twice in a row.
+    steps = {name: _step(engine, frames, 2 * (i % 2)) for i, (name, engine) in enumerate(engines.items())}
     times = time_in_turns(steps, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
 
 
-def time_still(make, size, seconds):
-    """Time an engine where all of the picture moves and where only the middle ninth does, before a still camera.
-
-    Args:
-        make: function that returns a new `runtime.OpenVINOEngine`.
-        size: (width, height).
-
-    Returns:
-        Dict: ``size``, and ``moving`` and ``still``, each `summarise`.
-    """
-    frames = list(pan(size, FRAMES))
-    still = [tuple(_inset(*planes) for planes in zip(frames[0], frame, strict=True)) for frame in frames]
-
-    def step(engine, pictures):
-        shown = itertools.cycle(pictures)
-        return lambda: engine(*next(shown))
-
-    sparing = make()
-    steps = {"moving": step(make(), frames), "still": step(sparing, still)}
-    for _ in range(4 * FRAMES):  # after some of them a network for the part that moves is compiled, beside
-        steps["still"]()
-    sparing.settle()
-    times = time_in_turns(steps, seconds, warm=True)
-    return {"size": size, **{name: summarise(found) for name, found in times.items()}}
-
-
-def _inset(around, moving):
-    """A plane with the middle of another."""
-    middle = (..., *(slice(side // MOVING, 2 * side // MOVING) for side in around.shape[-2:]))
-    picture = around.copy()
-    picture[middle] = moving[middle]
-    return picture
+def _step(engine, frames, begin=0):
+    """A function that shows an engine the next of some frames, over and over."""
+    shown = itertools.islice(itertools.cycle(frames), begin, None)
+    return lambda: engine(*next(shown))
 
 
 def time_peers(names, device, seconds):
@@ -235,71 +199,6 @@ def time_peers(names, device, seconds):
         else:
             rows.append({"name": name, "description": peer.description, "ms_1080p": time_1080p(peer, seconds)})
     return rows, left_out
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The machine
-
-
-def peak_of(description):
-    """Which of `measure_peaks` bounds an engine of this description: ``"cpu int8"``, ``"cuda float16"``."""
-    _, device, precision = description.lower().partition(",")[0].split()
-    return f"{device} {precision}"
-
-
-def measure_peaks(descriptions, seconds):
-    """What the machine reaches at best: matrix products in the engines' precisions, and copies in memory.
-
-    The fastest call counts: it is the machine that is measured, not what else runs on it. All are PyTorch's on the
-    threads it has. Products in float are 1x1 convolutions, which go through the library that runs the student's
-    (oneDNN, cuDNN), where ``@`` would take another that can be several times slower; int8 is `torch._int_mm`, which is
-    oneDNN's product of int8 to int32 on CPUs with VNNI or AMX. A copy counts bytes read and bytes written.
-
-    Args:
-        descriptions: of the engines; OpenVINO's on other devices than the CPU have no product here.
-
-    Returns:
-        Dict of name -> ``{"value", "unit", "how"}``; units are GMAC/s, and GB/s for ``"copy"``. Without ``"cpu int8"``
-        where that is slower than float32: on CPUs without VNNI PyTorch's product is a plain loop, and no peak.
-    """
-    source = torch.ones(COPIED, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    steps, work = {"copy": lambda: target.copy_(source)}, {"copy": 2 * COPIED}
-    how = {"copy": f"{COPIED >> 20} MiB copied with PyTorch, read and written bytes"}
-    reachable = [d for d in descriptions if d.startswith("torch") or " CPU " in d]
-    for name in dict.fromkeys(["cpu int8", "cpu float32", *map(peak_of, reachable)]):
-        device, precision = name.split()
-        rows, depth, columns = shape = PRODUCT.get(device.partition(":")[0], PRODUCT["cpu"])
-        steps[name] = _matrix_product(device, getattr(torch, precision), *shape)
-        work[name] = rows * depth * columns
-        operation = "torch._int_mm" if precision == "int8" else "a 1x1 convolution of PyTorch"
-        how[name] = f"{rows}x{depth} times {depth}x{columns} as {operation}"
-    times = time_in_turns(steps, seconds)
-    rates = {name: work[name] / min(found) / 1e9 for name, found in times.items()}
-    if rates["cpu int8"] < rates["cpu float32"]:
-        del rates["cpu int8"]
-    units = {"copy": "GB/s"}
-    return {name: {"value": rates[name], "unit": units.get(name, "GMAC/s"), "how": how[name]} for name in rates}
-
-
-def _matrix_product(device, dtype, rows, depth, columns):
-    """A function that multiplies two random matrices of these sizes."""
-    generator = torch.Generator().manual_seed(0)
-    if dtype == torch.int8:
-        shapes = (rows, depth), (depth, columns)
-        a, b = (torch.randint(-127, 128, shape, dtype=dtype, generator=generator).to(device) for shape in shapes)
-        return lambda: torch._int_mm(a, b)
-    pixels = torch.randn(1, depth, rows // 32, 32, generator=generator).to(device, dtype)
-    weight = torch.randn(columns, depth, 1, 1, generator=generator).to(device, dtype)
-    pixels, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (pixels, weight))
-
-    @torch.inference_mode()
-    def multiply():
-        F.conv2d(pixels, weight)
-        if device != "cpu":
-            torch.accelerator.synchronize(device)
-
-    return multiply
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -328,7 +227,7 @@ def make_clip(path, size, count):
 def time_files(sharpener, device, size, count, seconds):
     """Time `process_video_stream` on an H.264 file with audio, and decoding and encoding by themselves.
 
-    Encoded are the sharpened frames, from memory, where they take 3 MB each at 1080p. Opening and closing files counts.
+    The sharpened frames are encoded from memory. Opening and closing files counts.
 
     Returns:
         Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
@@ -354,7 +253,7 @@ def time_files(sharpener, device, size, count, seconds):
                     writer.write(frame)
 
         times = time_in_turns({"whole": whole, "decode": decode, "encode": encode}, seconds, warmup=0)
-        program = [sys.executable, str(Path(__file__).with_name("inference.py")), str(source), "--overwrite"]
+        program = [sys.executable, str(SOURCE.parent / "inference.py"), str(source), "--overwrite"]
         options = ["-o", str(target), "--checkpoint", str(sharpener.checkpoint.resolve()), "--device", device]
         memory, reason = peak_memory([*program, *options])
     parts = {name: summarise(found, count) for name, found in times.items()}
@@ -370,9 +269,9 @@ def time_files(sharpener, device, size, count, seconds):
 
 
 def peak_memory(command):
-    """Run a command and watch the most memory that it had resident (Linux's VmHWM).
+    """Run a command and watch its peak resident memory (Linux's VmHWM).
 
-    Not `resource.getrusage` of children: that figure begins with the parent's own, from before the program started.
+    `resource.getrusage` would not do: its figure for children begins with the parent's own.
 
     Returns:
         ``(MiB, "")``, or ``(None, why not)``.
@@ -405,31 +304,16 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
         clip: ((width, height), number of frames) of the video file.
 
     Returns:
-        Dict of plain data: ``gmac_1080p``, ``engines``, ``still``, ``peers``, ``files``, ``peaks`` and ``left_out``. A
-        row of ``engines`` has ``gmac`` (a frame's), ``gmac_per_second``, and ``share_of_peak`` where its peak was
-        measured.
+        Dict of plain data: ``gmac_1080p``, ``engines``, ``peers``, ``files`` and ``left_out``.
     """
     engines, left_out = list_engines(sharpener, device)
-    rows = []
-    for size in tqdm(sizes, desc="engines", unit="size"):
-        rows += time_engines(engines, size, seconds)
-    peaks = measure_peaks(engines, seconds)
-    for row in rows:
-        row["gmac"] = count_macs(sharpener.student, row["size"]) / 1e9
-        row["gmac_per_second"] = row["gmac"] * row["fps"]
-        peak = peaks.get(peak_of(row["engine"]))
-        row["share_of_peak"] = row["gmac_per_second"] / peak["value"] if peak else None
-    parts = isinstance(sharpener.engine, OpenVINOEngine) and sharpener.device == "CPU"  # others compute whole frames
-    make = functools.partial(make_engine, sharpener.student, sharpener.checkpoint, "openvino")
-    still = [time_still(make, size, seconds) for size in sizes] if parts else []
+    rows = [row for size in tqdm(sizes, desc="engines", unit="size") for row in time_engines(engines, size, seconds)]
     peer_rows, peers_left_out = time_peers(peer_names, device, seconds)
     return {
         "gmac_1080p": count_macs(sharpener.student, SIZES["1080p"]) / 1e9,
         "engines": rows,
-        "still": still,
         "peers": peer_rows,
         "files": time_files(sharpener, device, *clip, seconds),
-        "peaks": peaks,
         "left_out": left_out + peers_left_out,
     }
 
@@ -470,64 +354,26 @@ def size_name(size):
     return names.get(tuple(size), f"{size[0]}x{size[1]}")
 
 
-def markdown(report):
-    """The report as a page of Markdown, with the picture of `plot` as speed.png beside it."""
-    machine, files, peaks = report["machine"], report["files"], report["peaks"]
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
-    engines = [
-        [
-            row["engine"],
-            size_name(row["size"]),
-            *_times(row),
-            f"{row['gmac_per_second']:,.0f}",
-            "–" if row["share_of_peak"] is None else format_share(row["share_of_peak"]),
-        ]
-        for row in report["engines"]
-    ]
-    others = [
-        [peer["name"], format_milliseconds(peer["ms_1080p"]), _rate(1000 / peer["ms_1080p"])]
-        for peer in report["peers"]
-    ]
-    still = [
-        [
-            size_name(row["size"]),
-            *_times(row["still"]),
-            format_share(row["still"]["median_ms"] / row["moving"]["median_ms"]),
-        ]
-        for row in report["still"]
-    ]
-    moving = "The same, bit for bit, where only the middle ninth moves before a still camera, and how much of the time "
-    moving += "that takes which frames take that move as a whole:"
-    stages = {"whole": f"decode, sharpen ({files['engine']}), encode", "decode": "decode", "encode": "encode"}
-    chain = [[label, *_times(files[stage])] for stage, label in stages.items()]
-    reached = [[name, f"{peak['value']:,.0f} {peak['unit']}", peak["how"]] for name, peak in peaks.items()]
-    memory = files["peak_memory_mib"]
-    memory = f"{memory:,.0f} MiB" if memory else f"not measured: {files['peak_memory_reason']}"
-    parts = [
-        "# Speed",
-        f"`{' '.join(report['command'])}`, commit {report['commit']}, {report['date']}, {report['seconds']:.0f} s\n"
-        f"on {machine['cpu']}{gpu}, {machine['cores']} cores, {machine['threads']} threads of PyTorch, "
-        f"{machine['memory_gb']} GB, {machine['system']}\nwith {versions}.",
-        f"![Milliseconds over megapixels](speed.png)\n\nPlanes in, planes out, in memory; {report['gmac_1080p']:.2f} "
-        "GMAC a frame of the student at 1080p. *Of the peak*: of the matrix product below in the same precision.",
-        markdown_table([["engine", "size", "median ms", "p95 ms", "frames/s", "GMAC/s", "of the peak"], *engines]),
-        *(still and [moving, markdown_table([["size", "median ms", "p95 ms", "frames/s", "of the time"], *still])]),
-        "Others at 1080p:",
-        markdown_table([["method", "median ms", "frames/s"], *others]),
-        f"From file to file: {files['frames']} frames of {size_name(files['size'])}, H.264 of {files['kbps']:,.0f} "
-        f"kbit/s with audio; p95 of {files['whole']['runs']} runs, not frames. Most memory resident: {memory}.",
-        markdown_table([["a frame", "median ms", "p95 ms", "frames/s"], *chain]),
-        "What the machine reaches at best:",
-        markdown_table([["peak", "value", "measured with"], *reached]),
-        *(f"Left out: {reason.rstrip('.')}." for reason in report["left_out"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+def write_report(report, folder):
+    """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md.
 
-
-def _times(row):
-    """Cells of a row's median, 95th percentile and frames a second."""
-    return [format_milliseconds(row["median_ms"]), format_milliseconds(row["p95_ms"]), _rate(row["fps"])]
+    Returns:
+        The text of README.md.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(SOURCE / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"ms": format_milliseconds, "size": size_name, "rate": _rate, "share": format_share}
+    page = environment.get_template("speed.md").render(report)
+    for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    plot(report, folder / "speed.png")
+    return page
 
 
 def _rate(fps):

@@ -9,6 +9,7 @@ import skimage.data
 
 import evaluate as ev
 from benchmark import conditions
+from benchmark.runner import record_key
 from tests.conftest import write_video
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def test_the_script_writes_a_report(run, data, checkpoint, tmp_path):
     report = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     methods = ["input", "student", "student, crisp", "unsharp mask"]
     assert [method["name"] for method in report["methods"]] == methods
-    units = {ev.record_key(record) for record in report["records"]}
+    units = {record_key(record) for record in report["records"]}
     assert len(units) == 5 + 7 and len(report["records"]) == 4 * len(units)
     (clean,) = (r for r in report["records"] if r["condition"] == "clean" and r["method"] == "input")
     assert clean["metrics"]["psnr_y"] == [None] and clean["metrics"]["ssim_y"] == [1]

@@ -7,7 +7,7 @@ from fractions import Fraction
 import cv2  # before av: see video.py
 
 # isort: split
-import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import skimage.data
@@ -19,10 +19,8 @@ import degradation
 from benchmark import metrics
 from benchmark.metrics import MetricError
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_full_range, to_limited_range, unsharp
+from video import Frame, VideoFormat, VideoWriter
 
-needs_ffmpeg = pytest.mark.skipif(
-    importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
-)
 needs_cvvdp = pytest.mark.skipif(importlib.util.find_spec("pycvvdp") is None, reason="cvvdp is not installed")
 needs_tesseract = pytest.mark.skipif(not metrics.tesseract_available(), reason="tesseract is not installed")
 
@@ -58,10 +56,8 @@ def coded(truth):
 def test_identical_pictures(truth):
     perfect = {"psnr_y": np.inf, "ssim_y": 1.0, "psnr_rgb": np.inf, "ssim_rgb": 1.0}
     assert metrics.picture_metrics(truth[0], truth[0]) == perfect
-    assert metrics.ssim_ffmpeg(truth[0][0], truth[0][0]) == 1
 
 
-@needs_ffmpeg
 def test_identical_clips(truth):
     """libvmaf gives identical clips 97.4 where nothing moves (the first frame, a still) and 100 elsewhere."""
     scores = metrics.vmaf_scores(truth, truth)
@@ -70,15 +66,12 @@ def test_identical_clips(truth):
     assert scores["ms_ssim"] == [1.0] * 6
     still = metrics.vmaf_scores(truth[:1] * 3, truth[:1] * 3)
     assert still["vmaf"] == pytest.approx([scores["vmaf"][0]] * 3, abs=1e-3)
-    assert metrics.ms_ssim(truth[0], truth[0]) == 1
 
 
 def test_picture_metrics_against_their_definitions(truth, coded):
     (y, uv), (truth_y, truth_uv) = coded[3], truth[3]
     measured = metrics.picture_metrics((y, uv), (truth_y, truth_uv))
     assert (measured["psnr_y"], measured["ssim_y"]) == luma_metrics(y, truth_y)
-    assert measured["psnr_y"] == pytest.approx(metrics.psnr(y, truth_y), abs=1e-9)
-
     frame, expected = planes_to_bgr(y, uv), planes_to_bgr(truth_y, truth_uv)
     mse = np.square(frame.astype(float) - expected).mean()
     assert measured["psnr_rgb"] == pytest.approx(10 * np.log10(255**2 / mse), abs=1e-9)
@@ -87,7 +80,6 @@ def test_picture_metrics_against_their_definitions(truth, coded):
     )
     assert measured["ssim_rgb"] == pytest.approx(by_channel, abs=1e-9)
     assert measured["psnr_rgb"] < measured["psnr_y"]  # chroma at half the size is lost twice
-    assert metrics.picture_metrics((y, uv), (truth_y, truth_uv), rgb=False).keys() == {"psnr_y", "ssim_y"}
 
 
 def test_rgb_of_limited_range_planes_is_that_of_full_range(truth, coded):
@@ -99,21 +91,8 @@ def test_rgb_of_limited_range_planes_is_that_of_full_range(truth, coded):
     assert measured["psnr_y"] > expected["psnr_y"]  # luma is compared as it is: errors are smaller in 219 levels
 
 
-def test_a_grey_level_is_48_decibels():
-    x = np.full((16, 16), 100, np.uint8)
-    assert metrics.psnr(x, x + 1) == pytest.approx(20 * np.log10(255))
-    with pytest.raises(ValueError):
-        metrics.psnr(x, x[:, :8])
-
-
-@pytest.mark.parametrize("sizes", [((7, 32), (7, 32)), ((16, 16), (16, 20))])
-def test_ssim_ffmpeg_refuses_planes_without_a_window(sizes):
-    with pytest.raises(ValueError, match="8x8"):
-        metrics.ssim_ffmpeg(*(np.zeros(size, np.uint8) for size in sizes))
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Agreement with ffmpeg's own filters on the same files
+# libvmaf
 
 
 @pytest.fixture(scope="module")
@@ -121,84 +100,35 @@ def files(truth, coded, tmp_path_factory):
     """A folder with both clips as lossless video files, ``coded.mkv`` and ``truth.mkv``."""
     folder = tmp_path_factory.mktemp("files")
     for name, clip in (("coded", coded), ("truth", truth)):
-        with av.open(str(folder / f"{name}.mkv"), "w") as container:
-            stream = container.add_stream("ffv1", rate=Fraction(25))
-            stream.height, stream.width = clip[0][0].shape
-            stream.pix_fmt = "yuv420p"
+        height, width = clip[0][0].shape
+        with VideoWriter(folder / f"{name}.mkv", VideoFormat(width, height, Fraction(25)), codec="ffv1") as writer:
             for planes in clip:
-                frame = av.VideoFrame.from_ndarray(degradation.pack_planes(*planes), format="yuv420p")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+                writer.write(Frame(*planes))
     return folder
 
 
-def run_filter(files, description):
-    """Run a filter of two inputs with the shipped ffmpeg as anyone would, and return what it prints."""
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", "coded.mkv", "-i", "truth.mkv"]
-    command += ["-lavfi", f"[0:v][1:v]{description}", "-f", "null", "-"]
-    finished = subprocess.run(command, cwd=files, capture_output=True, text=True, check=True)
-    return finished.stdout + finished.stderr
-
-
-@needs_ffmpeg
-def test_psnr_is_what_ffmpeg_prints(files, truth, coded):
-    printed = run_filter(files, "psnr=stats_file=-")
-    ours = [metrics.psnr(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
-    assert re.findall(r" psnr_y:(\S+)", printed) == [f"{value:.2f}" for value in ours]
-    mse = np.mean([255**2 / 10 ** (value / 10) for value in ours])  # the filter's summary is of the mean error
-    assert re.findall(r"PSNR y:(\S+)", printed) == [f"{10 * np.log10(255**2 / mse):.6f}"]
-
-
-@needs_ffmpeg
-def test_ssim_ffmpeg_is_what_its_ssim_filter_prints(files, truth, coded):
-    printed = [float(value) for value in re.findall(r"n:\d+ Y:(\S+)", run_filter(files, "ssim=stats_file=-"))]
-    ours = [metrics.ssim_ffmpeg(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
-    assert len(printed) == 6 and ours == pytest.approx(printed, abs=6e-7)  # the last digit is 1e-6
-    # Another window is another figure, which is why `ssim` is not checked against this filter:
-    wang = [metrics.ssim(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
-    assert 1e-4 < np.abs(np.subtract(wang, printed)).max() < 0.02
-
-
-@needs_ffmpeg
-def test_ssim_agrees_with_libvmaf(files, truth, coded):
-    run_filter(files, r"libvmaf=feature='name=float_ssim\:scale=1':log_path=log.xml")
-    frames = (files / "log.xml").read_text("utf-8").split("<pooled_metrics>")[0]
-    printed = [float(value) for value in re.findall(r' float_ssim="(\S+)"', frames)]
-    ours = [metrics.ssim(y, truth_y) for (y, _), (truth_y, _) in zip(coded, truth, strict=True)]
-    assert len(printed) == 6 and ours == pytest.approx(printed, abs=1e-4)
-
-
-@needs_ffmpeg
 @pytest.mark.parametrize("name", ["vmaf", "vmaf_neg"])
 def test_vmaf_is_what_ffmpeg_prints(files, truth, coded, name):
-    printed = run_filter(files, f"libvmaf=model=version={metrics.VMAF_MODELS[name]}")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", "coded.mkv", "-i", "truth.mkv"]
+    command += ["-lavfi", f"[0:v][1:v]libvmaf=model=version={metrics.VMAF_MODELS[name]}", "-f", "null", "-"]
+    printed = subprocess.run(command, cwd=files, capture_output=True, text=True, check=True).stderr
     ours = metrics.vmaf_scores(coded, truth, full_range=False)[name]  # the files' values as they are
     assert len(ours) == 6 and 80 < min(ours) < max(ours) < 97
     assert re.findall(r"VMAF score: (\S+)", printed) == [f"{np.mean(ours):.6f}"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# libvmaf
-
-
-@needs_ffmpeg
 def test_full_range_is_brought_to_limited_range_and_sizes_are_made_even(truth, coded):
     clips = [clip[:2] for clip in (coded, truth)]
     limited = [[to_limited_range(*planes) for planes in clip] for clip in clips]
     expected = metrics.vmaf_scores(*limited, full_range=False)
     assert metrics.vmaf_scores(*clips, full_range=True) == expected
     assert metrics.vmaf_scores(*clips, full_range=False) != expected
-    assert metrics.vmaf_scores(*clips, threads=2) == expected
 
     odd = [[(y[:-1, :-1], uv) for y, uv in clip] for clip in clips]  # 319x191: chroma still 160x96
     even = [[(y[:-2, :-2], uv[:, :-1, :-1]) for y, uv in clip] for clip in clips]
     assert metrics.vmaf_scores(*odd) == metrics.vmaf_scores(*even)
-    assert metrics.ms_ssim(clips[0][0], clips[1][0]) == expected["ms_ssim"][0]
 
 
-@needs_ffmpeg
 def test_ms_ssim_says_which_sizes_it_takes(truth):
     smallest = [(y[:176, :176], uv[:, :88, :88]) for y, uv in truth[:1]]
     assert metrics.vmaf_scores(smallest, smallest)["ms_ssim"] == [1.0]
@@ -214,23 +144,19 @@ def test_vmaf_refuses_clips_that_do_not_match(truth):
             metrics.vmaf_scores(clip, other)
 
 
-def test_missing_ffmpeg_says_what_to_install(truth, monkeypatch):
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(MetricError, match=r"pip install -r requirements-dev\.txt"):
-        metrics.vmaf_scores(truth, truth)
-
-
-@needs_ffmpeg
-def test_a_failing_filter_is_quoted(truth):
-    with pytest.raises(MetricError, match=r"libvmaf.*'many'.*requirements-dev\.txt"):
-        metrics.vmaf_scores(truth[:1], truth[:1], threads="many")
+def test_an_ffmpeg_that_fails_is_quoted(truth, monkeypatch, tmp_path):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\necho 'No such filter: libvmaf' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    with pytest.raises(MetricError, match=r"No such filter: libvmaf.*requirements-dev\.txt"):
+        metrics.vmaf_scores(truth[:1], truth[:1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Ranking
 
 
-@needs_ffmpeg
 def test_each_damage_ranks_last_where_it_must(truth, coded):
     sharpened = per_frame(truth, lambda y, t: cv2.addWeighted(y, 2, cv2.GaussianBlur(y, (0, 0), 1.5), -1, 0))
     clips = {
@@ -242,10 +168,10 @@ def test_each_damage_ranks_last_where_it_must(truth, coded):
     }
     figures = {}
     for name, clip in clips.items():
-        pictures = [metrics.picture_metrics(a, b, rgb=False) for a, b in zip(clip, truth, strict=True)]
+        pictures = np.mean([luma_metrics(y, truth_y) for (y, _), (truth_y, _) in zip(clip, truth, strict=True)], axis=0)
         static, moving = metrics.flicker(clip, truth)
-        scores = {key: [picture[key] for picture in pictures] for key in pictures[0]} | metrics.vmaf_scores(clip, truth)
-        figures[name] = {key: np.mean(values) for key, values in scores.items()}
+        figures[name] = {key: np.mean(values) for key, values in metrics.vmaf_scores(clip, truth).items()}
+        figures[name] |= {"psnr_y": pictures[0], "ssim_y": pictures[1]}
         figures[name] |= {"static": -static, "moving": -moving}  # so that higher is better throughout
 
     def ranking(metric):
@@ -267,6 +193,7 @@ def test_each_damage_ranks_last_where_it_must(truth, coded):
 
 def test_flicker_ignores_what_does_not_change(truth, rng):
     assert metrics.flicker(truth, truth) == (0, 0)
+    assert np.isnan(metrics.flicker(truth[:1], truth[:1])).all()
     mid = per_frame(truth, lambda y, t: np.clip(y, 20, 235))  # room for the error: nothing is clipped
     error = rng.integers(-20, 21, mid[0][0].shape)
     assert metrics.flicker(per_frame(mid, lambda y, t: add(y, error)), mid) == (0, 0)
@@ -288,14 +215,6 @@ def test_flicker_counts_grey_levels_on_the_side_where_it_happens(truth):
     assert metrics.flicker(*left) == (6, pytest.approx(np.nan, nan_ok=True))
 
 
-def test_flicker_has_no_figure_for_what_is_not_there(truth):
-    assert np.isnan(metrics.flicker(truth[:1], truth[:1])).all()
-    static, moving = metrics.flicker(truth[:1] * 3, truth[:1] * 3)
-    assert static == 0 and np.isnan(moving)
-    with pytest.raises(ValueError):
-        metrics.flicker(truth, truth[:-1])
-
-
 def test_noise_is_static_and_the_surroundings_of_an_edge_move(rng):
     uv = np.full((2, 16, 16), 128, np.uint8)
     noisy = [(add(np.full((32, 32), 128, np.uint8), rng.normal(0, 0.7, (32, 32)).round()), uv) for _ in range(4)]
@@ -313,7 +232,7 @@ def test_noise_is_static_and_the_surroundings_of_an_edge_move(rng):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a viewer sees where no truth is known
+# Clips without ground truth
 
 
 def grey_clip(*frames):
@@ -331,13 +250,6 @@ def test_what_is_as_it_came_has_changed_nothing(coded):
     assert len(found["flicker"]) == 5 and max(found["flicker"]) < 1
 
 
-def test_an_input_has_its_own_flicker(truth, rng):
-    """That of noise is the mean distance of two draws, 2/sqrt(pi) standard deviations; of a still, nothing."""
-    noisy = grey_clip(*(noise_around(128, rng.normal(0, 2, (96, 128))) for _ in range(4)))
-    assert metrics.visible_change(noisy, noisy)["flicker"] == pytest.approx([4 / np.pi**0.5] * 3, rel=0.05)
-    assert metrics.visible_change(truth[:1] * 3, truth[:1] * 3)["flicker"] == [0, 0]
-
-
 def test_a_blur_lowers_edges_and_makes_no_halo(truth):
     found = [
         metrics.visible_change(per_frame(truth, lambda y, t, s=s: degradation.blur(y, s)), truth) for s in (1, 1.6)
@@ -347,29 +259,11 @@ def test_a_blur_lowers_edges_and_makes_no_halo(truth):
     assert max(found[1]["noise"]) < 1
 
 
-def test_steeper_edges_are_counted_where_the_source_has_its_edges():
-    ramp = np.interp(np.arange(128), [60, 68], [60, 200])
-    step = np.interp(np.arange(128), [63, 65], [60, 200])
-    clips = [grey_clip(np.tile(np.rint(edge), (96, 1)).astype(np.uint8)) for edge in (ramp, step)]
-    (edges,) = metrics.visible_change(clips[1], clips[0])["edges"]
-    assert 1.1 < edges < 1.3  # all of the rise lies within the steepest twentieth now
-    elsewhere = clips[0][0][0].copy()
-    elsewhere[:, 20:22] += 60
-    found = metrics.visible_change(grey_clip(elsewhere), clips[0])
-    assert found["edges"] == [1] and found["halo"] == [0]
-
-
 def test_noise_is_relative_to_the_sources(rng):
     noise = rng.normal(0, 1, (128, 160))
     source, louder, calmer = (grey_clip(noise_around(128, sigma * noise)) for sigma in (2, 4, 1))
     assert metrics.visible_change(louder, source)["noise"] == pytest.approx([1.97], abs=0.05)
     assert metrics.visible_change(calmer, source)["noise"] == pytest.approx([0.53], abs=0.05)
-
-
-def test_added_noise_is_noise(truth, rng):
-    noisy = per_frame(truth, lambda y, t: degradation.add_noise(y, 3, rng))
-    found = metrics.visible_change(noisy, truth)
-    assert min(found["noise"]) > 1.5 and min(found["flicker"]) > 2
 
 
 def test_an_unsharp_mask_has_halos(truth):
@@ -390,12 +284,6 @@ def test_a_halo_is_what_leaves_the_range_of_its_neighbours():
     inside = edge.copy()
     inside[:, 33] = 150  # between its neighbours
     assert metrics.visible_change(grey_clip(inside), grey_clip(edge))["halo"] == [0]
-
-
-def test_frames_that_alternate_by_a_code_flicker():
-    still = grey_clip(*[np.full((48, 64), 100, np.uint8)] * 4)
-    alternating = per_frame(still, lambda y, t: add(y, t % 2))
-    assert metrics.visible_change(alternating, still)["flicker"] == [1, 1, 1]
 
 
 def test_flicker_is_looked_for_where_the_source_stands_still():
@@ -429,13 +317,6 @@ def test_jod_is_ten_for_the_truth_and_less_for_worse_clips(truth, coded):
     assert 9.99 > scores[0] > scores[1] + 0.3 > 3
     flickering = per_frame(truth, lambda y, t: add(y, 6 if t % 2 else -6))
     assert metrics.jod(flickering, truth) < 9.9
-
-
-@needs_cvvdp
-def test_jod_of_limited_range_is_that_of_full_range(truth, coded):
-    limited = [[to_limited_range(*planes) for planes in clip[:3]] for clip in (coded, truth)]
-    full = [[to_full_range(*planes) for planes in clip] for clip in limited]
-    assert metrics.jod(*limited, full_range=False) == metrics.jod(*full)
 
 
 def test_missing_cvvdp_says_what_to_install(truth, monkeypatch):
@@ -473,16 +354,14 @@ def slide():
 def test_words_are_read_and_lost_with_sharpness(slide):
     assert metrics.word_accuracy(slide, WORDS) > 0.9
     assert metrics.word_accuracy(draw_slide(font_size=11), WORDS) > 0.75  # thanks to the enlargement
-    assert metrics.word_accuracy(slide, slide) == 1
     accuracies = [metrics.word_accuracy(degradation.blur(slide, sigma), WORDS) for sigma in (0.5, 2, 4)]
     assert accuracies[0] > 0.9 and accuracies[0] > accuracies[1] >= accuracies[2] and accuracies[2] < 0.1
 
 
 @needs_tesseract
-def test_a_picture_without_words_has_no_accuracy(slide):
+def test_nothing_is_read_in_an_empty_picture():
     empty = np.full((100, 200), 235, np.uint8)
     assert metrics.read_words(empty) == [] and metrics.word_accuracy(empty, WORDS) == 0
-    assert np.isnan(metrics.word_accuracy(slide, empty))
 
 
 @pytest.mark.parametrize(
@@ -519,8 +398,7 @@ def test_interval_of_many_single_values_is_that_of_the_normal_distribution(rng):
     low, high = metrics.bootstrap_interval(values)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    narrower = metrics.bootstrap_interval(values, confidence=0.5)
-    assert low < narrower[0] < values.mean() < narrower[1] < high
+    assert metrics.bootstrap_interval(values) == (low, high) != metrics.bootstrap_interval(values, rng)
 
 
 def test_interval_resamples_clusters(rng):
@@ -528,19 +406,5 @@ def test_interval_resamples_clusters(rng):
     repeated = [[value] * 30 for value in values]  # thirty frames that say the same are one observation
     assert metrics.bootstrap_interval(repeated) == pytest.approx(metrics.bootstrap_interval(values))
     # Only whole clusters are drawn: the mean of two is that of one, of the other, or of all their values.
-    low, high = metrics.bootstrap_interval([[0, 0, 0], [4]], confidence=0.9)
-    assert (low, high) == (0, 4)
-    assert metrics.bootstrap_interval([[0, 0, 0], [4]], confidence=0.4) == (1, 1)
-
-
-def test_interval_repeats_with_its_generator():
-    clusters = [[1, 2], [3], [5, 8, 2]]
-    assert metrics.bootstrap_interval(clusters) == metrics.bootstrap_interval(clusters)
-    seeded = [metrics.bootstrap_interval(clusters, np.random.default_rng(seed), 50) for seed in (1, 1, 2)]
-    assert seeded[0] == seeded[1] != seeded[2]
-
-
-def test_interval_needs_two_clusters_of_finite_values():
+    assert metrics.bootstrap_interval([[0, 0, 0], [4]]) == (0, 4)
     assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0], []])).all()
-    with pytest.raises(ValueError, match="finite"):
-        metrics.bootstrap_interval([[1.0], [np.inf]])

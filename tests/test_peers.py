@@ -1,12 +1,10 @@
-import dataclasses
-import functools
 import importlib.metadata
 import subprocess
+import time
 
 import cv2  # before av: see video.py
 
 # isort: split
-import av
 import numpy as np
 import pytest
 import skimage.data
@@ -14,9 +12,8 @@ import torch
 
 import models
 from benchmark import peers
-from benchmark.peers import FFmpegFilter, Peer, SRVGGNetCompact, rcas, super_resolver, tune, tuning_pairs, unsharp_mask
-from dataset import SKIMAGE_BENCHMARK, DataError
-from utils import bgr_to_planes, luma_metrics, to_limited_range
+from benchmark.peers import FFmpegFilter, Peer, SRVGGNetCompact, rcas, super_resolver
+from utils import bgr_to_planes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,19 +109,6 @@ def test_rcas_is_what_was_published(rng, full_range, black, span, stops, denoise
         sharp, _ = rcas(y, chroma_of(y), full_range, stops, denoise)
         assert np.abs(sharp - rcas_pixel_by_pixel(y, black, span, stops, denoise)).max() < 0.501  # rounding
         assert (sharp != y).any()
-
-
-def test_rcas_is_limited_by_its_ring(rng):
-    """What touches black or white is left alone; all else moves away from its ring's mean, and nothing wraps around."""
-    y = np.clip(rng.normal(128, 70, (64, 64)), 0, 255).astype(np.uint8)
-    sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
-    padded = np.pad(y.astype(int), 1, mode="edge")
-    ring = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
-    touching = (ring == 0).any(axis=0) | (ring == 255).any(axis=0)
-    assert 100 < touching.sum() < y.size / 2
-    assert (sharp[touching] == y[touching]).all()
-    above = y >= ring.mean(axis=0)
-    assert (sharp[above] >= y[above]).all() and (sharp[~above] <= y[~above]).all()
 
 
 def test_rcas_overshoots_its_ring_but_not_the_range():
@@ -263,128 +247,26 @@ def test_scale_beyond_the_network(scale):
         super_resolver(nearest_network(), scale)
 
 
-def test_animevideo_sharpens(wheel):
-    (peer,) = peers.peers(["animevideov3"], "cpu")
-    truth, uv = photo_planes(96, 96)
-    soft = cv2.resize(cv2.resize(truth, (48, 48), interpolation=cv2.INTER_AREA), (96, 96))
-    sharp, _ = peer.at(2)(soft, uv, True)
-    assert cv2.Laplacian(sharp, cv2.CV_32F).std() > 1.5 * cv2.Laplacian(soft, cv2.CV_32F).std()
-    assert luma_metrics(sharp, truth)[1] > 0.6
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The list, its timing
 
 
-def test_unknown_peer():
+def test_peers_come_in_order():
+    assert [peer.name for peer in peers.peers(["RCAS", "FFmpeg cas"])] == ["RCAS", "FFmpeg cas"]
+    assert [peer.name for peer in peers.peers() if peer.description] == list(peers.FILTERS)
     with pytest.raises(ValueError, match=r"no peer 'swinir': choose from unsharp mask, .*, BSRGAN"):
         peers.peers(["RCAS", "swinir"])
 
 
-def test_peers_come_in_order():
-    found = peers.peers(["RCAS", "FFmpeg cas"])
-    assert [peer.name for peer in found] == ["RCAS", "FFmpeg cas"]
-    assert [peer.name for peer in peers.peers()] == list(peers.FILTERS)
-    assert all(peer.description for peer in peers.peers())
-
-
-def test_defaults_are_the_listed_settings():
-    y, uv = photo_planes(48, 64)
-    for name, function in (("unsharp mask", unsharp_mask), ("RCAS", rcas)):
-        (peer,) = peers.peers([name])
-        assert np.array_equal(peer.at(2)(y, uv, True)[0], function(y, uv)[0])
-
-
-@pytest.mark.parametrize(("shrink", "size"), [(1, (1080, 1920)), (4, (270, 480)), (8, (135, 240))])
-def test_time_is_that_of_a_full_frame(monkeypatch, shrink, size):
-    seen = []
+@pytest.mark.parametrize(("shrink", "size"), [(4, (270, 480)), (8, (135, 240))])
+def test_time_is_that_of_a_full_frame(shrink, size):
+    seen, scales = [], []
 
     def method(y, uv, full_range):
         seen.append((y.shape, uv.shape[1:], full_range))
+        time.sleep(0.002)
         return y, uv
 
-    def ten_frames_a_second(step, seconds, warmup):
-        step()
-        return 10
-
-    monkeypatch.setattr(peers, "benchmark_fps", ten_frames_a_second)
-    scales = []
     peer = Peer("spy", "", lambda scale: scales.append(scale) or method, shrink)
-    assert peers.time_1080p(peer) == pytest.approx(100 * shrink**2)
-    assert seen == [(size, ((size[0] + 1) // 2, size[1] // 2), False)]
-    assert scales == [2]
-
-
-def test_time_is_measured():
-    (peer,) = peers.peers(["unsharp mask"])
-    once = peers.time_1080p(dataclasses.replace(peer, shrink=4), seconds=0.05)
-    assert 0.01 < once < 5000
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tuning
-
-
-def test_tune_finds_a_known_best(rng):
-    truth = rng.integers(50, 200, (24, 24), dtype=np.uint8)
-    pairs = [((truth - np.uint8(30), chroma_of(truth)), (truth, chroma_of(truth)))] * 2
-
-    def add(offset, sign):
-        return lambda y, uv, full_range: (np.clip(y + np.float32(sign * offset), 0, 255).astype(np.uint8), uv)
-
-    ranking = tune(add, {"offset": [10, 30, 40], "sign": [-1, 1]}, pairs)
-    assert [settings for _, settings in ranking] == [
-        {"offset": offset, "sign": sign} for offset, sign in ((30, 1), (40, 1), (10, 1), (10, -1), (30, -1), (40, -1))
-    ]
-    assert ranking[0][0] == 1
-    assert [score for score, _ in ranking] == sorted((score for score, _ in ranking), reverse=True)
-
-    def mean_error(y, truth):
-        return np.abs(truth.astype(int) - y).mean()
-
-    worst_first = tune(add, {"offset": [10, 30], "sign": [1]}, pairs, mean_error)
-    assert worst_first == [(20.0, {"offset": 10, "sign": 1}), (0.0, {"offset": 30, "sign": 1})]
-
-
-def test_tune_undoes_a_blur():
-    y, uv = photo_planes(128, 128)
-    pairs = [((cv2.GaussianBlur(y, (0, 0), 1), uv), (y, uv))]
-    grid = {"sigma": [1.0], "amount": [0, 1.0, 6.0]}
-    ranking = tune(lambda **settings: functools.partial(unsharp_mask, **settings), grid, pairs)
-    assert [settings["amount"] for _, settings in ranking] == [1.0, 0, 6.0]
-
-
-def test_tuning_pairs_are_calls_of_other_pictures():
-    shown = {f"skimage:{name}" for names in SKIMAGE_BENCHMARK.values() for name in names}
-    assert len(peers.TUNING_PHOTOS) == 12 and not shown & set(peers.TUNING_PHOTOS)
-    pairs = tuning_pairs(["skimage:camera", "skimage:coins"], qps=(22, 37), side=96, count=3)
-    again = tuning_pairs(["skimage:camera", "skimage:coins"], qps=(22, 37), side=96, count=3)
-    assert len(pairs) == 4
-    quality = []
-    for pair, repeated in zip(pairs, again, strict=True):
-        for (y, uv), (y_again, uv_again) in zip(pair, repeated, strict=True):
-            assert y.shape == (96, 96) and uv.shape == (2, 48, 48)
-            assert np.array_equal(y, y_again) and np.array_equal(uv, uv_again)
-        truth = pair[1][0]
-        assert truth.min() >= 16 and truth.max() <= 235
-        quality.append(luma_metrics(pair[0][0], truth)[0])
-    assert 20 < quality[1] < quality[0] < 45 and 20 < quality[3] < quality[2] < 45
-
-
-def test_tuning_pairs_of_a_video(tmp_path):
-    path = tmp_path / "call.mkv"
-    picture = cv2.resize(skimage.data.astronaut(), (320, 240))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        for _ in range(6):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    ((damaged, truth),) = tuning_pairs([str(path)], qps=(27,), side=128, count=4)
-    assert truth[0].shape == (128, 128) and damaged[1].shape == (2, 64, 64)
-    middle = cv2.resize(picture, (171, 128), interpolation=cv2.INTER_AREA)[:, 20:148]
-    expected, _ = to_limited_range(*bgr_to_planes(np.ascontiguousarray(middle[:, :, ::-1])))
-    assert luma_metrics(truth[0], expected)[0] > 25  # the same part
-    assert 20 < luma_metrics(damaged[0], truth[0])[0] < 45
-    with pytest.raises(DataError, match="shorter than 8 frames"):
-        tuning_pairs([str(path)], side=128)
+    assert 2 * shrink**2 <= peers.time_1080p(peer, seconds=0) < 200 * shrink**2
+    assert seen == [(size, ((size[0] + 1) // 2, size[1] // 2), False)] * 6 and scales == [2]

@@ -110,9 +110,3 @@ def test_atomic_path_keeps_the_old_file_on_failure(tmp_path):
     with utils.atomic_path(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-
-
-def test_benchmark_fps_counts_only_the_timed_calls():
-    calls = []
-    fps = utils.benchmark_fps(lambda: calls.append(1), seconds=0, warmup=2)
-    assert len(calls) == 2 + 5 and fps > 0
