@@ -172,15 +172,14 @@ def time_engines(engines, size, seconds):
         A row for each engine: ``engine``, ``size`` and the figures of `summarise`.
     """
     frames = list(pan(size, FRAMES))
-    # Two names may be one engine: their turns begin at different frames, so that it never sees a frame twice in a row.
-    steps = {name: _step(engine, frames, 2 * (i % 2)) for i, (name, engine) in enumerate(engines.items())}
+    steps = {name: _step(engine, frames) for name, engine in engines.items()}
     times = time_in_turns(steps, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
 
 
-def _step(engine, frames, begin=0):
+def _step(engine, frames):
     """A function that shows an engine the next of some frames, over and over."""
-    shown = itertools.islice(itertools.cycle(frames), begin, None)
+    shown = itertools.cycle(frames)
     return lambda: engine(*next(shown))
 
 
