@@ -6,7 +6,7 @@
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py sheets --data FOLDER       # crops under letters, for viewers who give scores; --tally sums up
-    python evaluate.py subjective                 # a blind comparison in the browser; --summarise gives its result
+    python evaluate.py subjective                 # a blind comparison as a page; --summarise VOTES... sums up
     python evaluate.py speed                      # milliseconds by size and engine, beside peers, file to file
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
@@ -19,6 +19,8 @@ import json
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 try:
     from benchmark import conditions, runner, sheets, speed
@@ -34,11 +36,11 @@ try:
         load_report,
         markdown_summary,
     )
-    from benchmark.runner import cut_frame, describe_run, file_digest, record_key, write_png
-    from benchmark.study import StudyError, format_summary, make_study, serve_study, summarise_study, write_clip
+    from benchmark.runner import cut_frame, describe_run, file_digest, record_key
+    from benchmark.study import StudyError, make_study, summarise_study
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
-from degradation import FRAME_RATE, DataError
+from degradation import DataError
 from images import VideoError
 from inference import RealTimeSharpener, parse_amount
 from models import RELEASED_STUDENT, CheckpointError
@@ -162,35 +164,26 @@ def run_comparison(argv):
 
 
 def run_study(argv):
-    """``evaluate.py subjective``: make a study unless there is one, serve it, or evaluate its votes."""
+    """``evaluate.py subjective``: make the page of a study, or summarise the votes that it collected."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py subjective",
-        description="A blind pairwise comparison (CCR, ITU-T P.910) as a web page on this computer.",
+        description="A blind pairwise comparison (CCR, ITU-T P.910) as one HTML file that collects votes.",
     )
     parser.add_argument("folder", nargs="?", default="results/study", help="where it is kept (default: results/study)")
-    parser.add_argument("--summarise", action="store_true", help="evaluate the votes instead")
+    parser.add_argument("--summarise", nargs="+", metavar="VOTES", help="evaluate files that the page saved instead")
     parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
     parser.add_argument(
         "--limit", type=parse_count, default=40, help="comparisons in a study, traps not counted (default: 40)"
     )
-    parser.add_argument("--seed", type=parse_count, default=0, help="of the order and the sides")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in the network take part")
-    parser.add_argument("--port", type=parse_port, default=0, help="default: one that is free")
+    parser.add_argument("--seed", type=parse_count, default=0, help="of the choice of comparisons")
     arguments = parser.parse_args(argv)
-    folder = Path(arguments.folder)
     if arguments.summarise:
-        print(format_summary(summarise_study(folder)))
+        print(summarise_study(arguments.folder, arguments.summarise))
         return 0
-    if (folder / "study.json").exists():
-        making = ("checkpoint", "data", "limit", "seed")
-        if given := [name for name in making if getattr(arguments, name) != parser.get_default(name)]:
-            options = ", ".join(f"--{name}" for name in given)
-            print(f"{folder} holds a study already, which is served; for one with {options} name another folder")
-    else:
-        sharpener = RealTimeSharpener(arguments.checkpoint)
-        make_study(folder, make_stimuli(sharpener, arguments.data, folder / "stimuli"), arguments.seed, arguments.limit)
-    serve_study(folder, arguments.host, arguments.port)
+    scenes = study_scenes(RealTimeSharpener(arguments.checkpoint), arguments.data)
+    page = make_study(arguments.folder, scenes, arguments.seed, arguments.limit)
+    print(f"{page} is the study: open it in a browser or hand it out. Keep key.json, which says what it shows.")
     return 0
 
 
@@ -235,12 +228,10 @@ def real_crops(unit, methods, count, size=(240, 180)):
         size: (width, height) of a crop.
 
     Returns:
-        List of ``(name, {method: crop})``, crops uint8 BGR.
+        List of ``(name, {method: crop})``, crops uint8 BGR; empty if the clip cannot be read.
     """
-    try:
-        sample = conditions.make_sample(unit, CACHE)
-    except (DataError, VideoError) as error:
-        print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
+    sample = read_sample(unit)
+    if sample is None:
         return []
     planes, scenes = sample.input[-1], []
     outputs = {name: method(*planes, sample.full_range) for name, method in methods.items()}
@@ -253,6 +244,15 @@ def real_crops(unit, methods, count, size=(240, 180)):
     return scenes
 
 
+def read_sample(unit, *frames):
+    """The sample of a unit (see `conditions.make_sample`); None, with a message, if its file cannot be read."""
+    try:
+        return conditions.make_sample(unit, CACHE, *frames)
+    except (DataError, VideoError) as error:
+        print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
+        return None
+
+
 def parse_count(text):
     """A whole number from 0, for argparse."""
     if not text.isdecimal():
@@ -260,42 +260,27 @@ def parse_count(text):
     return int(text)
 
 
-def parse_port(text):
-    """A number of a TCP port, for argparse."""
-    if parse_count(text) >= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text} is not a port: there are 65535")
-    return int(text)
+def study_scenes(sharpener, data):
+    """Yield scenes for `make_study`: crops of real clips as they are, and of calls at half size, QP 32 and 300 kbit/s.
 
-
-def make_stimuli(sharpener, data, folder):
-    """Make the scenes of a study: crops of real clips as they are, and of calls at half size, QP 32 and 300 kbit/s.
-
-    Returns:
-        Stimuli as `study.make_study` takes them.
+    Args:
+        sharpener: RealTimeSharpener.
+        data: folder of pictures and videos; None for those that the packages ship.
     """
     methods = {"input": runner.as_it_came, STUDENT: sharpener.sharpen_planes}
     methods |= {peer.name: peer.at(1) for peer in peers(["unsharp mask"])}
-    sources, stimuli = conditions.list_sources(data), []
+    sources, size = conditions.list_sources(data), (480, 360)
     for unit in conditions.real_units(sources):
-        for scene, crops in real_crops(unit, methods, 2, (480, 360)):
-            files = {name: folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.png" for name in crops}
-            for name, crop in crops.items():
-                write_png(files[name], crop)
-            stimuli.append({"scene": scene, "kind": "image", "files": files})
-    units = conditions.call_units(sources, scales=(2,), codecs=("x264",))
-    for unit in [unit for unit in units if unit.qp == 32 or unit.kbps == 300]:
-        try:
-            sample = conditions.make_sample(unit, CACHE, conditions.CLIP_FRAMES)
-        except (DataError, VideoError) as error:
-            print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
+        yield from real_crops(unit, methods, 2, size)
+    for unit in conditions.call_units(sources, scales=(2,), codecs=("x264",)):
+        sample = read_sample(unit, conditions.CLIP_FRAMES) if unit.qp == 32 or unit.kbps == 300 else None
+        if sample is None:
             continue
-        box, files = runner.detailed_box(sample.truth[-1][0], (480, 360)), {}
-        for name, method in {**methods, "truth": None}.items():
-            clip = sample.truth if method is None else [method(*p, sample.full_range) for p in sample.input]
-            files[name] = folder / f"{len(stimuli):03d}-{name.replace(' ', '-')}.mp4"
-            write_clip([cut_frame(planes, sample.full_range, box) for planes in clip], files[name], FRAME_RATE)
-        stimuli.append({"scene": f"{unit.source.name}, {unit.condition}", "kind": "video", "files": files})
-    return stimuli
+        box = runner.detailed_box(sample.truth[-1][0], size)
+        clips = {name: [method(*p, sample.full_range) for p in sample.input] for name, method in methods.items()}
+        clips["truth"] = sample.truth
+        clips = {name: np.stack([cut_frame(p, sample.full_range, box) for p in clip]) for name, clip in clips.items()}
+        yield f"{unit.source.name}, {unit.condition}", clips
 
 
 def run_speed(argv):

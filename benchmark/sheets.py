@@ -8,7 +8,6 @@ A viewer gets ``pictures/`` and a copy of ``scores.csv``, and gives each letter 
 """
 
 import csv
-import json
 import string
 from collections import defaultdict
 from pathlib import Path
@@ -16,10 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from degradation import DataError
+from benchmark.study import StudyError, encode_png, read_key, write_key
 from utils import atomic_path
 
-ENLARGED = 2  # times that a sheet shows its crops in size
+ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
@@ -28,7 +27,7 @@ def make_sheets(folder, scenes, seed=0):
 
     Args:
         folder: gets ``pictures/sheet-NN.png``, ``scores.csv`` to fill in, and ``key.json``.
-        scenes: list of ``(name, {method: crop})``, crops uint8 BGR of one size; all have the same methods.
+        scenes: list of ``(name, {method: crop})``, crops BGR uint8 `(H, W, 3)`; all have the same methods.
         seed: of the order of scenes and letters.
 
     Returns:
@@ -37,21 +36,14 @@ def make_sheets(folder, scenes, seed=0):
     folder, rng, key, paths = Path(folder), np.random.default_rng(seed), {}, []
     for number, scene in enumerate(rng.permutation(len(scenes)), 1):
         name, crops = scenes[scene]
-        methods = rng.permutation(list(crops)).tolist()
-        letters = dict(zip(string.ascii_uppercase, methods, strict=False))
+        letters = dict(zip(string.ascii_uppercase, rng.permutation(list(crops)).tolist(), strict=False))
         sheet = f"sheet-{number:02d}"
         key[sheet] = {"scene": name, "methods": letters}
         paths.append(folder / "pictures" / f"{sheet}.png")
         with atomic_path(paths[-1]) as temporary:
-            pictures = {letter: crops[method] for letter, method in letters.items()}
-            temporary.write_bytes(cv2.imencode(".png", draw_sheet(pictures))[1].tobytes())
-    with atomic_path(folder / "key.json") as temporary:
-        temporary.write_text(json.dumps(key, indent=1), encoding="utf-8")
-    letters = string.ascii_uppercase[: len(scenes[0][1])]
-    with (
-        atomic_path(folder / "scores.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
+            temporary.write_bytes(encode_png(draw_sheet({letter: crops[letters[letter]] for letter in letters})))
+    write_key(folder, key)
+    with atomic_path(folder / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["sheet", *letters], *([sheet, *[""] * len(letters)] for sheet in key)])
     return paths
 
@@ -60,12 +52,12 @@ def draw_sheet(crops):
     """Draw crops beside each other, three a row, each under its letter; `crops` is a dict of letter -> uint8 BGR."""
     cells = []
     for letter, crop in crops.items():
-        crop = cv2.resize(crop, None, fx=ENLARGED, fy=ENLARGED, interpolation=cv2.INTER_CUBIC)
+        crop = cv2.resize(crop, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_CUBIC)
         cell = cv2.copyMakeBorder(crop, TITLE, MARGIN, MARGIN, MARGIN, cv2.BORDER_CONSTANT, value=(128, 128, 128))
         cv2.putText(cell, letter, (MARGIN, TITLE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255, 255, 255), 2, cv2.LINE_AA)
         cells.append(cell)
-    cells += [np.full_like(cells[0], 128)] * (-len(cells) % min(3, len(cells)))
-    columns = min(3, len(cells))
+    columns = min(COLUMNS, len(cells))
+    cells += [np.full_like(cells[0], 128)] * (-len(cells) % columns)
     return np.vstack([np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)])
 
 
@@ -73,7 +65,7 @@ def read_scores(path, key):
     """Read a viewer's scores: list of ``{method: score}``, one dict a sheet; sheets without scores are left out.
 
     Raises:
-        DataError: the file is no such table, names a sheet or letter that there is not, or a score is not from 1 to 5.
+        StudyError: the file is no such table, names a sheet or letter that there is not, or a score is not from 1 to 5.
     """
     rows = []
     try:
@@ -86,7 +78,7 @@ def read_scores(path, key):
                 if given:
                     rows.append(given)
     except (KeyError, ValueError, AttributeError, csv.Error) as error:
-        raise DataError(f"{path} is not a filled-in copy of scores.csv: {error}") from error
+        raise StudyError(f"{path} is not a filled-in copy of scores.csv: {error}") from error
     return rows
 
 
@@ -103,15 +95,12 @@ def tally(folder, paths, method="student"):
         ties counting half.
 
     Raises:
-        DataError: there is no key, or a file is not a copy of ``scores.csv``.
+        StudyError: there is no key, or a file is not a copy of ``scores.csv``.
     """
-    try:
-        key = json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} holds no sheets with a key: make them with evaluate.py sheets") from error
+    key = read_key(folder, "sheets")
     sheets = [scores for path in paths for scores in read_scores(path, key)]
     if not sheets:
-        raise DataError("the files hold no scores: give copies of scores.csv with numbers from 1 to 5")
+        raise StudyError("the files hold no scores: give copies of scores.csv with numbers from 1 to 5")
     scores, worst, before = defaultdict(list), defaultdict(int), defaultdict(list)
     for given in sheets:
         lowest = min(given.values())

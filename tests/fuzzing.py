@@ -296,16 +296,12 @@ def report_seeds(folder):
     return [("report.json", json.dumps(content).encode())]
 
 
+STUDY_KEY = {"study": "0123", "trials": {str(n): {"methods": ["input", "student"], "trap": None} for n in range(3)}}
+
+
 def study_seeds(folder):
-    for name in ("input", "student"):
-        pixels = np.full((16, 16, 3), len(name), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{name}.png")
-    files = {name: str(folder / f"{name}.png") for name in ("input", "student")}
-    study = subjective.make_study(folder / "study", [{"scene": "s", "kind": "image", "files": files}], 0)
-    trial = study["trials"][0]
-    vote = {"participant": "0" * 32, "trial": trial["id"], "a": next(iter(trial["media"])), "score": 1}
-    content = (json.dumps(vote) + "\n").encode() * 3
-    return [("study.json", (folder / "study" / "study.json").read_bytes()), ("votes.jsonl", content)]
+    votes = {number: {"swapped": number == "1", "score": int(number)} for number in STUDY_KEY["trials"]}
+    return [("votes.json", json.dumps({"study": "0123", "participant": "ann", "votes": votes}).encode())]
 
 
 def read_video(path):
@@ -337,20 +333,7 @@ def read_config(path):
 
 
 def read_study(path):
-    if path.suffix == ".json":
-        folder = path.parent / "foreign"
-        folder.mkdir(exist_ok=True)
-        (folder / "study.json").write_bytes(path.read_bytes())
-        study = subjective.load_study(folder)
-        subjective.participant_trials(study, "0" * 32)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            (content,) = [content for name, content in study_seeds(Path(folder)) if name == "study.json"]
-        path.rename(path.with_name("votes.jsonl"))
-        try:
-            subjective.read_votes(path.parent, json.loads(content))
-        finally:
-            path.with_name("votes.jsonl").rename(path)
+    subjective.read_votes(path, STUDY_KEY)
 
 
 def read_report(path):
@@ -376,8 +359,7 @@ def case_file(target, seeds, seed, number):
         return seeds[number]
     rng = random.Random(f"{seed} {number}")
     name, content = seeds[number % len(seeds)]
-    lines = target.mutate is mutate_json and name.endswith(".jsonl")
-    return name, (mutate if lines else target.mutate)(content, rng)
+    return name, target.mutate(content, rng)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -107,11 +107,12 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, data, tmp_pat
     for arguments, message in (
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", data, "--protocol", "real", "x4"], "nothing fits"),
         (["sheets", "--checkpoint", checkpoint, "--data", data], "sheets show real clips"),
-        (["sheets", "nothing", "--tally", "a.csv"], "nothing holds no sheets with a key"),
+        (["sheets", "nothing", "--tally", "a.csv"], "nothing holds no key.json"),
         (["--checkpoint", "no.pth"], "no checkpoint"),
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
-        (["subjective", "nothing", "--summarise"], "no study"),
+        (["subjective", "nothing", "--summarise", "a.json"], "nothing holds no key.json"),
+        (["subjective", "--checkpoint", checkpoint, "--data", "nowhere"], "no folder nowhere"),
     ):
         result = run(*arguments)
         assert result.returncode == 2, result.stderr
@@ -120,31 +121,19 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, data, tmp_pat
         assert not (tmp_path / "results").exists()
 
 
-def test_stimuli_of_a_study_make_a_study(data, videos, student, tmp_path, monkeypatch):
-    import models
-    from benchmark.study import make_study
-    from inference import RealTimeSharpener
-
-    monkeypatch.chdir(tmp_path)
-    models.save_student(tmp_path / "student.pth", student, {})
-    sharpener = RealTimeSharpener(tmp_path / "student.pth", "cpu")
-    stimuli = ev.make_stimuli(sharpener, data, tmp_path / "pictures")
-    assert [scene["kind"] for scene in stimuli] == ["video"] * 2
-    stimuli = ev.make_stimuli(sharpener, videos, tmp_path / "stimuli")
-    assert [scene["kind"] for scene in stimuli] == ["image"] * 2 + ["video"] * 2
-    methods = ["input", "student", "unsharp mask"]
-    assert [list(scene["files"]) for scene in stimuli] == [methods] * 2 + [[*methods, "truth"]] * 2
-    assert all(path.exists() for scene in stimuli for path in scene["files"].values())
-    study = make_study(tmp_path / "study", stimuli, seed=0, limit=6)
-    assert len([trial for trial in study["trials"] if trial["trap"] is None]) == 6
-
-
-def test_a_study_that_is_there_is_not_taken_for_another(run, tmp_path):
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "study.json").write_text("{}")
-    result = run("subjective", "study", "--data", "elsewhere", "--seed", "5")
-    assert "holds a study already, which is served; for one with --data, --seed name another folder" in result.stdout
-    assert "--data" not in run("subjective", "study").stdout
-    for option, value, message in (("--seed", "-1", "not a whole number"), ("--port", "70000", "not a port")):
-        result = run("subjective", "study", option, value)
-        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+def test_a_study_of_clips_and_of_pans_over_pictures_is_one_page(run, data, videos, checkpoint, tmp_path):
+    arguments = ["--checkpoint", checkpoint, "--limit", "6"]
+    for source, scenes in (
+        (data, {"a.png, x2 x264 qp 32"}),
+        (videos, {"a.mp4, 1", "a.mp4, 2", "a.mp4, x2 x264 qp 32"}),
+    ):
+        result = run("subjective", source.name, *arguments, "--data", source)
+        assert result.returncode == 0 and "study.html is the study" in result.stdout, result.stderr
+        key = json.loads((tmp_path / source.name / "key.json").read_text("utf-8"))
+        assert scenes <= {trial["scene"] for trial in key["trials"].values()}
+        assert set(key["methods"]) == {"input", "student", "unsharp mask", "truth"}
+        assert len([trial for trial in key["trials"].values() if not trial["trap"]]) == 6
+    again = run("subjective", source.name, *arguments)
+    assert again.returncode == 2 and "holds a study already" in again.stderr
+    result = run("subjective", "--seed", "-1")
+    assert result.returncode == 2 and "not a whole number" in result.stderr and "Traceback" not in result.stderr
