@@ -7,7 +7,6 @@ import cv2
 import pytest
 import skimage.data
 
-import evaluate as ev
 from benchmark import conditions
 from benchmark.runner import record_key
 from tests.conftest import write_video
