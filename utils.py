@@ -1,9 +1,9 @@
-"""Small tools that every other module shares: metrics, colour planes, seeding, files, progress bars.
+"""Tools shared by the other modules: metrics, colour planes, seeding, files, progress bars.
 
-Two picture layouts appear in this repository:
+This repository uses two picture layouts:
 
-* a *frame* is ``(H, W, 3)`` BGR as OpenCV has it, uint8 unless said otherwise;
-* *planes* are what video itself carries (YUV 4:2:0): luma ``y (H, W)`` and chroma ``uv (2, ceil(H/2), ceil(W/2))``.
+* a *frame* is ``(H, W, 3)`` BGR as in OpenCV, uint8 unless stated otherwise;
+* *planes* are the layout of video (YUV 4:2:0): luma ``y (H, W)`` and chroma ``uv (2, ceil(H/2), ceil(W/2))``.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets: its bar is plain text
+    warnings.simplefilter("ignore", TqdmWarning)  # in notebooks without ipywidgets, the bar is plain text
     from tqdm.auto import tqdm as tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm as logging_redirect_tqdm
 
@@ -36,12 +36,14 @@ UNSHARP_SIGMA = 0.85  # pixels
 
 
 def gaussian_blur(x, sigma, radius):
-    """Blur the last two axes with a Gaussian window of 2*radius + 1 pixels, where it fits.
+    """Blur the last two axes with a Gaussian window of 2*radius + 1 pixels, at the positions where it fits.
 
-    As two products with banded matrices, which on training crops beat a convolution of one channel by far.
+    Two products with banded matrices: on training crops much faster than a convolution of a single channel.
 
     Args:
         x: tensor `(..., H, W)`.
+        sigma: of the Gaussian, in pixels.
+        radius: of the window, in pixels.
 
     Returns:
         Tensor `(..., H - 2*radius, W - 2*radius)`.
@@ -50,7 +52,7 @@ def gaussian_blur(x, sigma, radius):
     window = torch.exp(-(position**2) / (2 * sigma**2))
     window = window / window.sum()
 
-    def band(side):  # (side - 2*radius, side): each row holds the window, one place further on
+    def band(side):  # (side - 2*radius, side): the window moves one column per row
         padded = F.pad(window, (0, side - 2 * radius))
         return padded.repeat(side - 2 * radius)[: (side - 2 * radius) * side].view(-1, side)
 
@@ -58,14 +60,14 @@ def gaussian_blur(x, sigma, radius):
 
 
 def ssim(x, y):
-    """Structural similarity of each pair in a batch, differentiable.
+    """Compute the structural similarity of each pair in a batch; differentiable.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
     11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
     Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
 
     Args:
-        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Give float64 for exact figures.
+        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
 
     Returns:
         Tensor ``(N,)``.
@@ -87,9 +89,10 @@ def ssim(x, y):
 
 
 def luma_metrics(y, truth):
-    """PSNR in dB and SSIM (see `ssim`) between two uint8 luma planes ``(H, W)``, as a pair of floats.
+    """Return PSNR in dB and SSIM (see `ssim`) of a uint8 luma plane ``(H, W)`` against its ground truth.
 
-    In float64 with OpenCV's Gaussian: the figures of scikit-image in a fifth of its time.
+    Computed in float64 with OpenCV's Gaussian: equal to scikit-image at a fifth of its time. PSNR is infinite if the
+    planes are equal.
 
     Raises:
         ValueError: the shapes differ or are smaller than the window.
@@ -113,7 +116,7 @@ def luma_metrics(y, truth):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Colour planes (ITU-T T.871: full-range BT.601, what JPEG uses)
+# Colour planes (ITU-T T.871: full-range BT.601, as in JPEG)
 
 
 def bgr_to_planes(frame):
@@ -138,11 +141,13 @@ def halve_chroma(plane):
 
 
 def unsharp(pixels, amount, sigma=UNSHARP_SIGMA):
-    """Unsharp masking: pixels plus `amount` times their difference to a Gaussian blur of `sigma` pixels.
+    """Apply unsharp masking: add `amount` times the difference to a Gaussian blur of `sigma` pixels.
 
     Args:
-        pixels: ``(H, W)`` or ``(H, W, C)``, uint8, uint16 or float32; the result is of the same type, integers rounded
-            and cut off at their limits.
+        pixels: ``(H, W)`` or ``(H, W, C)``, uint8, uint16 or float32.
+
+    Returns:
+        An array of the same type; integers are rounded and saturated.
     """
     return cv2.addWeighted(pixels, 1 + amount, cv2.GaussianBlur(pixels, (0, 0), sigma), -amount, 0)
 
@@ -153,7 +158,7 @@ def to_full_range(y, uv):
 
 
 def to_limited_range(y, uv):
-    """Map uint8 planes from full range to limited range, the inverse of `to_full_range` but for rounding."""
+    """Map uint8 planes from full range to limited range: the inverse of `to_full_range`, apart from rounding."""
     return _LUMA_TO_LIMITED[y], _CHROMA_TO_LIMITED[uv]
 
 
@@ -172,31 +177,31 @@ _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 
 
 def seed_everything(seed):
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and PyTorch on all devices; `seed` is from 0 to 2**32 - 1."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def first_line(error):
-    """What an exception says, in one line and without an error number, for messages that quote it."""
+    """Return an exception's message as one line without its error number, to be quoted in another message."""
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Give a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+    """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
 
-    The temporary name is the thread's own, and keeps the suffix, so that writers which choose a format by it still do.
-    A process that is killed leaves its temporary file; who writes `path` next on that machine removes it.
+    The temporary name is unique to the thread and keeps the suffix, from which some writers choose the format. A killed
+    process leaves its temporary file behind; the next write to `path` on the same machine removes it.
 
     Raises:
-        OSError: as the block does; it names `path` where it named no file or the temporary one.
+        OSError: raised by the block; if it names no file or the temporary one, it is changed to name `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{zlib.crc32(platform.node().encode()):08x}"  # a folder may be shared, process numbers are not
+    machine = f"{zlib.crc32(platform.node().encode()):08x}"  # machines may share a folder, but not process numbers
     _remove_leftovers(path, machine)
     temporary = path.with_name(f".{path.stem}.{machine}-{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
     try:
@@ -212,16 +217,16 @@ def atomic_path(path):
 
 
 def _remove_leftovers(path, machine):
-    """Remove the temporary files of `path` whose process on this machine has ended."""
+    """Remove temporary files of `path` left by processes of this machine that have ended."""
     name = rf"\.+{re.escape(path.stem)}(?:\.{machine}-(\d+)-\d+\.part)+{re.escape(path.suffix)}"
-    with contextlib.suppress(OSError):  # it is tidying, and another process may do it, too
+    with contextlib.suppress(OSError):  # another process may remove them at the same time
         for file in path.parent.iterdir():
             if (match := re.fullmatch(name, file.name)) and not _is_running(int(match[1])):
                 file.unlink()
 
 
 def _is_running(process):
-    """Whether a process of this number runs; on Windows, where asking would end it, always True."""
+    """Return whether a process of this number runs; always True on Windows, where `os.kill` would end it."""
     if os.name != "posix":
         return True
     try:

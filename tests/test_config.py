@@ -1,17 +1,18 @@
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from config import Config, ConfigError, load_config
 
 
-def test_defaults():
-    assert load_config([]) == Config()
-
-
 def test_yaml_then_command_line(tmp_path):
+    assert load_config([]) == Config()
     path = tmp_path / "a.yaml"
     path.write_text("epochs: 3\nlearning_rate: 2e-3\nsources:\n  photos: 2\n")
-    config = load_config([str(path), "epochs=5", "teacher=none"])
-    assert (config.epochs, config.learning_rate, config.teacher) == (5, 2e-3, "none")
+    config = load_config([str(path), "epochs=5", "teacher=none", "initial="])
+    assert (config.epochs, config.learning_rate, config.teacher, config.initial) == (5, 2e-3, "none", "")
     assert config.sources == {"photos": 2}
 
 
@@ -23,13 +24,22 @@ def test_committed_configurations_load():
     ("argument", "message"),
     [
         ("epoch=3", "unknown key 'epoch'"),
-        ("epochs=many", "epochs from the command line must be int from 1 to 1000000, got 'many'"),
-        ("epochs=2.5", "must be int"),
-        ("epochs=true", "must be int"),
-        ("learning_rate=fast", "must be float"),
+        ("epochs=many", "epochs from the command line must be a whole number from 1 to 1000000, got 'many'"),
+        ("epochs=2.5", "must be a whole number"),
+        ("epochs=true", "must be a whole number"),
+        ("channels=1000000", "channels from the command line must be a whole number from 1 to 256, got 1000000"),
+        ("epochs=0x" + "f" * 9000, "got a number of 36000 bits"),
+        ("name=[0x" + "f" * 9000 + "]", "must be text, got [a number of 36000 bits]"),
+        ("batch_size=-1", "must be a whole number from 1"),
+        ("learning_rate=fast", "learning_rate from the command line must be a finite number"),
+        ("l1=.nan", "must be a finite number"),
+        ("name=[1]", "must be text"),
         ("sources={photos: -1}", "positive weights"),
+        ("sources={photos: .inf}", "positive weights"),
         ("sources=photos", "mapping"),
-        ("teacher=[", "not valid YAML"),
+        ("teacher=[", "the value of teacher is not valid YAML"),
+        ("name=2026-13-41", "not valid YAML"),
+        ("name=!!python/object/apply:os.abort []", "not valid YAML"),
         ("missing.yaml", "cannot read missing.yaml"),
         ("release", "neither a .yaml file nor key=value"),
     ],
@@ -40,8 +50,28 @@ def test_mistakes_are_named(argument, message):
     assert message in str(error.value)
 
 
-def test_yaml_must_be_a_mapping(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"- 1\n- 2\n", "key: value"), (b"name: \xff\xfe", "YAML"), (b"[" * 5000, "YAML")]
+)
+def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "list.yaml"
-    path.write_text("- 1\n- 2\n")
-    with pytest.raises(ConfigError, match="key: value"):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
         load_config([str(path)])
+
+
+def test_nested_aliases_do_not_explode_in_the_message(tmp_path):
+    lines = ["a: &a [x, x]", *(f"{b}: &{b} [{f'*{a}, ' * 9}]" for a, b in itertools.pairwise("abcdefghijk"))]
+    path = tmp_path / "laughs.yaml"
+    path.write_text("sources:\n" + "\n".join(f"  {line}" for line in lines))
+    with pytest.raises(ConfigError) as error:
+        load_config([str(path)])
+    assert len(str(error.value)) < 500
+
+
+@given(key=st.sampled_from([*Config.__dataclass_fields__, "x"]), value=st.text(max_size=40))
+def test_any_text_is_a_value_or_refused(key, value):
+    try:
+        load_config([f"{key}={value}"])
+    except ConfigError as error:
+        assert len(str(error)) < 1000

@@ -1,5 +1,11 @@
 import dataclasses
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +18,7 @@ import degradation
 from config import Config
 from degradation import DataError
 from tests.conftest import write_video
+from tests.faults import ROOT, leftovers
 from utils import bgr_to_planes, luma_metrics, to_full_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
@@ -21,11 +28,15 @@ def photo():
     return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
 
 
+def tiny_config(cache_dir, prepare_workers=1):
+    return Config(
+        cache_dir=str(cache_dir), region=256, crop=32, pairs=40, validation_pairs=4, prepare_workers=prepare_workers
+    )
+
+
 @pytest.fixture
 def config(tmp_path):
-    return Config(
-        cache_dir=str(tmp_path / "cache"), region=256, crop=32, pairs=40, validation_pairs=4, prepare_workers=1
-    )
+    return tiny_config(tmp_path / "cache")
 
 
 def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
@@ -52,25 +63,6 @@ def test_every_kind_of_pair_is_made_and_means_what_it_says(config):
     assert len(quality["call"]) > len(quality["image"]) > len(quality["clean"])
     again = dataset.make_pair(sources, 0, 39, 256)
     assert (again[0] == damaged).all() and (again[1] == truth).all() and again[2] == description
-
-
-def test_some_calls_have_gone_on_for_a_while(config, monkeypatch):
-    sources, clips = dataset.list_sources(config, validation=False), []
-    monkeypatch.setattr(dataset, "degrade_call", _watched(degradation.degrade_call, clips))
-    kinds = [dataset.make_pair(sources, 0, index, 256)[2]["kind"] for index in range(30)]
-    counts = [len(clip) for clip in clips]
-    assert len(counts) == kinds.count("call") and set(counts) <= {*range(3, 13), dataset.LATE_FRAMES}
-    assert 0.1 < counts.count(dataset.LATE_FRAMES) / len(counts) < 0.4 and len(set(counts)) > 6
-
-
-def _watched(function, seen):
-    """`function`, which notes the first argument of each call in `seen`."""
-
-    def watched(first, *arguments):
-        seen.append(first)
-        return function(first, *arguments)
-
-    return watched
 
 
 def test_pairs_of_each_purpose_lie_apart(config, clips):
@@ -111,8 +103,8 @@ def test_crops_of_real_video_are_as_it_is(config, clips):
         assert (dataset.make_real(sources, 0, index, 160)[0] == crop).all()
 
 
-def test_of_real_video_the_places_with_detail_are_taken(tmp_path):
-    """Of each two: so a third of the picture, which is flat, is seldom alone in a crop."""
+def test_crops_of_real_video_prefer_detail(tmp_path):
+    """The better of two places is taken, so the flat half of the picture is seldom alone in a crop."""
     path, rng = tmp_path / "half.mkv", np.random.default_rng(0)
     y, uv = np.full((160, 640), 90, np.uint8), np.full((2, 80, 320), 128, np.uint8)
     y[:, 320:] = rng.integers(60, 120, (160, 320))
@@ -137,29 +129,61 @@ def test_crops_of_real_video_need_video_and_room(config, clips):
     config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0}, real_pairs=2, crop=168)
     with pytest.raises(DataError, match="crop=168 is too large for crops of real video, which have 160 pixels"):
         dataset.prepare_pairs(config, "real", progress=False)
-    nothing = dataset.prepare_pairs(dataclasses.replace(config, real_pairs=0), "real", progress=False)
-    assert dataset.open_inputs(nothing) == dataset.open_pairs(nothing) == []
 
 
-def test_pairs_do_not_depend_on_the_number_of_workers(config):
-    pictures = []
-    for workers in (1, 2):
-        changed = dataclasses.replace(config, prepare_workers=workers, cache_dir=config.cache_dir + str(workers))
-        folder = dataset.prepare_pairs(changed, progress=False)
-        pairs = dataset.open_pairs(folder)
-        assert len(pairs) == 40
-        pictures.append(np.stack([[pair.input, pair.goal] for pair in pairs]))
-    assert (pictures[0] == pictures[1]).all()
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A configuration and the folder of its pairs, made by two processes."""
+    config = tiny_config(tmp_path_factory.mktemp("prepared"), prepare_workers=2)
+    return config, dataset.prepare_pairs(config, progress=False)
 
 
-def test_preparation_goes_on_where_it_stopped(config, monkeypatch):
+def assert_same_pairs(folder, other):
+    pairs, others = dataset.open_pairs(folder), dataset.open_pairs(other)
+    assert len(pairs) == len(others) == 40
+    for one, two in zip(pairs, others, strict=True):
+        assert (one.input == two.input).all() and (one.goal == two.goal).all() and one.description == two.description
+
+
+def test_preparation_goes_on_where_it_stopped_with_any_number_of_workers(prepared, config):
     folder = dataset.prepare_pairs(config, progress=False)
+    assert_same_pairs(folder, prepared[1])
     parts = sorted(folder.glob("*.json"))
-    assert len(parts) == 2
     kept = parts[0].stat().st_mtime_ns
     parts[1].unlink()
-    assert dataset.prepare_pairs(config, progress=False) == folder
+    assert len(parts) == 2 and dataset.prepare_pairs(config, progress=False) == folder
     assert parts[0].stat().st_mtime_ns == kept and parts[1].exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_a_killed_preparation_ends_its_workers_and_goes_on(prepared, config):
+    program = f"import config, dataset; dataset.prepare_pairs(config.{config!r}, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
+    while not list(Path(config.cache_dir).glob("*/*.npy")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)  # until all that hold its output have ended: no worker outlives it
+    assert_same_pairs(dataset.prepare_pairs(config, progress=False), prepared[1])
+    assert not leftovers(config.cache_dir)
+
+
+def test_a_killed_worker_ends_the_preparation(config):
+    def kill_worker():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    threading.Thread(target=kill_worker).start()
+    with pytest.raises(DataError, match="a process that prepared pairs was killed"):
+        dataset.prepare_pairs(config, progress=False)
+
+
+def test_a_damaged_cache_is_refused(config, tmp_path):
+    folder = dataset.prepare_pairs(dataclasses.replace(config, pairs=2), progress=False)
+    path = folder / "pairs-00000.npy"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="is damaged: remove it"):
+        dataset.open_pairs(folder)
 
 
 def test_training_validation_and_benchmark_share_no_picture(tmp_path):
@@ -174,16 +198,13 @@ def test_training_validation_and_benchmark_share_no_picture(tmp_path):
     assert len(training) == 23 and len(validation) == 2 and not set(training) & set(validation)
 
 
-def test_videos_are_sources(config, clips):
+def test_videos_are_sources(config, clips, tmp_path):
     config = dataclasses.replace(config, data_root=str(clips), sources={"clips": 1.0})
     sources = dataset.list_sources(config, validation=False)
     assert len(sources[0][1]) == 5
     for index in range(6):
         damaged, truth, _ = dataset.make_pair(sources, 0, index, 256)
         assert damaged.shape == (384, 256) and truth[:256].std() > 5
-
-
-def test_videos_that_are_too_small_are_named(tmp_path):
     path = write_video(tmp_path / "small.mp4", 14, (192, 144))
     with pytest.raises(DataError, match=r"pictures such as .*small\.mp4 are too small for region=256"):
         dataset.make_pair([(1.0, [path])], 0, 0, 256)
@@ -207,8 +228,7 @@ def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
     assert {top % 8 for top, _ in corners} == {left % 8 for _, left in corners} == {0, 2, 4, 6}
 
 
-def test_the_target_is_crisper_where_the_pair_is_soft(photo):
-    """And what no call has damaged is wanted as it is."""
+def test_the_targets_of_soft_pairs_are_crisper_and_others_are_the_truth(photo):
     planes = bgr_to_planes(photo)
     goal = degradation.pack_planes(*planes)
     blurred = degradation.pack_planes(*degradation.each_plane(planes, degradation.blur, 0.8))
@@ -252,21 +272,17 @@ def test_teacher_pairs_have_the_teachers_output_at_the_inputs_size(tmp_path, pho
         dataset.read_teacher_pairs(tmp_path, 96)
 
 
-def test_missing_sources_say_what_to_do(tmp_path, config):
+def test_missing_and_damaged_sources_are_named(tmp_path, config):
+    config = dataclasses.replace(config, data_root=str(tmp_path), sources={"photos": 1.0})
     with pytest.raises(DataError, match="data_root"):
-        dataset.list_sources(Config(data_root=str(tmp_path), sources={"photos": 1.0}), False)
+        dataset.list_sources(config, False)
     (tmp_path / "photos").mkdir()
     with pytest.raises(DataError, match="at least 6"):
-        dataset.list_sources(Config(data_root=str(tmp_path), sources={"photos": 1.0}), False)
+        dataset.list_sources(config, False)
     with pytest.raises(DataError, match="no PNG"):
         dataset.read_teacher_pairs(tmp_path, 96)
-
-
-def test_a_damaged_image_ends_the_preparation(tmp_path, config):
-    (tmp_path / "photos").mkdir()
     for i in range(8):
         (tmp_path / "photos" / f"{i}.png").write_bytes(b"not an image")
-    config = dataclasses.replace(config, data_root=str(tmp_path), sources={"photos": 1.0})
     with pytest.raises(DataError, match="cannot read the image"):
         dataset.prepare_pairs(config, progress=False)
 
@@ -296,8 +312,26 @@ def test_patterns_are_the_same_in_input_and_truth(rng):
     assert patterns.min() >= 0 and patterns.max() <= 255 and np.ptp(patterns, axis=(1, 2)).max() > 200
 
 
-def test_of_a_teachers_output_the_input_keeps_a_share(rng):
-    """Whose texture is the subject's own."""
+def test_soft_lines_are_the_same_all_along(rng):
+    pictures = [dataset.soft_lines(64, rng) for _ in range(60)]
+    assert all(picture.shape == (64, 64) and picture.dtype == np.uint8 for picture in pictures)
+    upright = sum(not np.ptp(picture, axis=axis).any() for picture in pictures for axis in (0, 1))
+    assert 20 <= upright <= 40  # half of them lie along the frame
+    heights = np.array([np.ptp(picture.astype(int)) for picture in pictures])
+    assert heights.min() >= 2 and heights.max() <= 81 and np.ptp(heights) > 40
+
+
+def test_the_crisper_goal_has_no_staircase():
+    """An edge that is a little aslant: the steeper one crosses the rows as evenly as the soft one."""
+    rows, columns = np.mgrid[:64, :64].astype(np.float32)
+    edge = 60 + 120 / (1 + np.exp(-(columns - 24 - 0.2 * rows) / 1.2))
+    sharp = dataset.crisp(edge, np.rint(edge).astype(np.uint8))
+    assert np.abs(np.diff(sharp, axis=1)).max() > 1.4 * np.abs(np.diff(edge, axis=1)).max()
+    crossing = np.array([np.interp(120, row[15:50], np.arange(15, 50)) for row in sharp])
+    assert np.abs(crossing - (24 + 0.2 * np.arange(64)))[4:-4].max() < 0.12
+
+
+def test_a_taught_goal_mixes_the_input_with_the_teachers_output(rng):
     source, output = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
     crops = dataset.PairDataset([dataset.Pair(source, output, True, {"kind": "real", "soft": True})], Config(crop=64))
     expected = dataset.PairDataset(
@@ -337,19 +371,15 @@ def steepest(y):
     return np.abs(np.diff(y.astype(np.float32), axis=1)).max()
 
 
-def test_crisp_edges_are_steeper_and_have_no_halo(edge):
-    sharp = dataset.crisp(edge, edge)
-    assert steepest(sharp) > 1.15 * steepest(edge)
-    assert edge.min() - 1 < sharp.min() and sharp.max() < edge.max() + 1
-
-
-def test_crisp_does_in_proportion_to_its_amount(edge):
+def test_crisp_edges_are_steeper_in_proportion_to_the_amount_and_have_no_halo(edge):
     none, half, whole = (dataset.crisp(edge, edge, amount) for amount in (0, 0.5, 1))
+    assert steepest(whole) > 1.15 * steepest(edge)
+    assert edge.min() - 1 < whole.min() and whole.max() < edge.max() + 1
     assert np.allclose(half, (none + whole) / 2, atol=1e-3)
-    assert np.abs(none - edge).max() < 1.2  # grain alone goes
+    assert np.abs(none - edge).max() < 1.2  # only grain is removed
 
 
-def test_crisp_takes_the_faintest_grain_and_leaves_texture(rng):
+def test_crisp_removes_the_faintest_grain_and_leaves_texture(rng):
     flat = np.full((64, 64), 100, np.uint8)
     faint, texture = (flat + rng.integers(-n, n + 1, flat.shape).astype(np.int8) for n in (1, 12))
     faint, texture = faint.astype(np.uint8), texture.astype(np.uint8)

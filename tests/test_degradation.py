@@ -1,4 +1,4 @@
-"""Cameras and codecs: what they do to a picture is what they say."""
+"""Cameras, codecs and calls: measured damage equals the damage asked for."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_pack_and_unpack_are_inverse(photo):
 
 
 def spread(kernel, angle):
-    """Means and variances of a kernel's weights in the direction of `angle` and beside it."""
+    """Means and variances of a kernel's weights along `angle` and perpendicular to it."""
     assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1 and (kernel >= 0).all()
     down, across = np.indices(kernel.shape) - kernel.shape[0] // 2
     axes = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
@@ -117,21 +117,10 @@ def spread(kernel, angle):
     return means, [float((kernel * (axis - mean) ** 2).sum()) for axis, mean in zip(axes, means, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("lens", "sigma", "stretch", "angle"),
-    [
-        ("gaussian", 0.5, 1, 0),
-        ("gaussian", 0.9, 1, 0),
-        ("gaussian", 1.6, 1, 1),
-        ("gaussian", 0.8, 1.5, 0.6),
-        ("gaussian", 1.2, 0.7, 2),
-        ("disc", 0.6, 1, 0),
-        ("disc", 1.4, 1, 0),
-        ("disc", 1.2, 1.4, 1),
-    ],
-)
+@pytest.mark.parametrize("lens", ["gaussian", "disc"])
+@pytest.mark.parametrize(("sigma", "stretch", "angle"), [(0.6, 1, 0), (1.6, 1, 1), (0.8, 1.5, 0.6), (1.2, 0.7, 2)])
 def test_a_lens_spreads_light_as_far_as_it_says(lens, sigma, stretch, angle):
-    """Beside that a pixel gathers light from the whole of its area: a twelfth of a square pixel in each direction."""
+    """The pixel's own area adds a variance of 1/12 square pixel in each direction."""
     kernel = degradation.blur_kernel(lens, sigma, stretch, angle)
     assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     means, (along, beside) = spread(kernel, angle)
@@ -151,12 +140,9 @@ def test_motion_draws_a_line_of_its_length(length, angle):
     assert length**2 / 12 <= along <= 1.2 * length**2 / 12 + 0.25 and beside <= 0.25
 
 
-def test_perfect_lenses_and_still_scenes_have_no_kernel():
-    assert degradation.blur_kernel("gaussian", 0) is None and degradation.motion_kernel(0, 1) is None
-
-
 def test_the_default_camera_changes_no_bit_and_draws_no_number(clip, rng):
     before = rng.bit_generator.state
+    assert degradation.blur_kernel("gaussian", 0) is None and degradation.motion_kernel(0, 1) is None
     assert same(Camera()(clip, rng), clip) and rng.bit_generator.state == before
 
 
@@ -178,7 +164,7 @@ def test_more_blur_is_softer_and_a_sharpener_makes_up_for_some_of_it(clip, rng):
 
 @pytest.mark.parametrize("colour", [(128, 128, 128), (16, 128, 128), (90, 60, 200), (235, 20, 141)])
 def test_flat_colours_stay(rng, colour):
-    """Chroma's kernel is another than luma's: it has to sum up to 1 as well."""
+    """Chroma has a kernel of its own, which must sum up to 1, too."""
     flat = [(np.full((96, 128), colour[0], np.uint8), np.full((2, 48, 64), 0, np.uint8))]
     flat[0][1][:] = np.uint8(colour[1:])[:, None, None]
     cameras = [*SOFT.values(), *(Camera(blur=sigma, angle=1, stretch=1.2) for sigma in np.arange(0.2, 2.2, 0.2))]
@@ -188,7 +174,7 @@ def test_flat_colours_stay(rng, colour):
 
 
 def blurred_square(camera):
-    """Mean and variance along the rows of a square of light, of luma and of chroma, less those before the camera."""
+    """Change in mean and variance along the rows that a camera makes to a bright square, for luma and chroma."""
     y, uv = np.zeros((128, 128), np.uint8), np.zeros((2, 64, 64), np.uint8)
     y[48:80, 48:80], uv[:, 24:40, 24:40] = 200, 200
     ((soft, soft_uv),) = camera([(y, uv)], np.random.default_rng(0))
@@ -203,18 +189,15 @@ def blurred_square(camera):
     return found
 
 
-@pytest.mark.parametrize(
-    "camera", [*({"blur": sigma} for sigma in (0.4, 0.6, 0.9, 1.2, 1.6, 2)), {"motion": 4}], ids=str
-)
-def test_a_camera_moves_nothing(camera):
-    """Neither the picture nor its colours beside it."""
-    for shift, _ in blurred_square(Camera(**camera)):
+@pytest.mark.parametrize("camera", [Camera(blur=0.4), Camera(blur=0.9), Camera(motion=4)], ids=str)
+def test_a_camera_moves_neither_luma_nor_chroma(camera):
+    for shift, _ in blurred_square(camera):
         assert shift == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("sigma", [1.6, 2.4])
 def test_colours_are_blurred_as_far_as_luma(sigma):
-    """Chroma has half the pixels: what is spread over as much of the picture has a quarter of the variance."""
+    """Chroma has half the resolution, so the same blur has a quarter of the variance."""
     (_, luma), (_, chroma) = blurred_square(Camera(blur=sigma))
     assert luma == pytest.approx(sigma**2 + 1 / 12, rel=0.06) and 4 * chroma == pytest.approx(luma, rel=0.2)
 
@@ -226,12 +209,6 @@ def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(r
         assert plane.std() == pytest.approx(5, rel=0.05) and plane.mean() == pytest.approx(128, abs=0.2)
     assert denoised[0][0].std() < 0.6 * noisy[0][0].std()
     assert np.corrcoef(noisy[0][0].ravel(), noisy[1][0].ravel())[0, 1] < 0.05  # each frame has its own
-
-
-def test_a_camera_repeats_with_its_generator(clip):
-    camera = Camera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
-    one, again, other = (camera(clip, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert same(one, again) and not same(one, other)
 
 
 @pytest.mark.parametrize(
@@ -304,19 +281,15 @@ def test_calls_know_whether_they_lack_detail(calls):
     assert len(edges[False]) >= 3 and np.median(edges[True]) < 0.85 * np.median(edges[False])
 
 
-def test_a_call_repeats_with_its_generator(clip):
-    """Through a real codec, too."""
+def test_cameras_and_calls_repeat_with_their_generator_and_leave_the_clip_as_it_was(clip):
+    camera = Camera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
+    one, again, other = (camera(clip, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert same(one, again) and not same(one, other)
     large = [degradation.resize_planes(*planes, (256, 256)) for planes in clip]
+    before = [(y.copy(), uv.copy()) for y, uv in large]
     one, again, other = (degradation.degrade_call(large, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert same([one[0]], [again[0]]) and one[1] == again[1]
     assert not same([one[0]], [other[0]]) and one[1] != other[1]
-
-
-def test_a_call_leaves_the_clip_as_it_was(clip):
-    large = [degradation.resize_planes(*planes, (256, 256)) for planes in clip]
-    before = [(y.copy(), uv.copy()) for y, uv in large]
-    for seed in range(3):
-        degradation.degrade_call(large, np.random.default_rng(seed))
     assert same(large, before)
 
 

@@ -1,4 +1,4 @@
-"""The int8 network: what OpenVINO makes of it, against the student in PyTorch."""
+"""Engines: the int8 network in OpenVINO against the student in PyTorch, its export, and frames too large for memory."""
 
 import itertools
 import locale
@@ -6,7 +6,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from skimage.data import chelsea
 import models
 import runtime
 from benchmark.metrics import psnr, visible_change
-from degradation import pack_planes
 from export import (
     CLOSENESS,
     FAINT,
@@ -34,14 +32,13 @@ from export import (
     QuantisedHead,
     answer_loss,
     details,
-    draw_details,
     export,
     in_codes,
     main,
     predict,
     quantise,
 )
-from models import NEIGHBOURS, RELEASED_STUDENT, Student, load_student, local_mean, save_student
+from models import RELEASED_STUDENT, Student, load_student, local_mean, save_student
 from runtime import (
     GAIN_STEPS,
     GAIN_ZERO,
@@ -55,6 +52,7 @@ from runtime import (
     make_engine,
     pad_planes,
     steepen,
+    student_reach,
     unfold_planes,
 )
 from utils import bgr_to_planes
@@ -93,6 +91,19 @@ def crop(planes, height, width):
     return planes[0][:height, :width], planes[1][:, : (height + 1) // 2, : (width + 1) // 2]
 
 
+def fresh(checkpoint=RELEASED_STUDENT):
+    return OpenVINOEngine(load_student(checkpoint)[0], artefact_path(checkpoint))
+
+
+def assert_same(ours, theirs):
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folding, steepening, halo
+
+
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99))
 def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, seed):
@@ -111,13 +122,10 @@ def test_folding_is_pixel_unshuffle_and_unfolding_its_inverse(height, width, see
     no_gain = np.full(uv.shape[1:], GAIN_ZERO)
     for plane, same in zip((y, uv, no_gain), unfold_planes(folded, height, width), strict=True):
         np.testing.assert_array_equal(plane, same)
-
-
-def test_gain_is_unfolded_as_chroma_is(rng):
-    folded = rng.integers(0, 256, (5, 6, 28), np.uint8)
-    again = folded.copy()
-    again[..., 16:20] = folded[..., 24:]
-    np.testing.assert_array_equal(unfold_planes(folded, 19, 23)[2], unfold_planes(again, 19, 23)[1][0])
+    folded[..., 24:] = rng.integers(0, 256, folded[..., 24:].shape, np.uint8)
+    gain = unfold_planes(folded, height, width)[2]
+    folded[..., 16:20] = folded[..., 24:]
+    np.testing.assert_array_equal(gain, unfold_planes(folded, height, width)[1][0])  # as chroma
 
 
 def test_folded_means_are_the_students(soft):
@@ -132,44 +140,6 @@ def test_folded_means_are_the_students(soft):
         error[:: len(error) - 1, :: len(error[0]) - 1] -= 1  # at the corners of a frame it is not quite the mean
         # All else that differs is rounding to codes, at each halving and at the end.
         assert error.max() <= 0.5 * (halvings + 1)
-
-
-@pytest.mark.parametrize("full_range", [True, False])
-@pytest.mark.parametrize("size", [(304, 448), (97, 131)])
-def test_released_network_does_what_the_student_does(released, soft, size, full_range):
-    planes = crop(soft, *size)
-    (y, uv), (int8_y, int8_uv) = (engine(*planes, full_range) for engine in released)
-    assert int8_y.shape == y.shape and int8_uv.shape == uv.shape
-    for sharp in ((y, uv), (int8_y, int8_uv)):
-        assert visible_change([sharp], [planes])["edges"][0] > 1.02, "the student has to do something"
-    assert psnr(int8_y, y) > 45 and psnr(int8_uv, uv) > 45
-
-
-def test_black_letters_on_white_keep_their_contrast(released):
-    """Their details are beyond 127 codes."""
-    y = np.full((288, 512), 255, np.uint8)
-    for line in range(8):
-        cv2.putText(y, "Quick brown foxes jump", (12, 30 + 34 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 0, 2)
-    small = cv2.resize(y, (256, 144), interpolation=cv2.INTER_AREA)
-    planes = cv2.resize(small, (512, 288), interpolation=cv2.INTER_CUBIC), np.full((2, 144, 256), 128, np.uint8)
-    (expected, _), (found, _) = (engine(*planes, full_range=True) for engine in released)
-    assert visible_change([(expected, None)], [planes])["edges"][0] > 1.02, "the student has to do something"
-    assert psnr(found, expected) > 42
-
-
-def test_strength(released, soft):
-    y, uv = crop(soft, 96, 128)
-    _, engine = released
-    for plane, same in zip((y, uv), engine(y, uv, strength=0), strict=True):
-        np.testing.assert_array_equal(plane, same)
-    once, twice = (engine.difference(y, uv, strength) for strength in (1, 2))
-    chroma = [change.astype(float) - 128 for _, change in (once, twice)]
-    assert np.abs(chroma[1] - 2 * chroma[0]).max() <= 1.5  # two roundings
-    luma = [change.astype(float) - 128 for change, _ in (once, twice)]
-    assert 1.2 < np.abs(luma[1]).mean() / np.abs(luma[0]).mean() < 2.2  # what the range of neighbours leaves of twice
-    for change, strength in zip(luma, (1, 2), strict=True):
-        sharp, _ = engine(y, uv, full_range=True, strength=strength)
-        assert np.abs(sharp - np.clip(y + change, 0, 255)).max() <= 4  # so are the sum and its detail
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 83)])
@@ -195,13 +165,39 @@ def test_halo_is_limited_as_in_training(rng):
     assert np.abs(limit_halo(*(plane.astype(np.float32) for plane in (sharp, y))) - expected).max() < 1e-3
 
 
-def test_what_is_made_steeper_stays_within_its_neighbours_range(rng):
-    y, gain = rng.integers(0, 256, (40, 48), np.uint8), rng.integers(0, 256, (20, 24), np.uint8)
-    window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
-    for plane in (y, y.astype(np.float32)):
-        sharp = steepen(plane, gain)
-        assert sharp.dtype == plane.dtype and (sharp != plane).mean() > 0.5
-        assert (sharp >= cv2.erode(plane, window)).all() and (sharp <= cv2.dilate(plane, window)).all()
+# ----------------------------------------------------------------------------------------------------------------------
+# The int8 network
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+@pytest.mark.parametrize("size", [(304, 448), (97, 131)])
+def test_released_network_does_what_the_student_does(released, soft, size, full_range):
+    planes = crop(soft, *size)
+    (y, uv), (int8_y, int8_uv) = (engine(*planes, full_range) for engine in released)
+    assert int8_y.shape == y.shape and int8_uv.shape == uv.shape
+    for sharp in ((y, uv), (int8_y, int8_uv)):
+        assert visible_change([sharp], [planes])["edges"][0] > 1.02, "the student has to do something"
+    assert psnr(int8_y, y) > 45 and psnr(int8_uv, uv) > 45
+
+
+def test_black_letters_on_white_keep_their_contrast(released):
+    """Their details are beyond 127 codes."""
+    y = np.full((288, 512), 255, np.uint8)
+    for line in range(8):
+        cv2.putText(y, "Quick brown foxes jump", (12, 30 + 34 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 0, 2)
+    small = cv2.resize(y, (256, 144), interpolation=cv2.INTER_AREA)
+    planes = cv2.resize(small, (512, 288), interpolation=cv2.INTER_CUBIC), np.full((2, 144, 256), 128, np.uint8)
+    (expected, _), (found, _) = (engine(*planes, full_range=True) for engine in released)
+    assert visible_change([(expected, None)], [planes])["edges"][0] > 1.02, "the student has to do something"
+    assert psnr(found, expected) > 42
+
+
+@pytest.mark.parametrize("strength", [1, 2])
+def test_differences_are_what_is_added(released, soft, strength):
+    y, uv = crop(soft, 96, 128)
+    change, _ = released[1].difference(y, uv, strength)
+    sharp, _ = released[1](y, uv, full_range=True, strength=strength)
+    assert np.abs(sharp - np.clip(y + change.astype(float) - 128, 0, 255)).max() <= 4
 
 
 @pytest.mark.parametrize("strength", [1, 1.7])
@@ -213,32 +209,20 @@ def test_float_differences_are_the_students(released, soft, strength):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
-def test_black_and_white_stay_in_range(released):
-    for value in (0, 255):
-        y, uv = np.full((64, 64), value, np.uint8), np.full((2, 32, 32), 128, np.uint8)
-        sharp, _ = released[1](y, uv)
-        assert np.abs(sharp.astype(int) - value).max() <= 1
-
-
 def test_threads_take_turns(released, soft):
+    """Frames of several threads are sharpened by one engine as by one engine each."""
     engine, rng, tasks = released[1], np.random.default_rng(0), []
     for size, strength in [((64, 96), 1.0), ((96, 64), 1.0), ((64, 96), 0.5), ((80, 80), 1.0)]:
         frames = [[plane + rng.integers(0, 9, plane.shape, np.uint8) for plane in crop(soft, *size)] for _ in range(20)]
         tasks.append((frames, strength))
-    alone = fresh()
-    expected = [[alone(*frame, strength=strength) for frame in frames] for frames, strength in tasks]
-    found, begin = [None] * len(tasks), threading.Barrier(len(tasks))
 
-    def work(i):
-        frames, strength = tasks[i]
-        begin.wait()
-        found[i] = [engine(*frame, strength=strength) for frame in frames]
+    def sharpen(engine, task):
+        frames, strength = task
+        return [engine(*frame, strength=strength) for frame in frames]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(tasks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    expected = [sharpen(fresh(), task) for task in tasks]
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        found = list(pool.map(lambda task: sharpen(engine, task), tasks))
     for ours, theirs in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         assert_same(ours, theirs)
 
@@ -297,171 +281,6 @@ def test_threads_and_processes_go_on(program):
     assert run.stdout == "sharpened\n", run.stderr
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """Sizes in cells of what networks computed, as a list that grows."""
-    sizes, infer = [], runtime._FrameNetwork.infer
-
-    def count(network, parameters):
-        sizes.append(network.sharp.shape[:2])
-        infer(network, parameters)
-
-    monkeypatch.setattr(runtime._FrameNetwork, "infer", count)
-    return sizes
-
-
-def fresh(checkpoint=RELEASED_STUDENT):
-    return OpenVINOEngine(load_student(checkpoint)[0], artefact_path(checkpoint))
-
-
-def assert_same(ours, theirs):
-    for found, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-PART = (runtime._WINDOW, runtime._WINDOW)
-
-
-def prepare_part(engine, y, uv, full_range):
-    """Change a corner of a picture until there is a network for parts of it."""
-    for _ in range(runtime._FRAMES_TO_WIN + 1):
-        y[0, 0] ^= 32
-        engine(y, uv, full_range)
-    engine.settle()
-    assert engine._part
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "full_range"),
-    [
-        ("released", (465, 609), True),
-        ("released", (529, 531), False),
-        ("random", (448, 624), False),
-        ("random", (256, 1000), True),
-    ],
-)
-def test_what_stands_still_is_not_computed_again(computed, exported, name, size, full_range):
-    checkpoint = {"released": RELEASED_STUDENT, "random": exported[1]}[name]
-    engine, alone = fresh(checkpoint), fresh(checkpoint)
-    whole = tuple(-(-side // 8) * 2 for side in size)
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 256, size, dtype=np.uint8)
-    uv = rng.integers(0, 256, (2, (size[0] + 1) // 2, (size[1] + 1) // 2), dtype=np.uint8)
-    prepare_part(engine, y, uv, full_range)
-    seen = set()
-    for count in range(40):
-        height, width = [(24, 32), (32, 24), (size[0], 32), size][count % 4]
-        for _ in range(1 + count % 2):
-            lines, length = rng.integers(1, height), rng.integers(1, width)
-            top, left = rng.integers(0, (size[0] - lines, size[1] - length))
-            top, left = rng.choice([0, top, size[0] - lines]), rng.choice([0, left, size[1] - length])
-            if count % 3:
-                y[top : top + lines, left : left + length] ^= rng.integers(1, 256, (lines, length), dtype=np.uint8)
-            if count % 3 != 1:
-                uv[count % 2, top // 2 : (top + lines) // 2 + 1, left // 2] ^= 16
-        del computed[:]
-        found = engine(y, uv, full_range)
-        seen.add(tuple(computed))
-        alone(255 - y, uv, full_range)  # of which nothing can be kept
-        assert_same(found, alone(y, uv, full_range))
-        del computed[:]
-        assert_same(engine(y, uv, full_range), found)
-        assert not computed, "the same frame again"
-    assert {(PART,), (PART, PART), (whole,)} <= seen
-    assert all(set(sizes) <= {PART} or sizes == (whole,) for sizes in seen), "either parts or the whole"
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    rows=st.integers(64, 200),
-    columns=st.integers(64, 200),
-    reach=st.sampled_from([2, 5, 7, 9, 20, 31, 32, 33, 40]),
-    data=st.data(),
-)
-def test_windows_hold_all_that_a_change_has_an_influence_on(rows, columns, reach, data):
-    changed = np.zeros((rows, columns), bool)
-    for _ in range(data.draw(st.integers(0, 3))):
-        (top, bottom), (left, right) = (
-            sorted(data.draw(st.tuples(*2 * [st.integers(0, side)]))) for side in (rows, columns)
-        )
-        changed[top : top + (bottom - top) // 4 + 1, left : left + (right - left) // 4 + 1] = True
-    windows = runtime._cover(changed, reach)
-    if windows is None:
-        return
-    assert len(windows) * runtime._WINDOW**2 < rows * columns
-    renewed = np.zeros_like(changed)
-    for source, target, result in windows:
-        for given_side, seen, new, where in zip(changed.shape, source, target, result, strict=True):
-            assert seen.start >= 0 and seen.stop <= given_side and seen.stop - seen.start == runtime._WINDOW
-            assert (where.start, where.stop) == (new.start - seen.start, new.stop - seen.start)
-            # At its borders a window sees nothing, where the frame goes on: it must not renew what that concerns.
-            assert new.start - seen.start >= reach - 1 or new.start == 0
-            assert seen.stop - new.stop >= reach - 1 or new.stop == given_side
-        renewed[target] = True
-    for row, column in np.argwhere(changed):
-        assert renewed[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1].all()
-
-
-def test_other_settings_are_computed_anew(soft, computed):
-    calls = [
-        ("__call__", {"full_range": True}),
-        ("__call__", {"full_range": True, "strength": 0.5}),
-        ("__call__", {"strength": 0.5}),
-        ("__call__", {"strength": 1.5}),
-        ("__call__", {"full_range": True}),
-        ("difference", {}),  # in the last call's range and at its strength
-        ("__call__", {"full_range": True}),
-    ]
-    engine = fresh()
-    del computed[:]
-    found = [getattr(engine, name)(*soft, **chosen) for name, chosen in calls]
-    assert len(computed) == len(calls)
-    for (name, chosen), planes in zip(calls, found, strict=True):
-        assert_same(planes, getattr(fresh(), name)(*soft, **chosen))
-    for i, j in itertools.combinations(range(1, 6), 2):
-        assert (found[i][0] != found[j][0]).any()
-
-
-@pytest.mark.parametrize("name", ["_quads", "_mean_quads"])
-def test_a_failure_of_folding_is_no_secret(soft, monkeypatch, name):
-    engine = fresh()
-    engine(255 - soft[0], soft[1])
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime, name, lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            engine(*soft)
-    assert_same(engine(*soft), fresh()(*soft))
-
-
-def test_after_a_failure_all_is_computed_anew(soft, monkeypatch):
-    engine, infer = fresh(), runtime._FrameNetwork.infer
-    engine(*soft)
-
-    def fail(network, parameters):
-        raise RuntimeError("interrupted")
-
-    monkeypatch.setattr(runtime._FrameNetwork, "infer", fail)
-    with pytest.raises(RuntimeError, match="interrupted"):
-        engine(255 - soft[0], soft[1])
-    monkeypatch.setattr(runtime._FrameNetwork, "infer", infer)
-    for y in (255 - soft[0], soft[0]):
-        assert_same(engine(y, soft[1]), fresh()(y, soft[1]))
-
-
-def test_where_no_part_compiles_frames_are_computed_as_a_whole(soft, computed, monkeypatch, caplog):
-    engine = fresh()
-    engine(*soft)
-    monkeypatch.setattr(engine, "_compile", lambda *size: 1 / 0)
-    y, uv = (plane.copy() for plane in soft)
-    with caplog.at_level("WARNING"):
-        for _ in range(3 * runtime._FRAMES_TO_WIN):
-            y[:8, :8] ^= 32
-            engine(y, uv)
-            engine.settle()
-    assert computed[-1] == (76, 112) and caplog.text.count("computed as a whole") == 1  # it was tried once
-    assert_same(engine(y, uv), fresh()(y, uv))
-
-
 def test_of_many_sizes_few_are_kept(soft):
     engine = fresh()
     for side in range(64, 112, 8):
@@ -508,6 +327,10 @@ def test_means_are_multiplied_by_the_sum_of_the_weights():
         assert (error <= 0.501 * quantised.scales()).all()
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Export
+
+
 def test_export_follows_the_student(exported, soft):
     student, path = exported
     planes = crop(soft, 96, 128)
@@ -517,39 +340,17 @@ def test_export_follows_the_student(exported, soft):
     assert changed > 0.5 and np.abs(found.astype(float) - expected).mean() < 0.2 * changed + FAINT
 
 
-def test_export_is_repeatable(exported, tmp_path):
-    _, path = exported
-    again = export(path, tmp_path / "again.onnx", frames=2, steps=2, progress=False)
-    assert again.read_bytes() == artefact_path(path).read_bytes()
-
-
-@pytest.fixture
-def trained(exported, tmp_path, monkeypatch):
-    """The small student with a note of how it was trained, in an empty working folder."""
+def test_export_distils_on_the_students_own_pairs(exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"sources": {"rendered": 1.0}, "pairs": 4, "validation_pairs": 2, "region": 256, "crop": 64}
-    config["cache_dir"] = str(tmp_path / "elsewhere")  # no matter of the checkpoint
-    save_student(tmp_path / "student.pth", exported[0], {"config": config})
-    return tmp_path / "student.pth"
-
-
-def test_export_distils_on_the_students_own_pairs(exported, trained):
-    _, distilled = exported
-    found = export(trained, artefact_path(trained.resolve()), data="data", frames=2, steps=2, progress=False)
-    assert found == artefact_path(trained) and found.read_bytes() != artefact_path(distilled).read_bytes()
+    config["cache_dir"] = str(tmp_path / "elsewhere")  # belongs to the machine that trained
+    save_student("student.pth", exported[0], {"config": config})
+    content = Path("student.pth").read_bytes()
+    found = export("student.pth", data="data", frames=2, steps=2, progress=False)
+    assert found == artefact_path("student.pth") and found.read_bytes() != artefact_path(exported[1]).read_bytes()
     assert [path.parent.name.partition("-")[0] for path in Path("data/cache").glob("*/pairs-*.npy")] == ["training"]
-    content = trained.read_bytes()
-    again = export(trained, "again.onnx", data="data", frames=2, steps=2, progress=False)
-    assert again.read_bytes() == found.read_bytes() and trained.read_bytes() == content
-
-
-def test_details_to_learn_from_are_those_of_random_crops(rng):
-    y = rng.integers(0, 256, (96, 96), np.uint8)
-    pictures = [pack_planes(y, np.stack([y[::2, ::2]] * 2)), pack_planes(255 - y, np.stack([y[1::2, ::2]] * 2))]
-    batches = list(draw_details(pictures, 5, batch=3, crop=64))
-    assert [tuple(batch.shape) for batch in batches] == [(3, 24, 16, 16)] * 5
-    assert len({crop.numpy().tobytes() for batch in batches for crop in batch}) > 10
-    assert all(torch.equal(*pair) for pair in zip(batches, draw_details(pictures, 5, batch=3, crop=64), strict=True))
+    again = export("student.pth", "again.onnx", data="data", frames=2, steps=2, progress=False)
+    assert again.read_bytes() == found.read_bytes() and Path("student.pth").read_bytes() == content
 
 
 def test_the_network_is_to_answer_like_the_student(exported, soft):
@@ -566,24 +367,21 @@ def test_the_network_is_to_answer_like_the_student(exported, soft):
     assert len(slopes) == 4 * 4 - 2 and all(slope.isfinite().all() and slope.any() for slope in slopes)
 
 
-def test_errors_on_a_wall_count_most():
-    """Where they are seen as noise."""
+def test_errors_count_where_they_are_seen():
+    """Errors of planes count most on a flat wall, where they look like noise, and errors of the gain in texture."""
     x = torch.zeros(1, 24, 16, 16)
     x[..., 8:] = 60 * torch.randn(1, 24, 16, 8, generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros(1, 28, 16, 16)
-    wall, texture = nothing.clone(), nothing.clone()
-    wall[:, :24, :, 3:6], texture[:, :24, :, 10:13] = 1, 1
-    assert answer_loss(wall, nothing, x) > 2 * answer_loss(texture, nothing, x)
 
+    def loss(channels, columns, error):
+        answer = nothing.clone()
+        answer[:, channels, :, columns] = error
+        return answer_loss(answer, nothing, x)
 
-def test_errors_of_the_gain_count_where_there_is_detail():
-    x = torch.zeros(1, 24, 16, 16)
-    x[..., 8:] = 60 * torch.randn(1, 24, 16, 8, generator=torch.Generator().manual_seed(0))
-    nothing = torch.zeros(1, 28, 16, 16)
-    wall, texture = nothing.clone(), nothing.clone()
-    wall[:, 24:, :, 3:6], texture[:, 24:, :, 10:13] = 5, 5
+    wall, texture, planes, gain = slice(3, 6), slice(10, 13), slice(0, 24), slice(24, 28)
+    assert loss(planes, wall, 1) > 2 * loss(planes, texture, 1)
     none = answer_loss(nothing, nothing, x)
-    assert answer_loss(wall, nothing, x) < none + 0.01 and answer_loss(texture, nothing, x) > none + 0.5
+    assert loss(gain, wall, 5) < none + 0.01 and loss(gain, texture, 5) > none + 0.5
 
 
 def _off(codes):
@@ -606,11 +404,8 @@ def test_the_students_own_pairs_need_a_configuration(exported, tmp_path, capsys,
     assert message in capsys.readouterr().err and not artefact_path(tmp_path / "student.pth").exists()
 
 
-def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
-    path = tmp_path / "student.pth"
-    path.write_text("no weights")
-    assert main([str(path)]) == 2
-    assert "student.pth" in capsys.readouterr().err and list(tmp_path.iterdir()) == [path]
+# ----------------------------------------------------------------------------------------------------------------------
+# Choice of the engine
 
 
 def test_auto_takes_the_int8_network(exported):
@@ -618,22 +413,20 @@ def test_auto_takes_the_int8_network(exported):
     assert make_engine(student, path).description.startswith("openvino CPU" if _no_gpu() else "torch")
     assert make_engine(student, path, "cpu").description.startswith("torch cpu")
     assert make_engine(student, path, "openvino").description == "openvino CPU int8"
+    with pytest.raises(DeviceError, match="openvino:CPU"):
+        make_engine(student, path, "openvino:abacus")
 
 
 def _no_gpu():
     return runtime.pick_device().type == "cpu"
 
 
-def _missing(path):
-    artefact_path(path).unlink()
-
-
-def _damaged(path):
+def _damage(path):
     content = artefact_path(path).read_bytes()
     artefact_path(path).write_bytes(content[: len(content) // 2])
 
 
-def _of_another_student(path):
+def _change_student(path):
     student, meta = load_student(path)
     with torch.no_grad():
         student.tail.bias += 0.01
@@ -643,7 +436,11 @@ def _of_another_student(path):
 @pytest.mark.skipif(not _no_gpu(), reason="on a GPU, PyTorch comes first")
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(_missing, "no int8 network"), (_damaged, "cannot run"), (_of_another_student, "other weights")],
+    [
+        (lambda path: artefact_path(path).unlink(), "no int8 network"),
+        (_damage, "cannot run"),
+        (_change_student, "other weights"),
+    ],
 )
 def test_fallback_is_never_silent(exported, tmp_path, caplog, spoil, reason):
     path = tmp_path / "student.pth"
@@ -663,12 +460,6 @@ def test_without_openvino(exported, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ArtefactError, match="pip install openvino"):
         OpenVINOEngine(student, artefact_path(path))
-
-
-def test_unknown_device(exported):
-    student, path = exported
-    with pytest.raises(DeviceError, match="openvino:CPU"):
-        make_engine(student, path, "openvino:abacus")
 
 
 def test_compiled_networks_are_kept(exported, tmp_path):
@@ -692,3 +483,65 @@ def test_threads_that_make_engines_leave_the_locale_alone(exported):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: OpenVINOEngine(student, artefact_path(path)), range(12)))
     assert locale.getpreferredencoding(False) == encoding
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PyTorch with too little memory
+
+
+@pytest.fixture
+def frame(rng):
+    """Planes of 483x325 pixels with coarse structure."""
+    sizes = (325, 483), (163, 242), (163, 242)
+    y, u, v = (cv2.resize(rng.integers(0, 256, (40, 60), np.uint8), size[::-1]) for size in sizes)
+    return y, np.stack([u, v])
+
+
+def limit_memory(engine, pixels):
+    """Let the engine's student fail as on a GPU with memory for so many pixels; returns the list of sizes it met."""
+    predict, sizes = engine._student.predict, []
+
+    def limited(y, uv):
+        sizes.append(tuple(y.shape[2:]))
+        if y.numel() > pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return predict(y, uv)
+
+    engine._student.predict = limited
+    return sizes
+
+
+def test_frames_too_large_for_the_memory_are_computed_in_parts(student, frame, caplog):
+    with torch.no_grad():
+        student.tail.weight *= 20
+    whole, parts = TorchEngine(student, "cpu", torch.float32), TorchEngine(student, "cpu", torch.float32)
+    sizes = limit_memory(parts, 60_000)
+    for function in ("__call__", "difference"):
+        expected, found = getattr(whole, function)(*frame), getattr(parts, function)(*frame)
+        for one, other in zip(expected, found, strict=True):
+            assert one.shape == other.shape
+            assert np.abs(one.astype(int) - other).max() <= 1 and (one != other).mean() < 1e-3
+    assert (expected[0] != 128).mean() > 0.3
+    assert sizes.count(frame[0].shape) == 1, "what failed once is not tried again"
+    floats = [np.float32(plane / 255) for plane in frame]
+    for one, other in zip(whole.difference(*floats), parts.difference(*floats), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+    assert caplog.text.count("computed in parts") == 1
+
+
+def test_the_overlap_of_parts_is_what_the_student_sees(student):
+    """A pixel changes nothing beyond `student_reach`, and something near it."""
+    reach = student_reach(student)
+    y, uv = torch.rand(1, 1, 256, 64), torch.full((1, 2, 128, 32), 0.5)
+    changed = y.clone()
+    changed[:, :, 0] = 1 - changed[:, :, 0]
+    with torch.no_grad():
+        rows = (student.predict(y, uv)[0] != student.predict(changed, uv)[0]).any(dim=3)[0, 0].nonzero()
+    assert reach - 16 < rows.max() < reach
+
+
+def test_without_any_memory_there_is_an_error(student, frame):
+    engine = TorchEngine(student, "cpu")
+    limit_memory(engine, 0)
+    with pytest.raises(DeviceError, match="too little free memory"):
+        engine(*frame)

