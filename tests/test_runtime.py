@@ -189,7 +189,7 @@ def test_black_letters_on_white_keep_their_contrast(released):
     planes = cv2.resize(small, (512, 288), interpolation=cv2.INTER_CUBIC), np.full((2, 144, 256), 128, np.uint8)
     (expected, _), (found, _) = (engine(*planes, full_range=True) for engine in released)
     assert visible_change([(expected, None)], [planes])["edges"][0] > 1.02, "the student has to do something"
-    assert psnr(found, expected) > 42
+    assert psnr(found, expected) > 40
 
 
 @pytest.mark.parametrize("strength", [1, 2])

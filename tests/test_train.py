@@ -101,7 +101,7 @@ def test_flatter_edges_have_a_deficit_and_patterns_along_them_do_not_help():
     soft = training.gaussian_blur(F.pad(step, [6] * 4, mode="replicate"), 2, 6)
     deficit = training.edge_deficit(soft, step)
     assert deficit.shape == (1,) and deficit > 0.005
-    assert training.edge_deficit(step, step) < 1e-4
+    assert training.edge_deficit(step, step) < 1e-3
     assert training.edge_deficit(0.5 * (soft + step), step) < 0.6 * deficit
     for period in (2, 4):  # of dots along the edge
         dots = 0.1 * ((rows % period) < period // 2) * ((columns - 19.5).abs() < 2)
@@ -141,7 +141,7 @@ def test_edges_as_steep_as_the_targets_lose_least():
         training.distillation_loss((y, batch["goal"][1]), batch, Config(), 0)["edges"].item()
         for y in (target, blurred, 2 * target - blurred)
     ]
-    assert losses[0] == 0 and min(losses[1:]) > 0.01
+    assert losses[0] < 1e-3 and min(losses[1:]) > 0.01
 
 
 def test_an_error_added_to_good_video_counts_more():
