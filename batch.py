@@ -1,34 +1,18 @@
-"""Many files at once: what a command line's folders and patterns name, where it goes, and what is done already."""
+"""Sharpen many files: what folders and patterns name, where it goes, and what is done already."""
 
-import dataclasses
 import glob
 import itertools
 import os
 import re
+import sys
 from pathlib import Path
 
 from images import VideoError, existing_file
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, logging_redirect_tqdm, tqdm
 
+_SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(r"(.+)_sharpened(_partial)?")
-
-
-@dataclasses.dataclass
-class BatchResult:
-    """What became of many files.
-
-    Attributes:
-        written: number of files written.
-        present: number of files whose output was there already and not older.
-        failures: a message of one line for each file that failed.
-        interrupted: whether Ctrl-C ended it early.
-    """
-
-    written: int = 0
-    present: int = 0
-    failures: list[str] = dataclasses.field(default_factory=list)
-    interrupted: bool = False
+_OUTPUT = re.compile(r"_sharpened(_partial)?$")
 
 
 def plan_files(sources, output=None):
@@ -55,11 +39,11 @@ def plan_files(sources, output=None):
     for path, _ in jobs.values():
         if _identity(path) in jobs:
             raise VideoError(f"{path} would be replaced: name another folder with -o")
-    return sorted(jobs.values(), key=lambda job: job[0].as_posix())  # not by Path, which orders by system
+    return sorted(jobs.values(), key=lambda job: job[0].as_posix())  # not by Path, whose order depends on the system
 
 
 def _targets(source, output):
-    """Pairs ``(path, target)`` of the files that one source names."""
+    """List pairs ``(path, target)`` of the files that one source names."""
     folder, root = Path(source), output and Path(output)
     if folder.is_dir():
         found, whole = folder.rglob("*"), folder.resolve()
@@ -68,43 +52,35 @@ def _targets(source, output):
         found = map(Path, glob.glob(source, recursive=True))
         folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
     else:
-        path, target = folder, beside(folder)
+        path, target = folder, default_output(folder)
         if _is_output(path, path.parent):
             return []
         return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
 
-    suffixes = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    files = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
+    files = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if root and folder.resolve() in root.resolve().parents:  # the output lies within the source
         files = [path for path in files if not path.resolve().is_relative_to(root.resolve())]
     if not files:
-        raise VideoError(f"{source} names no image or video ({', '.join(suffixes)}): check the name")
+        raise VideoError(f"{source} names no image or video ({', '.join(_SUFFIXES)}): check the name")
     files = [path for path in files if not _is_output(path, folder)]
-    return [(path, root / path.relative_to(folder) if root else beside(path)) for path in files]
+    return [(path, root / path.relative_to(folder) if root else default_output(path)) for path in files]
 
 
 def is_pattern(source):
-    """Whether a source is a pattern, and not a file whose name looks like one."""
+    """Return whether a source is a pattern, not a file whose name looks like one."""
     return bool(_WILDCARDS.search(source)) and not Path(source).exists()
 
 
-def beside(path):
-    """Where a file goes by default: ``NAME_sharpened`` beside a file; an .mp4 where the type is unknown."""
-    kept = path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-    return path.with_name(f"{path.stem}_sharpened{path.suffix if kept else '.mp4'}")
+def default_output(path):
+    """Return ``NAME_sharpened`` beside a file; an .mp4 if videos of its type cannot be written."""
+    return path.with_name(f"{path.stem}_sharpened{path.suffix if path.suffix.lower() in _SUFFIXES else '.mp4'}")
 
 
 def _is_output(path, folder):
-    """Whether `path`, or a folder on the way to it from `folder`, is the ``NAME_sharpened`` of a NAME beside it."""
-    steps = itertools.takewhile(lambda step: step != folder, path.parents)
-    if any(step.with_name(name[1]).is_dir() for step in steps if (name := _OUTPUT.fullmatch(step.name))):
-        return True
-    name = _OUTPUT.fullmatch(path.stem)
-    if not name:
-        return False
-    # A look at one file first, as a listing for each of many outputs takes its time.
-    return path.with_name(name[1] + path.suffix).exists() or any(path.parent.glob(f"{glob.escape(name[1])}.*"))
+    """Whether `path`, or a folder on the way to it from `folder`, has the name of an output."""
+    folders = itertools.takewhile(lambda step: step != folder, path.parents)
+    return bool(_OUTPUT.search(path.stem)) or any(step.name.endswith("_sharpened") for step in folders)
 
 
 def _identity(path):
@@ -114,58 +90,67 @@ def _identity(path):
 def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
     """Sharpen many images and videos, with a progress bar on a terminal.
 
-    Where a target is there and not older than its source, it is left as it is, unless `overwrite`; one that is older
-    counts as a failure. A file that fails, in whatever way, does not stop the others; Ctrl-C does.
+    A target that exists and is not older than its source is left as it is, unless `overwrite`; an older one counts as a
+    failure. A file that fails, in whatever way, does not stop the others; Ctrl-C does.
 
     Args:
-        sharpener: a `RealTimeSharpener`.
-        jobs: pairs of paths ``(source, target)``, as `plan_files` gives them.
+        sharpener: an `inference.RealTimeSharpener`.
+        jobs: pairs of paths ``(source, target)``, see `plan_files`.
         compare: left half as it came, right half sharpened.
         overwrite: replace all targets.
-        encoding: ``codec`` and ``quality`` of videos, see `VideoWriter`.
+        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
 
     Returns:
-        A `BatchResult`.
+        The exit code, after the counts and a line on stderr for each failure have been printed: 0, 2 if a file failed,
+        130 after Ctrl-C.
     """
-    result = BatchResult()
+    written, present, failures, interrupted = 0, 0, [], False
     try:
         with tqdm(jobs, unit=" files", leave=False, disable=None) as bar, logging_redirect_tqdm():
             for path, target in bar:
                 bar.set_postfix_str(path.name)
                 try:
                     if not overwrite and _is_done(path, target):
-                        result.present += 1
+                        present += 1
                         continue
-                    sharpen_file(sharpener, path, target, compare, overwrite, **encoding)
-                    result.written += 1
+                    check_free(target, overwrite)
+                    sharpen_file(sharpener, path, target, compare, **encoding)
+                    written += 1
                 except VideoError as error:
-                    result.failures.append(str(error))
+                    failures.append(str(error))
                 except Exception as error:  # one file's fault, or a fault of ours, must not cost a night's work
-                    result.failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
+                    failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        result.interrupted = True
-    return result
+        interrupted = True
+    counts = [f"{written} written", f"{present} already there"]
+    if failures:
+        counts.append(f"{len(failures)} failed")
+    if interrupted:
+        left = len(jobs) - written - present - len(failures)
+        counts.append(f"{left} left when it was stopped; the same command goes on")
+    print(", ".join(counts))
+    for failure in failures:
+        print(f"inference.py: {failure}", file=sys.stderr)
+    return 130 if interrupted else 2 if failures else 0
 
 
 def _is_done(path, target):
-    if not (path.is_file() and target.is_file()):
+    if not (existing_file(path) and target.is_file()):
         return False
     if target.stat().st_mtime < path.stat().st_mtime:
         raise VideoError(f"{target} is older than its input; --overwrite replaces it")
     return True
 
 
-def sharpen_file(sharpener, path, output, compare, overwrite, progress=False, **encoding):
-    """Sharpen one image or video file; returns the statistics of a video, None for an image."""
-    existing_file(path)
-    check_free(output, overwrite)
+def sharpen_file(sharpener, path, output, compare, progress=False, **encoding):
+    """Sharpen one image or video file; return the statistics of a video, None for an image."""
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return sharpener.sharpen_image(path, output, compare)
     return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
 
 
 def check_free(output, overwrite):
-    """Raise `VideoError` where `output` is a folder, or exists and may not be replaced."""
+    """Raise `VideoError` if `output` is a folder, or exists and may not be replaced."""
     if Path(output).is_dir():
         raise VideoError(f"{output} is a folder: name a file with -o")
     if Path(output).exists() and not overwrite:

@@ -1,7 +1,6 @@
 """The command line, with a small random student."""
 
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -12,19 +11,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import inference
-from batch import BatchResult, plan_files
+from batch import plan_files
 from demo import run_demo
 from images import Picture, VideoError, read_image, write_image
 from inference import RealTimeSharpener, main, make_parser, parse_shard
 from tests.conftest import CONSTANT, broken_file, encode, read_times
-from tests.test_inference import noise
+from tests.test_inference import ROOT, noise
 from video import VideoReader
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One source
@@ -54,40 +49,23 @@ def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
     ("kind", "message"),
     [
         ("missing", "does not exist"),
-        ("empty", "is empty"),
         ("text", "cannot be read as a video"),
-        ("truncated", "cannot be read as a video"),
-        ("checkpoint", "holds code, which is refused"),
+        ("checkpoint", "not a checkpoint"),
         ("camera", "camera 0 cannot be opened"),
         ("display", "no display"),
     ],
 )
 def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
-    bait = tmp_path / "executed"
-    if kind == "checkpoint":
-
-        class Bait:
-            def __reduce__(self):
-                return os.mkdir, (str(bait),)
-
-        exported = tmp_path / "evil.pth"
-        exported.write_bytes(pickle.dumps({"model": Bait()}))
-    if kind in ("checkpoint", "display"):
-        source = encode(tmp_path / "good.mp4", times=CONSTANT)
-    else:
-        source = "0" if kind == "camera" else broken_file(tmp_path, kind)
     if kind == "camera" and Path("/dev/video0").exists():
         pytest.skip("this machine has a camera")
-    if kind == "display":
-        source = source.as_uri()
+    good = encode(tmp_path / "good.mp4", times=CONSTANT)
+    source = {"checkpoint": good, "camera": "0", "display": good.as_uri()}.get(kind) or broken_file(tmp_path, kind)
     before = sorted(tmp_path.iterdir())
     output = [] if kind == "display" else ["-o", tmp_path / "out.mp4"]
-    result = run_script(source, "--checkpoint", exported, *output)
-    assert result.returncode == 2
+    result = run_script(source, "--checkpoint", good if kind == "checkpoint" else exported, *output)
+    assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
-    assert result.stdout == ""
     assert sorted(tmp_path.iterdir()) == before
-    assert not bait.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
@@ -122,21 +100,14 @@ def test_codec_and_quality_from_the_command_line(exported, tmp_path, capsys):
             assert np.array_equal(a.y, b.y) and np.array_equal(a.uv, b.uv)
 
 
-def test_existing_output_needs_overwrite(exported, tmp_path, capsys):
-    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
-    (tmp_path / "out.png").write_text("mine")
-    arguments = [str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--checkpoint", str(exported)]
-    assert main(arguments) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "out.png").read_text() == "mine"
-    assert main([*arguments, "--overwrite"]) == 0
-    assert read_image(tmp_path / "out.png").pixels.shape == (20, 20, 3)
-
-
-def test_strength_0_from_the_command_line(exported, tmp_path):
-    write_image(tmp_path / "in.png", Picture(noise(20, 20)))
-    assert main([str(tmp_path / "in.png"), "--strength", "0", "--checkpoint", str(exported)]) == 0
-    assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(20, 20))
+def test_existing_output_needs_overwrite(sharpen, tmp_path):
+    make_images(tmp_path, "in.png")
+    (tmp_path / "in_sharpened.png").write_text("mine")
+    code, _, err = sharpen("in.png")
+    assert code == 2 and "--overwrite" in err[0]
+    assert (tmp_path / "in_sharpened.png").read_text() == "mine"
+    assert sharpen("in.png", "--strength", "0", "--overwrite")[0] == 0
+    assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(16, 20))
 
 
 def test_demo_needs_nothing(sharpener, tmp_path, capsys):
@@ -196,15 +167,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
     assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
 
 
-def test_a_folder_inside_itself_is_not_sharpened_twice(sharpen, tmp_path):
-    make_images(tmp_path, "one.png")
-    for counts in ("1 written, 0 already there", "0 written, 1 already there"):
-        code, out, err = sharpen(".", "-o", tmp_path / "sharp")
-        assert (code, err) == (0, []) and counts in out
-    assert names_below(tmp_path / "sharp") == ["one.png"]
-
-
-@pytest.mark.parametrize("output", ["sharp", "holiday/sharp", "holiday/sharp/"])
+@pytest.mark.parametrize("output", ["sharp", "holiday/sharp/"])
 def test_a_pattern_is_expanded_at_any_depth_and_mirrored(sharpen, sharpener, tmp_path, output):
     make_images(tmp_path / "holiday", "one.png", "deeper/two.png", "deeper/deepest/three.png", "deeper/four.jpg")
     for counts in ("3 written, 0 already there", "0 written, 3 already there"):
@@ -276,17 +239,16 @@ def test_what_is_done_is_skipped_and_what_is_stale_is_said(sharpen, tmp_path):
 
 def test_outputs_of_earlier_runs_are_no_sources(sharpen, tmp_path):
     make_images(tmp_path, "a.png", "in/b.png", "lone_sharpened.png")
-    for expected in ("3 written, 0 already there", "0 written, 3 already there"):
+    for expected in ("2 written, 0 already there", "0 written, 2 already there"):
         code, out, err = sharpen("**/*.png")
         assert (code, err) == (0, []) and expected in out
         assert sharpen("in")[0] == 0
         make_images(tmp_path, "a_sharpened_partial.png")
-    made = {"a_sharpened.png", "in/b_sharpened.png", "in_sharpened/b.png", "lone_sharpened_sharpened.png"}
+    made = {"a_sharpened.png", "in/b_sharpened.png", "in_sharpened/b.png"}
     assert made == set(names_below(tmp_path)) - {"a.png", "in/b.png", "lone_sharpened.png", "a_sharpened_partial.png"}
-    assert plan_files(["a.png", "a_sharpened.png"]) == [(Path("a.png"), Path("a_sharpened.png"))]
 
 
-@pytest.mark.parametrize("fault", [None, RuntimeError("odd\nthing"), MemoryError(), OSError(28, "No space left")])
+@pytest.mark.parametrize("fault", [None, RuntimeError("odd\nthing"), MemoryError()])
 def test_a_file_that_fails_does_not_stop_the_others(sharpen, tmp_path, monkeypatch, fault):
     make_images(tmp_path, "a.png", "b.png", "c.png")
     if fault is None:
@@ -327,40 +289,22 @@ def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monk
     assert code == 0 and "2 written, 2 already there" in out
 
 
-@given(st.integers(1, 12), st.integers(0, 12))
-@settings(max_examples=30, deadline=None)
-def test_shards_take_every_file_once(tmp_path_factory, parts, count):
-    folder = tmp_path_factory.mktemp("shards")
-    for index in range(count):
-        (folder / f"{'aBäZ'[index % 4]}{index}.png").touch()
-    (folder / "last.png").touch()
-    taken = []
-
-    def record(sharpener, jobs, *options, **encoding):
-        taken.extend(jobs)
-        return BatchResult(len(jobs))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "RealTimeSharpener", lambda *options: None)
-        patch.setattr(inference, "sharpen_files", record)
-        for part in range(1, parts + 1):
-            begin = len(taken)
-            assert main([str(folder), "--shard", f"{part}/{parts}"]) == 0
-            assert len(taken) - begin in ((count + 1) // parts, -(-(count + 1) // parts))
-    everything = plan_files([str(folder)])
-    assert [path.name for path, _ in everything] == sorted(path.name for path in folder.iterdir())
-    assert len(taken) == count + 1 and set(taken) == set(everything)
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shards_take_every_file_once_and_evenly(monkeypatch, tmp_path, parts):
+    for index in range(5):
+        (tmp_path / f"{'aBäZ'[index % 4]}{index}.png").touch()
+    shards = []
+    monkeypatch.setattr(inference, "RealTimeSharpener", lambda *options: None)
+    monkeypatch.setattr(inference, "sharpen_files", lambda sharpener, jobs, *_, **__: shards.append(jobs))
+    for part in range(1, parts + 1):
+        main([str(tmp_path), "--shard", f"{part}/{parts}"])
+    assert {len(jobs) for jobs in shards} <= {5 // parts, -(-5 // parts)}
+    jobs = [job for shard in shards for job in shard]
+    assert sorted(jobs) == sorted(plan_files([str(tmp_path)])) and len(jobs) == 5
 
 
-def test_a_shard_writes_its_part_alone(sharpen, tmp_path):
-    make_images(tmp_path / "in", "a.png", "b.png", "c.png")
-    assert sharpen("in", "--shard", "2/2")[0] == 0
-    assert names_below(tmp_path / "in_sharpened") == ["b.png"]
-    assert "0 written" in sharpen("in/a.png", "--shard", "2/2")[1]
-
-
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1/0", "1", "a/b", "1/2/3", "-1/2", "1.5/2", " 1/2", ""])
-def test_a_bad_shard_is_refused(sharpen, capsys, text):
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/2/3", "-1/2", ""])
+def test_a_bad_shard_is_refused(capsys, text):
     with pytest.raises(SystemExit) as ended:
         main(["in", f"--shard={text}"])
     assert ended.value.code == 2
@@ -368,27 +312,25 @@ def test_a_bad_shard_is_refused(sharpen, capsys, text):
     assert parse_shard("2/3") == (2, 3)
 
 
+@pytest.mark.parametrize("text", ["1280", "0x720", "axb", "1280x720x3"])
+def test_a_bad_camera_size_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["--camera-size", text])
+    assert "such as 1280x720" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Help
 
 
-def test_help_is_a_page_for_the_user(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    page = make_parser().format_help()
-    assert max(map(len, page.splitlines())) <= 100
-    groups = ["what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"]
-    places = [page.index(f"\n{group}:\n") for group in groups]
-    assert places == sorted(places)
-    for action in make_parser()._actions:
-        if action.nargs != 0:  # it takes a value
-            assert "default: " in action.help, action.dest
+def test_help_fits_a_terminal_and_its_examples_are_understood(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, make_parser().format_help().splitlines())) < 80
-
-
-def test_examples_of_the_help_are_understood():
-    lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", make_parser().description, re.MULTILINE)
-    assert len(lines) == 10
+    page = make_parser().format_help()
+    assert max(map(len, page.splitlines())) < 80
+    for group in ("what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"):
+        assert f"\n{group}:\n" in page
+    lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", page, re.MULTILINE)
+    assert len(lines) == 11
     for line in lines:
         make_parser().parse_intermixed_args(line.split())
 

@@ -1,0 +1,158 @@
+"""Convert pictures: what users pass (arrays, PIL images, tensors) to pixels, pixels to YUV 4:2:0 planes, and back.
+
+*Pixels* are an array ``(H, W, 3)`` BGR or ``(H, W)`` grey of uint8, uint16 or float32 in [0, 1]. Grey pixels have
+neutral chroma and keep only the change of luma.
+"""
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from utils import bgr_to_planes, halve_chroma
+
+# Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
+_YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
+_NEUTRAL_CHROMA = np.float32(128 / 255)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arrays, PIL images and tensors
+
+
+def to_pixels(picture, rgb=False):
+    """Convert one picture to pixels, and return the way back.
+
+    Args:
+        picture: array, PIL image or tensor, see `inference.RealTimeSharpener.sharpen`.
+        rgb: arrays are RGB instead of BGR.
+
+    Returns:
+        ``(pixels, restore)``; ``restore(sharpened_pixels)`` makes a picture of the kind that was given.
+
+    Raises:
+        ValueError: shape, type, mode or range is not supported.
+        TypeError: it is not a picture.
+    """
+    if isinstance(picture, Image.Image):
+        return _from_pil(picture)
+    if isinstance(picture, torch.Tensor):
+        return _from_tensor(picture)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture, rgb)
+    raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}")
+
+
+def _from_array(array, rgb):
+    shape, dtype = array.shape, array.dtype
+    grey = array.ndim == 2
+    if not (grey or shape[2:] == (3,)) or 0 in shape or dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"expected a frame (H, W, 3) or (H, W), or a batch (N, H, W, 3), of uint8 or uint16, got {shape} of {dtype}"
+        )
+    if grey or not rgb:
+        return np.ascontiguousarray(array), lambda sharp: sharp
+    return np.ascontiguousarray(array[..., ::-1]), lambda sharp: np.ascontiguousarray(sharp[..., ::-1])
+
+
+def _from_pil(image):
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode}: pass an array of uint16 instead")
+    kept = image.mode in ("L", "RGB", "RGBA")
+    values = np.array(image if kept else image.convert("RGB"))
+    grey = values.ndim == 2
+
+    def restore(sharp):
+        result = Image.fromarray(sharp if grey else np.dstack([sharp[..., ::-1], values[..., 3:]]))
+        result.info = dict(image.info) if kept else {}  # a colour profile describes the mode that it came with
+        return result
+
+    return values if grey else np.ascontiguousarray(values[..., 2::-1]), restore
+
+
+def _from_tensor(tensor):
+    floating = tensor.is_floating_point()
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape or not (floating or tensor.dtype == torch.uint8):
+        raise ValueError(
+            "expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got "
+            f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    values = tensor.detach().cpu()
+    values = (values.float() if floating else values).numpy()
+    if floating and not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"expected values in [0, 1], got {values.min():g} to {values.max():g}: divide or clamp them")
+
+    def restore(sharp):
+        rgb = sharp[..., ::-1].transpose(2, 0, 1).copy()  # PyTorch takes no negative strides
+        return torch.from_numpy(rgb).to(tensor)
+
+    return np.ascontiguousarray(values[::-1].transpose(1, 2, 0)), restore
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels and planes
+
+
+def pixels_to_planes(pixels):
+    """Convert pixels to full-range planes ``(y, uv)``: uint8 for uint8 pixels, float32 in [0, 1] for deeper ones."""
+    shallow = pixels.dtype == np.uint8
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.float32) / 65535
+    if pixels.ndim == 2:
+        height, width = pixels.shape
+        neutral = np.uint8(128) if shallow else _NEUTRAL_CHROMA
+        return pixels, np.full((2, (height + 1) // 2, (width + 1) // 2), neutral)
+    if shallow:
+        return bgr_to_planes(pixels)
+    y, v, u = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_BGR2YCrCb))  # chroma around 0.5
+    return y, np.stack([halve_chroma(u), halve_chroma(v)]) + (_NEUTRAL_CHROMA - np.float32(0.5))
+
+
+def add_change(pixels, dy, duv):
+    """Add a change of full-range planes, as an engine's `difference` gives it, to pixels; rounds and saturates.
+
+    The planes of the pixels are never converted back, so colour keeps its full resolution.
+    """
+    if pixels.dtype == np.uint8:  # the change comes in codes around 128
+        return cv2.addWeighted(pixels, 1, _change_of_pixels(dy, duv, pixels.ndim, 128), 1, -128)
+    change = _change_of_pixels(dy, duv, pixels.ndim, 0)
+    if pixels.dtype == np.float32:
+        return np.clip(pixels + change, 0, 1)
+    return cv2.add(pixels, change * np.float32(65535), dtype=cv2.CV_16U)
+
+
+def _change_of_pixels(dy, duv, dimensions, offset):
+    """Convert a change of planes, with `offset` added, to one of grey (2 dimensions) or BGR (3) pixels."""
+    if dimensions == 2:
+        return dy
+    height, width = dy.shape
+    size = (2 * duv.shape[2], 2 * duv.shape[1])
+    chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
+    shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
+    return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Before and after
+
+
+def divide_pixels(before, after, divider=0.5):
+    """Join `before` left of `divider` (0-1) and `after` right of it, with a white and black line between them.
+
+    Args:
+        before, after: ``(H, W, 3)`` or ``(H, W)``, uint8 or uint16.
+    """
+    column = round(divider * after.shape[1])
+    joined = after.copy()
+    joined[:, :column] = before[:, :column]
+    joined[:, max(column - 2, 0) : column + 2] = 0
+    joined[:, max(column - 1, 0) : column + 1] = np.iinfo(joined.dtype).max
+    return joined
+
+
+def divide_planes(before, after):
+    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line."""
+    middle = after[0].shape[1] // 4  # in chroma columns
+    y, uv = after[0].copy(), after[1].copy()
+    y[:, : 2 * middle], uv[..., :middle] = before[0][:, : 2 * middle], before[1][..., :middle]
+    y[:, 2 * middle : 2 * middle + 2], uv[..., middle : middle + 1] = 235, 128  # white in either range
+    return y, uv
