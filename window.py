@@ -1,7 +1,7 @@
 """Show live pictures in a window with keys, record them, or offer them as a virtual camera.
 
 `Window`, `Recorder` and `VirtualCamera` are screens: they have ``show(frame, milliseconds, note, meter)`` and
-``idle(note)``, which `live.play` calls. Errors are `video.VideoError`, whose message says what to do.
+``idle(note)``, which `live.play` calls. Errors are `images.VideoError`, whose message says what to do.
 """
 
 import contextlib
