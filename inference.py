@@ -16,7 +16,7 @@ examples:
 from Python:
   from inference import RealTimeSharpener
   sharpener = RealTimeSharpener()
-  sharp = sharpener.sharpen(frame)          (H, W, 3) uint8 BGR, PIL, tensor ...
+  sharp = sharpener.sharpen(frame)          uint8 BGR, PIL image, tensor ...
   y, uv = sharpener.sharpen_planes(y, uv)   YUV 4:2:0
   sharpener.sharpen_image("a.jpg", "b.jpg")
   sharpener.process_video_stream("call.mp4", "sharpened.avi")
@@ -310,7 +310,7 @@ _EXPLANATIONS = (
   Without -o, a file or folder becomes NAME_sharpened beside it, and a camera
   or stream a window. With -o, one file becomes that file; several, a folder or
   a pattern go into that folder, under their relative paths. Hidden files and
-  outputs of earlier runs (NAME_sharpened, NAME_sharpened_partial) are left out.
+  outputs of earlier runs (NAME_sharpened, NAME_sharpened_partial) are skipped.
 
 many files (several sources, a folder, a pattern, or -o names a folder):
   A file whose output exists and is not older is done: the same command goes on
@@ -322,8 +322,8 @@ keys in the window:
     + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
     + """
   Pictures and recordings go to the current folder. Ctrl-C, or unplugging the
-  camera for half a minute, keeps what was recorded. If the machine is too busy,
-  the window sharpens less for a while, and says so.
+  camera for half a minute, keeps what was recorded. If the machine is busy, the
+  window sharpens less for a while, and says so.
 
 exit codes:
   0    all is written or existed already

@@ -20,12 +20,12 @@ def each_sharpener(request, exported):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([np.uint8, np.uint16]), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_size_keeps_its_shape_and_strength_0_is_the_identity(sharpener, height, width, dtype, grey):
     frame = noise(height, width, dtype=dtype)
     frame = frame[..., 0] if grey else frame
     assert np.array_equal(sharpener.sharpen(frame, strength=0), frame)
-    for strength in (1, 200, 1e9):
+    for strength in (1, 1e9):
         sharp = sharpener.sharpen(frame, strength=strength)
         assert (sharp.shape, sharp.dtype) == (frame.shape, dtype)
 
