@@ -322,8 +322,8 @@ keys in the window:
     + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
     + """
   Pictures and recordings go to the current folder. Ctrl-C, or unplugging the
-  camera for half a minute, keeps what was recorded. If the machine is busy, the
-  window sharpens less for a while, and says so.
+  camera for half a minute, keeps what was recorded. If the machine is busy,
+  the window sharpens less for a while, and says so.
 
 exit codes:
   0    all is written or existed already
