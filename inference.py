@@ -63,7 +63,7 @@ class RealTimeSharpener:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
         device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
-        strength: scale of the student's change: 0 is the identity, 1 what most people like best, 2 crisp.
+        strength: scale of the student's change: 0 is the identity, 1 the default, 2 crisp.
 
     Attributes:
         checkpoint, student, meta: the file that was found, and what it holds.
@@ -484,7 +484,7 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     add("-o", "--output", metavar="PATH", help=output_help)
     add("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
-    strength_help = "how much to sharpen: 0 nothing, 1 what most people like best, 2 crisp; default: 1"
+    strength_help = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
     add("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
     add("--compare", action="store_true", help="left half as it came, right half sharpened")
     codec_help = (
