@@ -254,7 +254,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         do("mousemove", "128", "200", "mousedown", "1", "mousemove", "200", "200", "mousemove", "240", "200")
         do("mouseup", "1")
         wait_for(lambda: divider() in range(237, 242))
-        do("key", "c", "o")
+        do("key", "--delay", "150", "c", "o")
         wait_for(lambda: divider() is None and not (screen()[5:20, 5:100] > 250).any())
         do("key", "h")
         wait_for(lambda: shows_help(screen()))
@@ -263,7 +263,8 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         time.sleep(0.5)
         do("key", "r")
         wait_for(lambda: list(folder.glob("sharpened_*.mp4")))
-        do("key", "space", "p", "o")  # a picture is sharpened all the same; frames as they came take the overlay too
+        # A snapshot is sharpened all the same, and frames as they came take the overlay too.
+        do("key", "--delay", "150", "space", "p", "o")
         wait_for(lambda: len(list(folder.glob("*.png"))) == 1)
         wait_for(lambda: (screen()[5:20, 5:100] > 250).any())
         do("key", "--repeat", "10", "--delay", "100", "minus")
