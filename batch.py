@@ -53,8 +53,9 @@ def _targets(source, output):
         folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
     else:
         path, target = folder, default_output(folder)
-        if _is_output(path, path.parent):
-            return []
+        original = path.with_name(_OUTPUT.sub("", path.stem) + path.suffix)
+        if original != path and original.exists():
+            return []  # the output of an earlier run, which the shell's *.mp4 names, too
         return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
 
     files = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]

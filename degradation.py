@@ -1,6 +1,6 @@
 """What a camera and a call do to a picture: optics, sensor, scaling, noise, JPEG, real video codecs.
 
-Training pairs (dataset.py) and the benchmark (benchmark.py) are made by the same functions. Images are uint8 arrays
+Training pairs (dataset.py) and the benchmark (benchmark/) are made by the same functions. Images are uint8 arrays
 `(H, W)` or `(H, W, 3)`; planes are `(y, uv)` as in utils.py; a clip is a list of planes, consecutive frames.
 
 All randomness comes from the `np.random.Generator` that is passed in.

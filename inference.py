@@ -238,6 +238,8 @@ class RealTimeSharpener:
                 size = picture.shape[1::-1]
                 if on_frame and on_frame(count - 1, picture) is False:
                     break
+                if output_path is not None:  # in a window, keys set the strength
+                    controls.strength = self.strength
         if output_path is not None:
             count, size = screen.frames, screen.size
         return self._statistics(count, begin, size, output_path) | meter.stats | {"levels": load.frames}
@@ -337,7 +339,7 @@ def main(argv=None):
     args = make_parser().parse_intermixed_args(argv)
     logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # video.py has a limit of its own
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has a limit of its own
     try:
         return _run(args)
     except (VideoError, CheckpointError, DeviceError, OSError) as error:

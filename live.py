@@ -118,6 +118,8 @@ class Camera:
         self.size = (first.shape[1], first.shape[0])
         self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))
+        if size and tuple(size) != self.size:
+            log.warning("camera %s gives %dx%d instead of %dx%d", self.source, *self.size, *size)
         return first
 
     def _read(self):

@@ -161,7 +161,8 @@ class VideoReader:
     """
 
     def __init__(self, source, audio=False):
-        self.source, self._remote, self._busy = str(source), "://" in str(source), threading.Lock()
+        self.source, self._remote = str(source), "://" in str(source)
+        self._busy, self._closed = threading.Lock(), False
         self._container = self._open()
         try:
             self._choose_streams(audio)
@@ -190,7 +191,7 @@ class VideoReader:
         frames, self._frames = self._frames, None
         while True:
             with self._busy:
-                decoded = next(frames, None)
+                decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
                 if decoded is None:
                     return
                 planes = _to_planes(decoded, self.format)
@@ -218,6 +219,7 @@ class VideoReader:
 
     def close(self):
         """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
+        self._closed = True
         if self._busy.acquire(timeout=0.5):
             self._container.close()
             self._busy.release()
@@ -269,7 +271,8 @@ class VideoReader:
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
         stream.thread_type = "SLICE" if self._remote else "AUTO"
-        stream.codec_context.thread_count = min(max(1, (os.cpu_count() or 1) // 2), 8)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        stream.codec_context.thread_count = min(max(1, cores // 2), 8)
 
     def _check_size(self, width, height):
         if max(width, height) > MAX_VIDEO_SIDE:

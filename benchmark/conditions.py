@@ -23,6 +23,8 @@ import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
+import cv2  # noqa: F401, before av: see video.py
+
 # isort: split
 import av
 import numpy as np

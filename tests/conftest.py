@@ -1,3 +1,4 @@
+import signal
 import threading
 from fractions import Fraction
 
@@ -17,6 +18,9 @@ from inference import RealTimeSharpener
 from models import Student, save_student
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter, plane_pixels
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

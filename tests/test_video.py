@@ -608,3 +608,11 @@ def test_threads_change_nothing_in_the_file(tmp_path, threads, suffix):
         assert packets(tmp_path / f"threads{suffix}", kind) == packets(tmp_path / f"plain{suffix}", kind)
     if suffix == ".mp4":  # WebM has random numbers in it
         assert (tmp_path / "threads.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+
+
+def test_a_closed_reader_ends(clips):
+    reader = VideoReader(clips / "clips" / "0.mp4")
+    frames = iter(reader)
+    next(frames)
+    reader.close()
+    assert next(frames, None) is None
