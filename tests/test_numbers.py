@@ -122,14 +122,17 @@ LARGE = [(16, 16), (17, 31), (15, 4096), (4096, 15), (144, 176), (241, 319), (48
     ("height", "width"), [*SMALL, *(pytest.param(*size, marks=pytest.mark.slow) for size in LARGE)], ids=str
 )
 def test_precisions_agree_on_photos_of_every_size(engines, height, width):
-    """On photos float16 and bfloat16 are within two codes of float32, int8 within one on average."""
+    """On photos float16 and bfloat16 are within 0.05 codes of float32 on average, int8 within one.
+
+    The gain multiplies what is rounded: where detail is strong, single pixels differ by a few codes.
+    """
     planes = natural_picture(height, width)
     expected = engines["float32"](*planes)
     assert [plane.shape for plane in expected] == [plane.shape for plane in planes]
     for name in ("float16", "bfloat16"):
         error = errors(engines[name](*planes), expected)
         print(f"{width}x{height} {name}: max {error.max()}, mean {error.mean():.4f}")
-        assert error.max() <= 2, name
+        assert error.max() <= 6 and error.mean() <= 0.05, name
     int8 = engines["int8"](*planes)
     error = errors(int8, expected)
     quality = [psnr(found, plane) for found, plane in zip(int8, expected, strict=True)]
