@@ -43,7 +43,7 @@ from degradation import (
     unpack_planes,
 )
 from images import VideoError, check_image
-from runtime import within_neighbours
+from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
 from video import MAX_VIDEO_SIDE, open_video
 
@@ -611,8 +611,7 @@ def crisp(y, source, amount=1.0):
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
     sharp = cv2.resize(sharp, y.shape[::-1], interpolation=cv2.INTER_AREA)
-    inside = within_neighbours(sharp, source.astype(np.float32))
-    return calm + amount * (inside + (sharp - inside) / 2 - calm)
+    return calm + amount * (limit_halo(sharp, source.astype(np.float32)) - calm)
 
 
 def periodic_pattern(side, rng):
