@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
+from benchmark.study import encode_png
 from degradation import DataError
 from images import VideoError
 from utils import atomic_path, planes_to_bgr, to_full_range
@@ -220,7 +221,7 @@ def write_crops(units, records, methods, folder, cache_dir, student):
 def write_png(path, frame):
     """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise if the disk is full."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
+        temporary.write_bytes(encode_png(frame))
 
 
 def cut_frame(planes, full_range, box):

@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmark.study import StudyError, encode_png, read_key, write_key
+from benchmark.runner import write_png
+from benchmark.study import StudyError, read_key, write_key
 from utils import atomic_path
 
 ENLARGEMENT, COLUMNS = 2, 3
@@ -40,8 +41,7 @@ def make_sheets(folder, scenes, seed=0):
         sheet = f"sheet-{number:02d}"
         key[sheet] = {"scene": name, "methods": letters}
         paths.append(folder / "pictures" / f"{sheet}.png")
-        with atomic_path(paths[-1]) as temporary:
-            temporary.write_bytes(encode_png(draw_sheet({letter: crops[letters[letter]] for letter in letters})))
+        write_png(paths[-1], draw_sheet({letter: crops[letters[letter]] for letter in letters}))
     write_key(folder, key)
     with atomic_path(folder / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["sheet", *letters], *([sheet, *[""] * len(letters)] for sheet in key)])
