@@ -236,7 +236,7 @@ def test_the_targets_of_soft_pairs_are_crisper_and_others_are_the_truth(photo):
     blurred = degradation.pack_planes(*degradation.each_plane(planes, degradation.blur, 0.8))
 
     def items(kind, soft, **settings):
-        pairs = [dataset.Pair(blurred, goal, False, {"kind": kind, "soft": soft})]
+        pairs = [dataset.Pair(blurred, goal, False, {"source": "a.png", "kind": kind, "soft": soft})]
         crops = dataset.PairDataset(pairs, Config(crop=64, **settings))
         return [crops[0, position, 0] for position in range(4)]
 
