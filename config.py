@@ -1,6 +1,6 @@
 """Training configuration: the defaults of `Config`, overridden by YAML files, overridden by ``key=value``.
 
-python train.py configs/release.yaml data_root=/photos epochs=20
+python train.py configs/wide.yaml data_root=/photos epochs=20
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """Distil a student.
 
     python train.py                                        # a usable student in minutes; no data needed
+    python train.py configs/wide.yaml data_root=FOLDER     # the wide student, which the released one learns from
     python train.py configs/release.yaml data_root=FOLDER  # the released student
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
