@@ -55,8 +55,8 @@ INPUT_GAIN = 10
 DILATIONS = (1, 2, 4, 1)  # of the blocks: what is soft and what is crisp shows in a wider view
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
-NEIGHBOURS = 7  # pixels a side of the neighbours whose range `steepen` does not leave, and `limit_halo` hardly
-HALO_SHARE = 0.5  # of what leaves it that stays
+NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
+HALO_SHARE = 0.15  # of what leaves it that stays
 
 
 def local_mean(folded):
@@ -75,10 +75,10 @@ def within_neighbours(sharp, y):
 
 
 def steepen(y, gain):
-    """Add detail to luma, `gain` times, without leaving the range of each pixel's 7x7 neighbours.
+    """Add detail to luma, `gain` times.
 
-    Detail is what a Gaussian blur takes. A positive gain makes edges steeper and, because of the range, not higher; a
-    negative one calms what is flat.
+    Detail is what a Gaussian blur takes. A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
+    higher; a negative one calms what is flat.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -90,11 +90,11 @@ def steepen(y, gain):
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
         gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
         detail = y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
-        return within_neighbours(y + gain[..., : y.shape[-2], : y.shape[-1]] * detail, y)
+        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail).clamp(0, 1)
 
 
 def limit_halo(sharp, y):
-    """Take half of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
+    """Take most of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """
