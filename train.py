@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import math
 import os
+import random
 import sys
 import threading
 import time
@@ -43,6 +44,7 @@ from models import (
     CheckpointError,
     Student,
     collapse,
+    gaussian_blur,
     load_student,
     load_teacher,
     read_weights,
@@ -50,8 +52,9 @@ from models import (
     widen,
     write_weights,
 )
-from runtime import DeviceError, TorchEngine, pick_device
-from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
+from runtime import DeviceError
+from torch_engine import TorchEngine, pick_device
+from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
@@ -95,6 +98,35 @@ def edge_deficit(y, target):
     length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
     missing = length - (gradient(y) * slope).sum(dim=1, keepdim=True) / length
     return gaussian_blur(missing, 1.5, 4).abs().mean(dim=(1, 2, 3))
+
+
+def ssim(x, y):
+    """Compute the structural similarity of each pair in a batch; differentiable.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
+    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
+    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
+
+    Args:
+        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
+
+    Returns:
+        Tensor ``(N,)``.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
+    maps = torch.stack([x, y, x * x + y * y, x * y])
+    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
+
+    c1, c2 = 0.01**2, 0.03**2
+    covariance = xy - mean_x * mean_y
+    variances = squares - mean_x**2 - mean_y**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return (luminance * structure).flatten(1).mean(dim=1)
 
 
 def charbonnier(x, y, epsilon):
@@ -287,6 +319,13 @@ def validate(engine, pairs):
         rows.append({"condition": kind, "pairs": len(values)})
         rows[-1] |= zip(("psnr_input", "ssim_input", "psnr", "ssim"), means, strict=True)
     return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and PyTorch on all devices; `seed` is from 0 to 2**32 - 1."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def train(config, resume=False):

@@ -40,7 +40,7 @@ def config(tmp_path):
 
 
 def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
-    frames = dataset.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
+    frames = degradation.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
     assert len(frames) == 4 and frames[0].shape == (100, 120, 3)
     matches = cv2.matchTemplate(photo, frames[-1], cv2.TM_SQDIFF)
     _, _, (left, top), _ = cv2.minMaxLoc(matches)

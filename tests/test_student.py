@@ -14,13 +14,14 @@ from models import (
     CheckpointError,
     Student,
     collapse,
+    gaussian_blur,
     limit_halo,
     load_student,
     save_student,
     steepen,
     widen,
 )
-from utils import bgr_to_planes, gaussian_blur
+from utils import bgr_to_planes
 
 
 def planes(height, width, batch=1):
