@@ -515,14 +515,14 @@ def _deinterlaced(frames, stream, name):
     """Pass frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
     graph, times, form = None, deque(), None
     for frame in frames:
-        if graph is None and frame.interlaced_frame and form is None:
+        if graph is None and frame.interlaced_frame:
             log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", name)
-        if (graph or frame.interlaced_frame) and form != (frame.width, frame.height, frame.format.name):
-            if graph is not None:
-                yield from _filtered(graph, None, times)
-            form, graph = (frame.width, frame.height, frame.format.name), av.filter.Graph()
-            source = graph.add_buffer(*form, time_base=stream.time_base)
+        found = {"width": frame.width, "height": frame.height, "format": frame.format}
+        if (graph or frame.interlaced_frame) and str(found) != form:
+            yield from _filtered(graph, None, times) if graph else ()
+            graph, form = av.filter.Graph(), str(found)
             bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            source = graph.add_buffer(**found, time_base=stream.time_base)
             graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         if graph is None:
             yield frame
