@@ -258,7 +258,7 @@ class RealTimeSharpener:
             for number, frame in enumerate(_progress_bar(frames, progress, reader.frame_count)):
                 y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
                 if compare:
-                    y, uv = divide_planes((frame.y, frame.uv), (y, uv))
+                    y, uv = divide_planes((frame.y, frame.uv), (y, uv), reader.format.upright)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break

@@ -100,10 +100,10 @@ def within_neighbours(sharp, y):
 
 
 def steepen(y, gain):
-    """Add detail to luma, `gain` times, without leaving the range of each pixel's 7x7 neighbours.
+    """Add detail to luma, `gain` times.
 
-    Detail is what a Gaussian blur takes. A positive gain makes edges steeper and, because of the range, not higher; a
-    negative one calms what is flat.
+    Detail is what a Gaussian blur takes. A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
+    higher; a negative one calms what is flat.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -115,11 +115,11 @@ def steepen(y, gain):
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
         gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
         detail = y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
-        return within_neighbours(y + gain[..., : y.shape[-2], : y.shape[-1]] * detail, y)
+        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail).clamp(0, 1)
 
 
 def limit_halo(sharp, y):
-    """Take half of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
+    """Take most of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """

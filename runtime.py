@@ -36,8 +36,8 @@ ARTEFACT_FORMAT = (
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
-NEIGHBOURS = 7  # pixels a side of the neighbours whose range `steepen` does not leave, and `limit_halo` hardly
-HALO_SHARE = 0.5  # of what leaves it that stays
+NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
+HALO_SHARE = 0.15  # of what leaves it that stays
 
 # Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual.
 FOLDED, MEANS, GAINS = (16, 4, 4), (4, 2, 2), 4
@@ -124,18 +124,15 @@ def steepen(y, gain):
     gain = np.subtract(gain, GAIN_ZERO, dtype=dtype)
     side = 2 * DETAIL_RADIUS + 1
     detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
-    return within_neighbours(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
+    sharp = cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result)
+    return sharp if y.dtype == np.uint8 else np.clip(sharp, 0, 255)
 
 
-def limit_halo(sharp, y):
-    """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32."""
-    return cv2.addWeighted(within_neighbours(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
-
-
-def within_neighbours(sharp, y):
-    """`models.within_neighbours` for video: luma ``(H, W)``, both uint8 or both float32."""
+def limit_halo(sharp, y, share=HALO_SHARE):
+    """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32; `share` of the halo stays."""
     window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
-    return cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
+    inside = cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
+    return cv2.addWeighted(inside, 1 - share, sharp, share, 0)
 
 
 class CheckpointError(RuntimeError):

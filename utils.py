@@ -126,9 +126,22 @@ def first_line(error):
     return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
+def count(number, noun):
+    """Return a number with its noun: ``1 frame``, ``2 frames``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def without_password(address):
+    """Return an address as it may be shown: without user, password or token."""
+    address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
+    return re.sub(r"(?i)([?&](?:pass\w*|pwd|token|key)=)[^&\s]*", r"\1***", address)
+
+
 @contextlib.contextmanager
 def atomic_path(path):
     """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
+
+    If `path` is a link, the file that it names is replaced.
 
     The temporary name is unique to the thread and keeps the suffix, from which some writers choose the format. A killed
     process leaves its temporary file behind; the next write to `path` on the same machine removes it.
@@ -136,7 +149,7 @@ def atomic_path(path):
     Raises:
         OSError: raised by the block; if it names no file or the temporary one, it is changed to name `path`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{zlib.crc32(platform.node().encode()):08x}"  # machines may share a folder, but not process numbers
     _remove_leftovers(path, machine)
