@@ -330,7 +330,7 @@ def test_help_fits_a_terminal_and_its_examples_are_understood(monkeypatch):
     for group in ("what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"):
         assert f"\n{group}:\n" in page
     lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", page, re.MULTILINE)
-    assert len(lines) == 11
+    assert len(lines) == 13
     for line in lines:
         make_parser().parse_intermixed_args(line.split())
 
