@@ -146,8 +146,7 @@ class Window:
 
     def __init__(self, title, controls, engine="", place=lambda width, height: None):
         self.title, self.controls, self._engine, self._place = title, controls, engine, place
-        _open_window(title)
-        cv2.setMouseCallback(title, self._drag)
+        check_display()
         self._last_size, self._resized = None, -np.inf
         self._shown, self._full_screen = None, False
         self._numbers, self._refreshed = "", -np.inf
@@ -160,6 +159,9 @@ class Window:
             note: text for the overlay.
             meter: `live.Meter`, whose numbers the overlay shows.
         """
+        if self._shown is None:  # not before, as the screen may be the source: its first picture is without a window
+            _open_window(self.title)
+            cv2.setMouseCallback(self.title, self._drag)
         if self._shown is None or (self._shown.shape != frame.shape and self.controls.size != WINDOW):
             self._fit_window(*frame.shape[1::-1])
         self._shown = frame
@@ -264,6 +266,7 @@ def draw_rectangle(picture):
     Raises:
         VideoError: there is no display, or the user draws none.
     """
+    check_display()
     title, corners, drawn = "Draw a rectangle", [], []
 
     def follow(event, x, y, *_):
@@ -300,7 +303,6 @@ def draw_rectangle(picture):
 
 def _open_window(title):
     os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
-    check_display()
     cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
 

@@ -346,8 +346,11 @@ def _rate_name(qp, kbps):
     return f"{kbps}k" if qp is None else f"qp {qp}"
 
 
-def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
+def send(clip, unit, cache_dir, last=MEASURED_FRAMES, enlarge=True):
     """Scale a clip down, send it through the unit's codec (or take the stream from the cache), and scale it up again.
+
+    Args:
+        enlarge: scale it up with Lanczos; else the frames are as they were decoded.
 
     Returns:
         ``(the last frames, kbit/s)``.
@@ -367,7 +370,7 @@ def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
             np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
     decoded = decode_clip(packets, unit.codec)[-last:]
     kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / FRAME_RATE)
-    return [resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
+    return [resize_planes(*planes, size) if enlarge and unit.scale != 1 else planes for planes in decoded], kbps
 
 
 def _stored_packets(path):
