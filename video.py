@@ -50,6 +50,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_MAX_REORDERED = 17  # frames that a decoder may hold back to bring them into order
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
 
@@ -323,7 +324,7 @@ class VideoReader:
         own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own, re.IGNORECASE)
         width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
-        top, bottom, left, right = map(int, crop.groups()) if crop else (0, 0, 0, 0)
+        left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             top = bottom = left = right = 0
         self._crop, self._uncropped = (top, left), (height, width)
@@ -460,7 +461,7 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first_dts, self._delay, self._previous_pts, self.end = None, None, None, 0
+        self._first, self._delay, self._previous_pts, self.end = [], None, None, 0  # the first packets' times
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -482,8 +483,8 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-        if packet.stream.index == self._stream.index and self._first_dts is None:
-            self._first_dts = packet.dts
+        if packet.stream.index == self._stream.index and len(self._first) <= _MAX_REORDERED:
+            self._first.append(packet.dts)
         self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
 
     @property
@@ -500,7 +501,8 @@ class _Timeline:
         if self._format == "avi":  # it has no other times than the order of its packets
             if self._delay is None and frame.dts is not None:
                 reordered = self._stream.codec_context.has_b_frames
-                self._delay = min(frame.dts - self._first_dts, (reordered + 1) * step if reordered else 0)
+                latest = self._first[: reordered + 2][-1] if reordered else self._first[0]
+                self._delay = min(frame.dts, latest) - self._first[0]
             frame.pts = None if frame.dts is None else frame.dts - self._delay
         if frame.pts is None:
             frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
