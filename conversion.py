@@ -4,9 +4,10 @@
 neutral chroma and keep only the change of luma.
 """
 
+import sys
+
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from utils import bgr_to_planes, halve_chroma
@@ -35,11 +36,26 @@ def to_pixels(picture, rgb=False):
     """
     if isinstance(picture, Image.Image):
         return _from_pil(picture)
-    if isinstance(picture, torch.Tensor):
+    if _is_tensor(picture):
         return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, rgb)
     raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}")
+
+
+def stack(pictures):
+    """Join arrays, or tensors, of one shape along a new first axis."""
+    if _is_tensor(pictures[0]):
+        import torch
+
+        return torch.stack(pictures)
+    return np.stack(pictures)
+
+
+def _is_tensor(picture):
+    """Whether a picture is a PyTorch tensor; while PyTorch is not imported, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(picture, torch.Tensor)
 
 
 def _from_array(array, rgb):
@@ -70,6 +86,8 @@ def _from_pil(image):
 
 
 def _from_tensor(tensor):
+    import torch
+
     floating = tensor.is_floating_point()
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape or not (floating or tensor.dtype == torch.uint8):
         raise ValueError(

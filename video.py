@@ -403,7 +403,9 @@ class VideoReader:
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
-                if not captions and any(data.type.name == "A53_CC" for data in frame.side_data):
+                # To look at a frame's side data keeps it in memory until Python next searches for cycles.
+                looked_at = not captions and number % 25 == 1
+                if looked_at and any(data.type.name == "A53_CC" for data in frame.side_data):
                     captions = True
                     log.warning("%s: closed captions within its video are not kept", self.name)
                 yield frame
