@@ -113,7 +113,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
         jobs: pairs of paths ``(source, target)``, see `plan_files`.
         compare: left half as it came, right half sharpened.
         overwrite: replace all targets.
-        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
+        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`; ``location``, whether to keep it.
 
     Returns:
         The exit code, after the counts and a line on stderr for each failure have been printed: 0, 2 if a file failed,
@@ -160,7 +160,7 @@ def _is_done(path, target):
 def sharpen_file(sharpener, path, output, compare, progress=False, **encoding):
     """Sharpen one image or video file; return the statistics of a video, None for an image."""
     if is_image(existing_file(path)):
-        return sharpener.sharpen_image(path, output, compare)
+        return sharpener.sharpen_image(path, output, compare, None, encoding.get("location", True))
     return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
 
 

@@ -216,6 +216,16 @@ def _read_metadata(file):
     return metadata
 
 
+def without_location(metadata):
+    """Return a `Picture`'s metadata without the place where it was taken."""
+    metadata, exif = {key: value for key, value in metadata.items() if key in ("exif", "dpi", "comment")}, Image.Exif()
+    if "exif" in metadata:
+        exif.load(metadata["exif"])
+        exif.pop(ExifTags.IFD.GPSInfo, None)
+        metadata["exif"] = exif.tobytes()
+    return metadata
+
+
 def _has_16_bits(path, file):
     """Whether the header says 16 bits, which Pillow's modes do not."""
     if file.format == "PNG":

@@ -13,7 +13,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from utils import count, first_line
+from utils import first_line, plural
 
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")
@@ -140,7 +140,11 @@ class _Track:
 
     def flush(self):
         if self._left_out:
-            log.warning("%s: %s, %s left out: damaged", self._path, self._name, count(self._left_out, "packet"))
+            log.warning("%s: %s, %s left out: damaged", self._path, self._name, plural(self._left_out, "packet"))
+        if self._gap:
+            log.warning(
+                "%s: %s has pauses, which AVI cannot hold: take .mp4 to keep it in step", self._path, self._name
+            )
 
     def _add_stream(self):
         source, context = self._source, self._source.codec_context

@@ -37,7 +37,7 @@ import numpy as np
 from images import VideoError, existing_file
 from pipeline import run_to_end
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, count, first_line, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -61,6 +61,8 @@ _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
 )
+
+_LOCATION = re.compile("location|gps|geo", re.IGNORECASE)  # in names of tags
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,7 @@ class VideoReader:
     Args:
         source: path or URL.
         audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_packets`).
+        location: keep where it was taken in `metadata`.
 
     Attributes:
         format: the `VideoFormat`.
@@ -165,13 +168,15 @@ class VideoReader:
             planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
-    def __init__(self, source, audio=False):
+    def __init__(self, source, audio=False, location=True):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
         self._container = self._open()
         try:
             self._choose_streams(audio)
+            if not location:
+                self.metadata = {key: self.metadata[key] for key in self.metadata if not _LOCATION.search(key)}
             self._check_streams()
             self._rate = self.video_stream.average_rate or self.video_stream.guessed_rate or Fraction(25)
             self.frame_count = self._estimate_count()
@@ -322,7 +327,7 @@ class VideoReader:
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio
         rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
-        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own, re.IGNORECASE)
+        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own)
         width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
@@ -416,7 +421,7 @@ class VideoReader:
         for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
-                log.warning("%s: %s %s, near %s", self.name, count(len(times), "frame"), what, places)
+                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
         if len(gaps) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         if self._cut and self.video_stream.frames:
@@ -445,7 +450,7 @@ class VideoReader:
         else:
             return  # the duration is estimated, or perhaps that of audio which is not read
         if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
-            log.warning("%s ends early: %d of about %s", self.name, number, count(self.frame_count or 0, "frame"))
+            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
 class _Timeline:
@@ -786,9 +791,9 @@ class VideoWriter:
             if isinstance(error, VideoError):
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
-                raise VideoError(f"{error}; the {count(self._frames, 'frame')} before are in {partial}") from error
+                raise VideoError(f"{error}; the {plural(self._frames, 'frame')} before are in {partial}") from error
         if error is not None:
-            log.warning("%s: interrupted, its first %s are kept", self.path, count(self._frames, "frame"))
+            log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
 
     def _add_stream(self):
         upload = {"hwaccel": av.codec.hwaccel.HWAccel("vaapi")} if self._encoder.endswith("_vaapi") else {}
