@@ -77,6 +77,8 @@ def read_image(path):
 
 def is_image(path):
     """Return whether a file is a picture by its content, or claims to be one by its name."""
+    if Path(path).suffix.lower() in (".mjpeg", ".mjpg"):  # a video, though its content begins as a JPEG
+        return False
     try:
         if _is_heic(path):
             return True

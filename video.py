@@ -439,6 +439,10 @@ class VideoReader:
                 elif packet.size:  # the empty packet at the end only flushes decoders
                     self._packets.append(packet)
                     self._packets_met += 1
+        if self._cut:
+            packet = av.Packet()  # an empty one flushes the decoder
+            packet.stream = self.video_stream
+            yield packet
 
     def _check_length(self, number):
         """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
@@ -805,7 +809,8 @@ class VideoWriter:
                 f"{self._suffix} does not hold what {self._encoder} writes: use one of {fitting}, or .mkv"
             ) from None
         # AVI and WebM cannot say that a picture is turned or mirrored.
-        self._turned = self.format.display_matrix is not None and self._suffix in (".avi", ".webm")
+        unknown = self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix")
+        self._turned = self.format.display_matrix is not None and unknown
         height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
         stream.width, stream.height = width, height
         if not (self._settings and self._settings.odd) and (width % 2 or height % 2):
