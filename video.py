@@ -440,9 +440,9 @@ class VideoReader:
                     self._packets.append(packet)
                     self._packets_met += 1
         if self._cut:
-            packet = av.Packet()  # an empty one flushes the decoder
-            packet.stream = self.video_stream
-            yield packet
+            flushing = av.Packet()
+            flushing.stream = self.video_stream
+            yield flushing
 
     def _check_length(self, number):
         """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
@@ -468,7 +468,9 @@ class _Timeline:
     def __init__(self, container, stream, live):
         untimed = container.format.flags & av.format.Flags.no_timestamps.value
         self._opened = time.monotonic() if live and untimed else None
-        self._stream, self._format = stream, container.format.name
+        self._stream, self._avi = stream, container.format.name == "avi"
+        # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
+        self._broadcast = container.format.name in ("mpegts", "mpeg")
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
@@ -486,7 +488,7 @@ class _Timeline:
         elif not -_BACK <= seconds - last <= _GAP:
             if part < newest:  # another stream came to the next part before
                 part += 1
-            elif seconds < last or (self._jumps and seconds + self._shifts[part] > self.end + _GAP):  # not a mere gap
+            elif seconds < last or (self._broadcast and seconds + self._shifts[part] > self.end + _GAP):
                 self._shifts.append(self.end - seconds)
                 part += 1
         self._latest[packet.stream.index] = part, seconds
@@ -498,18 +500,13 @@ class _Timeline:
             self._first.append(packet.dts)
         self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
 
-    @property
-    def _jumps(self):
-        """Whether times may also jump forward where parts were joined; elsewhere that is a long pause."""
-        return self._format in ("mpegts", "mpeg")
-
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
         step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
-        if self._format == "avi":  # it has no other times than the order of its packets
+        if self._avi:  # it has no other times than the order of its packets
             if self._delay is None and frame.dts is not None:
                 reordered = self._stream.codec_context.has_b_frames
                 latest = self._first[: reordered + 2][-1] if reordered else self._first[0]
