@@ -1,6 +1,6 @@
 """Training configuration: the defaults of `Config`, overridden by YAML files, overridden by ``key=value``.
 
-python train.py configs/release.yaml data_root=/photos epochs=20
+python train.py configs/wide.yaml data_root=/photos epochs=20
 """
 
 import contextlib
@@ -62,6 +62,7 @@ class Config:
     blocks: int = whole(4, 0, 32)  # number of residual blocks
     wide: int = whole(0, 0, 384)  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
+    larger: str = ""  # checkpoint of a wider student, whose answers this one learns instead; "": none
     branch_width: int = whole(128, 0, 4096)  # channels of the training-only branches of models.WideWeight; 0: none
 
     # Optimisation

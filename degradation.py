@@ -228,6 +228,30 @@ def unpack_planes(packed):
 # The camera
 
 
+def animate(photo, count, size, velocity, rng):
+    """Pan over a photo with sub-pixel motion, as a slow camera would.
+
+    Args:
+        photo: `(H, W, 3)` uint8, at least `size`.
+        count: number of frames.
+        size: (height, width) of the frames.
+        velocity: (x, y) in pixels a frame.
+        rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
+
+    Returns:
+        List of `count` uint8 frames.
+    """
+    height, width = size
+    end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
+    frames = []
+    for remaining in range(count - 1, -1, -1):
+        x, y = end - np.asarray(velocity) * remaining
+        matrix = np.array([[1, 0, x], [0, 1, y]], dtype=np.float64)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        frames.append(cv2.warpAffine(photo, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101))
+    return frames
+
+
 @dataclasses.dataclass(frozen=True)
 class Camera:
     """What a camera does to a crisp scene before any codec sees it. The defaults do nothing.

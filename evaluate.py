@@ -34,8 +34,8 @@ except ModuleNotFoundError as error:
 from degradation import DataError
 from images import VideoError
 from inference import RealTimeSharpener, parse_amount
-from models import RELEASED_STUDENT, CheckpointError
-from runtime import DeviceError
+from models import load_student
+from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
 
@@ -92,6 +92,7 @@ def measure(arguments, command):
     """Run the benchmark, write its report and page, and print its tables."""
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
+    student, meta = load_student(sharpener.checkpoint)
     peer_names = ["unsharp mask"] if arguments.quick else arguments.peers or list(FILTERS)
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
@@ -111,10 +112,10 @@ def measure(arguments, command):
         "checkpoint": {
             "path": str(arguments.checkpoint),
             "sha256": file_digest(sharpener.checkpoint),
-            "parameters": sum(weights.numel() for weights in sharpener.student.parameters()),
+            "parameters": sum(weights.numel() for weights in student.parameters()),
             "kib": round(sharpener.checkpoint.stat().st_size / 1024),
             "engine": sharpener.description,
-            "meta": runner.without_infinity(sharpener.meta),
+            "meta": runner.without_infinity(meta),
         },
         "methods": [
             {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods

@@ -41,7 +41,6 @@ from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prep
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
 from runtime import (
-    ARTEFACT_FORMAT,
     FOLDED,
     GAIN_STEPS,
     GAINS,
@@ -49,9 +48,11 @@ from runtime import (
     DeviceError,
     artefact_path,
     fold_planes,
+    network_notes,
     pad_planes,
-    weights_digest,
+    probe_planes,
 )
+from torch_engine import TorchEngine
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
@@ -390,7 +391,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
 
     Args:
         checkpoint: file written by `models.save_student`.
-        output: file to write; by default the one beside the checkpoint where `runtime.make_engine` looks for it.
+        output: file to write; by default the one beside the checkpoint where `engines.make_engine` looks for it.
         data: folder with what the student was trained on, `data_root` of its configuration.
         frames: how many `calibration_pictures` to measure on, and to train on where there is no data.
         steps: of training.
@@ -412,9 +413,8 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
             pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for
         note += " on the student's training pairs"
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
-    metadata = {
-        "format": str(ARTEFACT_FORMAT),
-        "weights": weights_digest(original),
+    answer = TorchEngine(original, "cpu", torch.float32).difference(*probe_planes())
+    metadata = network_notes(checkpoint, answer) | {
         "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; {note}",
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,

@@ -34,23 +34,26 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
 
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
-from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, to_pixels
+from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
+from engines import make_engine
 from images import VideoError, existing_file, read_image, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play
-from models import RELEASED_STUDENT, CheckpointError, load_student
 from pipeline import read_ahead, write_behind
-from runtime import DeviceError, make_engine
+from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
 from video import VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window
 
-Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
+if TYPE_CHECKING:
+    import torch
+
+Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
 
 
 class RealTimeSharpener:
@@ -62,11 +65,11 @@ class RealTimeSharpener:
     Args:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
-        device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
+        device: see `engines.make_engine`; ``"auto"`` takes what is fastest here.
         strength: scale of the student's change: 0 is the identity, 1 the default, 2 crisp.
 
     Attributes:
-        checkpoint, student, meta: the file that was found, and what it holds.
+        checkpoint: the file that was found.
         device: a `torch.device`, or OpenVINO's name of one.
         description: device and precision.
         strength: may be set at any time; it holds from the next frame on.
@@ -88,8 +91,7 @@ class RealTimeSharpener:
         if not path.is_absolute() and not path.exists():
             path = RELEASED_STUDENT.parent.parent / path
         self.checkpoint = path
-        self.student, self.meta = load_student(path)
-        self.engine = make_engine(self.student, path, device)
+        self.engine = make_engine(path, device)
         self.device, self.description = self.engine.device, self.engine.description
 
     def __repr__(self) -> str:
@@ -121,7 +123,6 @@ class RealTimeSharpener:
         if isinstance(frame, list | tuple):
             return [self.sharpen(item, rgb, strength) for item in frame]
         if getattr(frame, "ndim", 0) == 4:
-            stack = torch.stack if isinstance(frame, torch.Tensor) else np.stack
             return stack([self.sharpen(item, rgb, strength) for item in frame]) if len(frame) else frame[:0]
         pixels, restore = to_pixels(frame, rgb)
         return restore(self._sharpen_pixels(pixels, strength))
@@ -257,7 +258,7 @@ class RealTimeSharpener:
             for number, frame in enumerate(_progress_bar(frames, progress, reader.frame_count)):
                 y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
                 if compare:
-                    y, uv = divide_planes((frame.y, frame.uv), (y, uv))
+                    y, uv = divide_planes((frame.y, frame.uv), (y, uv), reader.format.upright)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break
@@ -357,7 +358,7 @@ def _run(args):
     if args.virtual_camera and (args.output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
     if args.demo:
-        from demo import run_demo  # slow to import, as it needs all that makes training pairs
+        from demo import run_demo
 
         folder = args.output or Path(__file__).resolve().parent / "results" / "demo"
         run_demo(_make_sharpener(args), folder)

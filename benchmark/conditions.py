@@ -29,6 +29,7 @@ from degradation import (
     Camera,
     DataError,
     add_noise,
+    animate,
     at_scale,
     blur,
     decode_clip,
@@ -203,7 +204,7 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
         photo = resize(photo, (round(width / shrink), round(height / shrink)), "area")
         travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
-        frames = dataset.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
+        frames = animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
         return [bgr_to_planes(frame) for frame in frames], True
     clip = []
     with VideoReader(source.path) as reader:

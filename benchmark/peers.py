@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from degradation import low_resolution, resize
 from models import load_teacher, read_ncnn, realesrgan_files
-from runtime import pick_device, pick_precision
+from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
 
@@ -147,7 +147,7 @@ def super_resolver(network, scale):
 
     The frame is shrunk back to the size at which it was decoded (with Lanczos, which undoes Lanczos best: 2 to 6 dB
     better than an area kernel at x1.5 and x3), enlarged by the network and brought to its own size with an area kernel.
-    Unlike filters it changes chroma too. The precision is `runtime.pick_precision`'s.
+    Unlike filters it changes chroma too. The precision is `torch_engine.pick_precision`'s.
 
     Args:
         network: on its device; RGB ``(1, 3, H, W)`` in [0, 1] to ``(1, 3, 4H, 4W)``.

@@ -32,7 +32,10 @@ import dataset
 import degradation
 from benchmark.page import load_template
 from benchmark.report import format_milliseconds
-from runtime import DeviceError, TorchEngine, make_engine
+from engines import make_engine
+from models import load_student
+from runtime import DeviceError
+from torch_engine import TorchEngine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
 
@@ -137,13 +140,13 @@ def list_engines(sharpener, device):
     engines, left_out = {sharpener.description: sharpener.engine}, []
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
-            engine = make_engine(sharpener.student, sharpener.checkpoint, name)
+            engine = make_engine(sharpener.checkpoint, name)
         except DeviceError as error:
             left_out.append(str(error).replace(f"{sharpener.checkpoint.parent}{os.sep}", ""))
         else:
             engines.setdefault(engine.description, engine)
     if device in ("auto", "cpu"):
-        engine = TorchEngine(sharpener.student, "cpu", torch.float32)
+        engine = TorchEngine(load_student(sharpener.checkpoint)[0], "cpu", torch.float32)
         engines.setdefault(engine.description, engine)
     return engines, left_out
 
@@ -287,7 +290,7 @@ def measure(sharpener, device, sizes, seconds, peers, clip):
     engines, left_out = list_engines(sharpener, device)
     rows = [row for size in tqdm(sizes, desc="engines", unit="size") for row in time_engines(engines, size, seconds)]
     return {
-        "gmac_1080p": count_macs(sharpener.student, SIZES["1080p"]) / 1e9,
+        "gmac_1080p": count_macs(load_student(sharpener.checkpoint)[0], SIZES["1080p"]) / 1e9,
         "engines": rows,
         "peers": [
             {"name": peer.name, "description": peer.description, "ms_1080p": time_peer(peer, seconds)}

@@ -16,7 +16,7 @@ import skimage.data
 import torch
 
 import runtime
-from dataset import animate
+from degradation import animate
 from export import export
 from inference import RealTimeSharpener
 from models import Student, save_student

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import skimage.data
 
-import dataset
 import degradation
 from benchmark.metrics import visible_change
 from degradation import Camera
@@ -31,7 +30,7 @@ def photo():
 @pytest.fixture
 def clip(photo, rng):
     """Three frames of 224x192."""
-    return [bgr_to_planes(frame) for frame in dataset.animate(photo, 3, (192, 224), (2, 1), rng)]
+    return [bgr_to_planes(frame) for frame in degradation.animate(photo, 3, (192, 224), (2, 1), rng)]
 
 
 def same(clip, other):
@@ -46,7 +45,7 @@ def same(clip, other):
 
 @pytest.mark.parametrize("codec", degradation.CODECS)
 def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
+    clip = [bgr_to_planes(f) for f in degradation.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
     quality = []
     for qp in degradation.CODECS[codec].quantisers:
         decoded = degradation.codec_roundtrip(clip, codec, qp)
@@ -59,7 +58,7 @@ def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
 @pytest.mark.parametrize("codec", degradation.CODECS)
 def test_rate_control_is_real(photo, codec):
     """The stream is nearly as large as was asked for; more bits look better; the same again, byte for byte."""
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
+    clip = [bgr_to_planes(f) for f in degradation.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
     quality = []
     for kbps in (150, 600):
         packets = degradation.encode_clip(clip, codec, kbps=kbps)
@@ -210,7 +209,7 @@ def calls():
     made = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        clip = [bgr_to_planes(frame) for frame in dataset.animate(photo, 4, (256, 256), (1, 0.5), rng)]
+        clip = [bgr_to_planes(frame) for frame in degradation.animate(photo, 4, (256, 256), (1, 0.5), rng)]
         made.append((clip[-1], *degradation.degrade_call(clip, rng)))
     return made
 

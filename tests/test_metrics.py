@@ -14,7 +14,6 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 from skimage.metrics import structural_similarity
 
-import dataset
 import degradation
 from benchmark import metrics
 from benchmark.metrics import MetricError
@@ -38,7 +37,7 @@ def add(y, amount):
 def truth():
     """Six full-range frames of 320x192: the right half pans, the left half stands still."""
     photo = np.ascontiguousarray(skimage.data.astronaut()[:, :, ::-1])
-    frames = dataset.animate(photo, 6, (192, 320), (1.5, 0.5), np.random.default_rng(3))
+    frames = degradation.animate(photo, 6, (192, 320), (1.5, 0.5), np.random.default_rng(3))
     for frame in frames:
         frame[:, :160] = frames[0][:, :160]
     return [bgr_to_planes(frame) for frame in frames]

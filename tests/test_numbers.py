@@ -7,10 +7,10 @@ import torch
 from skimage.data import astronaut, chelsea
 
 from benchmark.metrics import psnr, visible_change
-from dataset import animate
-from degradation import Camera, codec_roundtrip
+from degradation import Camera, animate, codec_roundtrip
 from models import RELEASED_STUDENT, load_student
-from runtime import OpenVINOEngine, TorchEngine, artefact_path
+from runtime import OpenVINOEngine
+from torch_engine import TorchEngine
 from utils import bgr_to_planes
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,7 +26,7 @@ def engines(request):
     path = RELEASED_STUDENT if request.param == "released" else request.getfixturevalue("exported")
     student, _ = load_student(path)
     engines = {name: TorchEngine(student, "cpu", dtype) for name, dtype in PRECISIONS.items()}
-    return engines | {"int8": OpenVINOEngine(student, artefact_path(path))}
+    return engines | {"int8": OpenVINOEngine(path)}
 
 
 def extreme_pictures(height=64, width=96):
@@ -185,10 +185,7 @@ def test_the_released_student_sharpens_soft_video_visibly(name):
     clip = [bgr_to_planes(frame) for frame in animate(photo, 6, (240, 304), (0.5, 0.3), rng)]
     soft = codec_roundtrip(Camera(blur=0.9)(clip, rng), "x264", 27)[-3:]
     student, _ = load_student()
-    if name == "int8":
-        engine = OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
-    else:
-        engine = TorchEngine(student, "cpu", torch.float32)
+    engine = OpenVINOEngine(RELEASED_STUDENT) if name == "int8" else TorchEngine(student, "cpu", torch.float32)
     sharp = [engine(*planes, full_range=True) for planes in soft]
     found = visible_change(sharp, soft)
     print({metric: f"{np.mean(values):.3f}" for metric, values in found.items()})
@@ -205,7 +202,7 @@ def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
     chroma, hard = np.full((2, 48, 48), 128, np.uint8), (kind, stripe) == ("chequer", 2)  # half a cell
     for engine, contrast, limit in (
         (TorchEngine(student, "cpu", torch.float32), 255, 6),
-        (OpenVINOEngine(student, artefact_path(RELEASED_STUDENT)), 150, 11 if hard else 8),
+        (OpenVINOEngine(RELEASED_STUDENT), 150, 11 if hard else 8),
     ):
         y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
         change = engine(y, chroma, full_range=True)[0].astype(float) - y
