@@ -29,8 +29,6 @@ SIZE = 160, 96
 STRICT = "default-src 'none'; script-src 'nonce-1'; media-src 'none'; style-src 'none'; worker-src 'none'"
 PLAIN = """<!DOCTYPE html><meta charset="utf-8"><body><script src="network.js"></script><script src="sharpen.js">
 </script>"""
-    '<!DOCTYPE html><meta charset="utf-8"><script src="network.js"></script><script src="sharpen.js"></script><body>'
-)
 CAMERA = """<!DOCTYPE html><video autoplay muted width="320" height="192"></video>
 <script nonce="1">const video = document.querySelector("video");
 video.style.transform = "scaleX(-1)";
