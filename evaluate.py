@@ -316,6 +316,8 @@ def parse_arguments(argv):
     choices = (*FILTERS, *NETWORKS)
     parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", help="default: all filters")
     arguments = parser.parse_args(argv)
+    if arguments.match != ["*"] and not arguments.data:
+        parser.error("--match chooses among the files of --data: name a folder")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 
