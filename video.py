@@ -212,8 +212,8 @@ class VideoReader:
             yield frame
 
     def to_bgr(self, y, uv):
-        """Convert planes of this video's size, range and matrix to an upright picture ``(H, W, 3)`` uint8 BGR."""
-        picture = av.VideoFrame(self.format.width, self.format.height, "yuv420p")
+        """Convert planes with this video's tags, of any size, to an upright picture ``(H, W, 3)`` uint8 BGR."""
+        picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
         picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range

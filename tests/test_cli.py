@@ -258,6 +258,10 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
         (["y/a.png", "rtsp://localhost/stream"], "run alone"),
         (["--demo", "y"], "run alone"),
         (["--shard", "1/2"], "run alone"),
+        (["--screen", "2", "y/a.png"], "run alone"),
+        (["y", "--size", "banana"], "banana is no size"),
+        (["y", "--size", "40000x3"], "size 40000x3"),
+        (["y", "--size", "window"], "for a live window"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(sharpen, tmp_path, arguments, message):
@@ -381,7 +385,7 @@ def test_help_fits_a_terminal_and_its_examples_are_understood(monkeypatch):
     for group in ("what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"):
         assert f"\n{group}:\n" in page
     lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", page, re.MULTILINE)
-    assert len(lines) == 11
+    assert len(lines) == 13
     for line in lines:
         make_parser().parse_intermixed_args(line.split())
 
