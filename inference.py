@@ -297,7 +297,7 @@ class RealTimeSharpener:
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True, location=location))
             kind = reader.format
-            shape = kind.width, kind.height, kind.pixel_aspect, kind.quarter_turns % 2 == 1
+            shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
             kind = dataclasses.replace(kind, width=target[0], height=target[1])
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
@@ -325,7 +325,7 @@ class RealTimeSharpener:
         if is_camera(source):
             return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
         reader = stack.enter_context(VideoReader(source))
-        kind, turned = reader.format, reader.format.quarter_turns % 2 == 1
+        kind, turned = reader.format, reader.format.turned
         timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 

@@ -101,12 +101,17 @@ class VideoFormat:
         """Whether luma spans 0-255 instead of 16-235."""
         return self.value_range == _RANGE_FULL
 
+    @property
+    def turned(self):
+        """Whether width and height change places where a frame is shown."""
+        return self.display_matrix is not None and abs(self.display_matrix[1]) > abs(self.display_matrix[0])
+
     def upright(self, pixels):
         """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
         if self.display_matrix is None:
             return pixels
         a, b, _, c, d = self.display_matrix[:5]
-        if abs(b) > abs(a):
+        if self.turned:
             pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
         return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
