@@ -1,13 +1,13 @@
 """Training configuration: the defaults of `Config`, overridden by YAML files, overridden by ``key=value``.
 
-python train.py configs/release.yaml data_root=/photos epochs=20
+python train.py configs/wide.yaml data_root=/photos epochs=20
 """
 
 import contextlib
 import math
-import reprlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as shortened  # a few lines of YAML can describe enormous lists
 
 import yaml
 
@@ -16,18 +16,6 @@ MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_w
 
 class ConfigError(ValueError):
     """An unknown key, a value of the wrong type or range, or an unreadable file. The message says what is expected."""
-
-
-class _Short(reprlib.Repr):
-    """Shortens values for messages: a few lines of YAML can describe enormous lists and numbers."""
-
-    def repr_int(self, number, level):
-        bits = number.bit_length()  # Python refuses to print numbers of more than 4,300 digits
-        return super().repr_int(number, level) if bits <= 64 else f"a number of {bits} bits"
-
-
-_short = _Short()
-_short.maxlevel, _short.maxstring = 2, 80
 
 
 def whole(default, least, most):
@@ -74,6 +62,7 @@ class Config:
     blocks: int = whole(4, 0, 32)  # number of residual blocks
     wide: int = whole(0, 0, 384)  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
+    larger: str = ""  # checkpoint of a wider student, whose answers this one learns instead; "": none
     branch_width: int = whole(128, 0, 4096)  # channels of the training-only branches of models.WideWeight; 0: none
 
     # Optimisation
@@ -104,11 +93,15 @@ def load_config(argv):
     for argument in argv:
         key, equals, text = argument.partition("=")
         if equals:
-            _update(config, {key: _parse(text, f"the value of {key[:80]}")}, "the command line")
+            _update(config, {key: _parse(text, f"the value of {key}")}, "the command line")
         elif argument.endswith((".yaml", ".yml")):
-            _update(config, _read_yaml(argument), argument)
+            try:
+                values = _parse(Path(argument).read_bytes(), argument)
+            except OSError as error:
+                raise ConfigError(f"cannot read {argument}: {error.strerror}") from error
+            _update(config, values, argument)
         else:
-            raise ConfigError(f"{_short.repr(argument)} is neither a .yaml file nor key=value")
+            raise ConfigError(f"{argument!r} is neither a .yaml file nor key=value")
     return config
 
 
@@ -123,17 +116,6 @@ def make_config(values, origin):
     return config
 
 
-def _read_yaml(path):
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    values = _parse(content, path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold `key: value` lines")
-    return values
-
-
 def _parse(text, origin):
     try:
         return yaml.safe_load(text)
@@ -142,10 +124,12 @@ def _parse(text, origin):
 
 
 def _update(config, values, origin):
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} must hold `key: value` lines")
     known = {key.name: key for key in fields(config)}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"unknown key {_short.repr(key)} from {origin}; known keys: {', '.join(known)}")
+            raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(known)}")
         wanted = known[key].type
         if wanted is float and type(value) in (int, str):  # PyYAML reads 1e-3 as text
             with contextlib.suppress(ValueError, OverflowError):
@@ -162,7 +146,7 @@ def _update(config, values, origin):
         else:
             fits, expected = _is_weights(value), "a mapping of source names to positive weights"
         if not fits:
-            raise ConfigError(f"{key} from {origin} must be {expected}, got {_short.repr(value)}")
+            raise ConfigError(f"{key} from {origin} must be {expected}, got {shortened(value)}")
         setattr(config, key, value)
 
 

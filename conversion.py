@@ -4,9 +4,10 @@
 neutral chroma and keep only the change of luma.
 """
 
+import sys
+
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from scaling import resize_pixels
@@ -36,11 +37,26 @@ def to_pixels(picture, rgb=False):
     """
     if isinstance(picture, Image.Image):
         return _from_pil(picture)
-    if isinstance(picture, torch.Tensor):
+    if _is_tensor(picture):
         return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, rgb)
     raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}")
+
+
+def stack(pictures):
+    """Join arrays, or tensors, of one shape along a new first axis."""
+    if _is_tensor(pictures[0]):
+        import torch
+
+        return torch.stack(pictures)
+    return np.stack(pictures)
+
+
+def _is_tensor(picture):
+    """Whether a picture is a PyTorch tensor; while PyTorch is not imported, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(picture, torch.Tensor)
 
 
 def _from_array(array, rgb):
@@ -74,6 +90,8 @@ def _from_pil(image):
 
 
 def _from_tensor(tensor):
+    import torch
+
     floating = tensor.is_floating_point()
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape or not (floating or tensor.dtype == torch.uint8):
         raise ValueError(
@@ -153,10 +171,15 @@ def divide_pixels(before, after, divider=0.5):
     return joined
 
 
-def divide_planes(before, after):
-    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line."""
-    middle = after[0].shape[1] // 4  # in chroma columns
+def divide_planes(before, after, upright=lambda plane: plane):
+    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line.
+
+    Args:
+        upright: function of a plane that gives a view of it as it is shown: left and right are meant there.
+    """
     y, uv = after[0].copy(), after[1].copy()
-    y[:, : 2 * middle], uv[..., :middle] = before[0][:, : 2 * middle], before[1][..., :middle]
-    y[:, 2 * middle : 2 * middle + 2], uv[..., middle : middle + 1] = 235, 128  # white in either range
+    middle = upright(y).shape[1] // 4  # in chroma columns
+    for target, source, scale, white in zip((y, *uv), (before[0], *before[1]), (2, 1, 1), (235, 128, 128), strict=True):
+        target, source, column = upright(target), upright(source), scale * middle
+        target[:, :column], target[:, column : column + scale] = source[:, :column], white  # in either range
     return y, uv

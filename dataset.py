@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from degradation import (
     DataError,
+    animate,
     crop_planes,
     degrade_call,
     degrade_image,
@@ -87,7 +88,7 @@ FONTS = (  # that Matplotlib brings
     "cmss10",
 )
 
-CACHE_VERSION = 5  # raise when the same configuration would give other pairs
+CACHE_VERSION = 6  # raise when the same configuration would give other pairs
 PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
     "training": ("pairs", 0),
     "validation": ("validation_pairs", 1_000_003),
@@ -98,8 +99,15 @@ LEAST_FRAMES = 12  # that a video to learn from must have
 LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
 MOST_TRIES = 100  # to find a picture that is large enough
 FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
+GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
+ANSWERS = {  # what a narrow student learns (`train.answered`): strength of a larger one's answer, share of the truth
+    "real": (1.2, 0.0),
+    "soft call": (1.1, 0.25),
+    "text": (1.0, 1.0),
+    "other": (1.0, 0.5),
+}
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
@@ -107,30 +115,6 @@ MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 t
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Clean pictures
-
-
-def animate(photo, count, size, velocity, rng):
-    """Pan over a photo with sub-pixel motion, as a slow camera would.
-
-    Args:
-        photo: `(H, W, 3)` uint8, at least `size`.
-        count: number of frames.
-        size: (height, width) of the frames.
-        velocity: (x, y) in pixels a frame.
-        rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
-
-    Returns:
-        List of `count` uint8 frames.
-    """
-    height, width = size
-    end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
-    frames = []
-    for remaining in range(count - 1, -1, -1):
-        x, y = end - np.asarray(velocity) * remaining
-        matrix = np.array([[1, 0, x], [0, 1, y]], dtype=np.float64)
-        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-        frames.append(cv2.warpAffine(photo, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101))
-    return frames
 
 
 def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
@@ -327,14 +311,14 @@ def make_pair(sources, seed, index, region):
 def make_real(sources, seed, index, region):
     """Cut one crop out of a video at its own size, soft and compressed as it is: nobody knows its truth.
 
-    Of two random places the one with more detail is taken.
+    The frame lies some way behind a key frame, as most do. Of two random places the one with more detail is taken.
 
     Returns:
         ``(input, None, description)``, see `make_pair`.
     """
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
-    y, uv = _pad_planes(*read_clip(name, 1, rng)[0], region)
+    y, uv = _pad_planes(*read_clip(name, int(rng.integers(LEAST_FRAMES, LATE_FRAMES)), rng)[-1], region)
     corners = [[2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in y.shape[::-1]] for _ in range(2)]
     crops = [crop_planes(y, uv, left, top, region) for left, top in corners]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
@@ -525,7 +509,8 @@ def open_pairs(folder, teacher_outputs=None):
     """List the `Pair` objects of a prepared folder in order.
 
     Args:
-        teacher_outputs: files with the teacher's outputs, for pairs whose truth is unknown.
+        teacher_outputs: files with the teacher's outputs, for pairs whose truth is unknown; without them the goal is
+            the input.
 
     Raises:
         DataError: a file is damaged.
@@ -536,7 +521,7 @@ def open_pairs(folder, teacher_outputs=None):
             pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
             for stored, description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
                 taught = len(stored) == 1
-                goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught else stored[1]
+                goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught and teacher_outputs else stored[-1]
                 pairs.append(Pair(stored[0], goal, taught, description))
         except (ValueError, EOFError) as error:
             raise DataError(f"the cache {folder} is damaged: remove it, and it is made anew") from error
@@ -611,7 +596,7 @@ def crisp(y, source, amount=1.0):
         slack = 0.04 * (high - low)
         sharp = np.clip(sharp + detail, low - slack, high + slack)
     sharp = cv2.resize(sharp, y.shape[::-1], interpolation=cv2.INTER_AREA)
-    return calm + amount * (limit_halo(sharp, source.astype(np.float32)) - calm)
+    return calm + amount * (limit_halo(sharp, source.astype(np.float32), GOAL_HALO) - calm)
 
 
 def periodic_pattern(side, rng):
@@ -653,7 +638,7 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; and ``taught``, 1 where the goal is the teacher's.
+    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(2,)`, see `ANSWERS`.
 
     Args:
         pairs: list of `Pair`.
@@ -690,7 +675,17 @@ class PairDataset(Dataset):
             "goal": _turned(*goal, *turns),
             "target": _turned(target, goal[1], *turns)[0],
             "taught": torch.tensor(float(pair.taught)),
+            "answer": torch.tensor(ANSWERS[answer_kind(pair, kind)]),
         }
+
+
+def answer_kind(pair, kind):
+    """The key of `ANSWERS` for a crop of `pair`; text is what is ``rendered`` or lies in a folder called ``text``."""
+    if pair.taught:
+        return "real"
+    if pair.description["source"] == "rendered" or Path(pair.description["source"]).parent.name == "text":
+        return "text"
+    return "soft call" if kind == "call" and pair.description["soft"] else "other"
 
 
 def _painted(y, pattern, box):

@@ -35,20 +35,13 @@ def resize(image, size, kernel="lanczos"):
 
     Kernels: area, bilinear, bicubic, lanczos (three lobes, as FFmpeg's).
     """
-    kernels = {
-        "area": Image.Resampling.BOX,
-        "bilinear": Image.Resampling.BILINEAR,
-        "bicubic": Image.Resampling.BICUBIC,
-        "lanczos": Image.Resampling.LANCZOS,
-    }
-    return np.asarray(Image.fromarray(image).resize(size, kernels[kernel]))
+    method = Image.Resampling["BOX" if kernel == "area" else kernel.upper()]
+    return np.asarray(Image.fromarray(image).resize(size, method))
 
 
-def add_noise(image, sigma, rng, grey=False):
-    """Add Gaussian noise of standard deviation `sigma` (in 255ths); `grey` gives all channels the same noise."""
-    shape = image.shape[:2] + (1,) * (image.ndim - 2) if grey else image.shape
-    noisy = image + rng.normal(0, sigma, shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+def add_noise(image, sigma, rng):
+    """Add Gaussian noise of standard deviation `sigma` (in 255ths), independent in each channel."""
+    return np.clip(np.rint(image + rng.normal(0, sigma, image.shape)), 0, 255).astype(np.uint8)
 
 
 def blur(image, sigma):
@@ -235,6 +228,30 @@ def unpack_planes(packed):
 # The camera
 
 
+def animate(photo, count, size, velocity, rng):
+    """Pan over a photo with sub-pixel motion, as a slow camera would.
+
+    Args:
+        photo: `(H, W, 3)` uint8, at least `size`.
+        count: number of frames.
+        size: (height, width) of the frames.
+        velocity: (x, y) in pixels a frame.
+        rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
+
+    Returns:
+        List of `count` uint8 frames.
+    """
+    height, width = size
+    end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
+    frames = []
+    for remaining in range(count - 1, -1, -1):
+        x, y = end - np.asarray(velocity) * remaining
+        matrix = np.array([[1, 0, x], [0, 1, y]], dtype=np.float64)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        frames.append(cv2.warpAffine(photo, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101))
+    return frames
+
+
 @dataclasses.dataclass(frozen=True)
 class Camera:
     """What a camera does to a crisp scene before any codec sees it. The defaults do nothing.
@@ -282,7 +299,7 @@ class Camera:
         kernels = [self._kernel(size) for size in (1, 0.5)]  # of luma, and of chroma with half the pixels
         if kernels[0] is not None:
             y, uv = planes
-            planes = filter_plane(y, kernels[0]), np.stack([filter_plane(plane, kernels[1]) for plane in uv])
+            planes = _convolve(y, kernels[0]), np.stack([_convolve(plane, kernels[1]) for plane in uv])
         if self.crop > 1:
             planes = resize_planes(*planes, low_resolution(size, self.crop), "area")
         if self.noise:
@@ -331,23 +348,17 @@ def motion_kernel(length, angle):
     if length <= 0:
         return None
     radius = int(np.ceil(length / 2))
-    kernel = np.zeros((2 * radius + 1,) * 2, np.float32)
+    kernel = np.zeros((2 * radius + 2,) * 2, np.float32)  # the last row and column stay empty
     steps = np.linspace(-length / 2, length / 2, 8 * radius + 1)
     for across, down in zip(radius + steps * np.cos(angle), radius + steps * np.sin(angle), strict=True):
         left, top = int(across), int(down)  # bilinear: each point is shared by four pixels
-        for row, column, share in (
-            (top, left, (left + 1 - across) * (top + 1 - down)),
-            (top, left + 1, (across - left) * (top + 1 - down)),
-            (top + 1, left, (left + 1 - across) * (down - top)),
-            (top + 1, left + 1, (across - left) * (down - top)),
-        ):
-            if share > 0:
-                kernel[row, column] += share
+        shares = np.outer((top + 1 - down, down - top), (left + 1 - across, across - left))
+        kernel[top : top + 2, left : left + 2] += shares
+    kernel = kernel[:-1, :-1].copy()
     return kernel / kernel.sum()
 
 
-def filter_plane(plane, kernel):
-    """Convolve a uint8 plane with a symmetric kernel; edges are mirrored."""
+def _convolve(plane, kernel):
     return cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
@@ -425,9 +436,7 @@ def degrade_image(truth, rng):
     Returns:
         ``(planes, description)``.
     """
-    y, uv = truth
     classic = rng.random() < 0.35
-    region = y.shape[0]
     scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))
     sigma_blur = rng.uniform(0.3, 1.5) if rng.random() < 0.25 else 0.0
@@ -437,21 +446,23 @@ def degrade_image(truth, rng):
     if classic:
         scale, down, sigma_blur, sigma_noise, quality, up = 2.0, "bicubic", 0.0, rng.uniform(1, 3), 0, "lanczos"
 
-    planes = (y, uv)
+    y, uv = truth
+    size = y.shape[::-1]
     if sigma_blur:
-        planes = (blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv]))
-    planes = resize_planes(*planes, low_resolution((region, region), scale), down)
+        y, uv = blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv])
+    y, uv = resize_planes(y, uv, low_resolution(size, scale), down)
     if sigma_noise:
         grey = rng.random() < 0.4
-        planes = (add_noise(planes[0], sigma_noise, rng), planes[1] if grey else add_noise(planes[1], sigma_noise, rng))
+        y = add_noise(y, sigma_noise, rng)
+        uv = uv if grey else add_noise(uv, sigma_noise, rng)
     if quality:
-        planes = tuple(each_plane(planes, jpeg, quality))
-    damaged = resize_planes(*planes, (region, region), up)
+        y, uv = each_plane((y, uv), jpeg, quality)
+    damaged = resize_planes(y, uv, size, up)
     return damaged, {"scale": float(scale), "soft": False, "down": down, "noise": float(sigma_noise), "jpeg": quality}
 
 
 def _compress(clip, codec, qp=None, kbps=None):
-    """`codec_roundtrip` of full-range planes through limited range, which is what calls send."""
+    """Apply `codec_roundtrip` to full-range planes through limited range, which is what calls send."""
     limited = [to_limited_range(*planes) for planes in clip]
     return [to_full_range(*planes) for planes in codec_roundtrip(limited, codec, qp, kbps)]
 

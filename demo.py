@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import dataset
-from degradation import Camera, codec_roundtrip
-from images import Picture, write_image
+from degradation import Camera, animate, codec_roundtrip
+from images import Picture, read_image, write_image
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
+
+EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 
 def run_demo(sharpener, folder, seconds=2.4, rate=25):
@@ -24,14 +25,14 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
     """
     camera = Camera(blur=0.9, noise=1.0)
     photos = (  # name, photo, (width, height) of the clip, corner (x, y) of the close-up
-        ("person", dataset.load_photo("skimage:astronaut"), (448, 448), (110, 20)),
+        ("person", read_image(EXAMPLES / "photo.jpg").pixels, (448, 448), (110, 20)),
         ("text", _page_of_text(), (896, 512), (40, 110)),
-        ("nature", dataset.load_photo("skimage:chelsea"), (400, 256), (80, 30)),
+        ("nature", read_image(EXAMPLES / "cat.jpg").pixels, (400, 256), (80, 30)),
     )
     folder, rows, rng = Path(folder), [], np.random.default_rng(0)
     print(f"clip          size  SSIM soft -> sharpened       FPS ({sharpener.description})")
     for name, photo, size, corner in photos:
-        frames = dataset.animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
+        frames = animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
         truth = [bgr_to_planes(frame) for frame in frames]
         soft = codec_roundtrip(camera(truth, rng), "x264", 27, rate=rate)
         sharpener.sharpen_planes(*soft[0], full_range=True)  # warm-up

@@ -36,25 +36,28 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
 
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
-from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, to_pixels
+from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
+from engines import make_engine
 from images import VideoError, existing_file, read_image, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play
-from models import RELEASED_STUDENT, CheckpointError, load_student
 from pipeline import read_ahead, write_behind
-from runtime import DeviceError, make_engine
+from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
-Pictures = np.ndarray | Image.Image | torch.Tensor | list | tuple  # what `RealTimeSharpener.sharpen` takes
+if TYPE_CHECKING:
+    import torch
+
+Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
 SizeLike = str | tuple[int, int]  # what `scaling.parse_size` takes
 
 log = logging.getLogger(__name__)
@@ -69,11 +72,11 @@ class RealTimeSharpener:
     Args:
         checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
             beside this module.
-        device: see `runtime.make_engine`; ``"auto"`` takes what is fastest here.
+        device: see `engines.make_engine`; ``"auto"`` takes what is fastest here.
         strength: scale of the student's change: 0 is the identity, 1 the default, 2 crisp.
 
     Attributes:
-        checkpoint, student, meta: the file that was found, and what it holds.
+        checkpoint: the file that was found.
         device: a `torch.device`, or OpenVINO's name of one.
         description: device and precision.
         strength: may be set at any time; it holds from the next frame on.
@@ -95,8 +98,7 @@ class RealTimeSharpener:
         if not path.is_absolute() and not path.exists():
             path = RELEASED_STUDENT.parent.parent / path
         self.checkpoint = path
-        self.student, self.meta = load_student(path)
-        self.engine = make_engine(self.student, path, device)
+        self.engine = make_engine(path, device)
         self.device, self.description = self.engine.device, self.engine.description
 
     def __repr__(self) -> str:
@@ -133,7 +135,6 @@ class RealTimeSharpener:
         if isinstance(frame, list | tuple):
             return [self.sharpen(item, rgb, strength, size) for item in frame]
         if getattr(frame, "ndim", 0) == 4:
-            stack = torch.stack if isinstance(frame, torch.Tensor) else np.stack
             return stack([self.sharpen(item, rgb, strength, size) for item in frame]) if len(frame) else frame[:0]
         pixels, restore = to_pixels(frame, rgb)
         pixels = resize_pixels(pixels, target_size(_fixed_size(size), *pixels.shape[1::-1]))
@@ -190,6 +191,7 @@ class RealTimeSharpener:
             ValueError: the strength is not a finite number from 0, or there is no such size.
         """
         size = _fixed_size(size)
+        _check_other(input_path, output_path)
         picture = read_image(input_path)
         picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
         sharp = self.sharpen(picture.pixels, strength=strength)
@@ -282,12 +284,11 @@ class RealTimeSharpener:
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
-        if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
-            raise VideoError(f"{output_path} is the input itself: name another output")
+        _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True))
             kind = reader.format
-            shape = kind.width, kind.height, kind.pixel_aspect, kind.quarter_turns % 2 == 1
+            shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
             kind = dataclasses.replace(kind, width=target[0], height=target[1])
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
@@ -298,7 +299,7 @@ class RealTimeSharpener:
                 before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
                 y, uv = self.sharpen_planes(*before, kind.full_range)
                 if compare:
-                    y, uv = divide_planes(before, (y, uv))
+                    y, uv = divide_planes(before, (y, uv), kind.upright)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break
@@ -315,16 +316,16 @@ class RealTimeSharpener:
         if is_camera(source):
             return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
         reader = stack.enter_context(VideoReader(source))
-        kind, turned = reader.format, reader.format.quarter_turns % 2 == 1
+        kind = reader.format
         timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
         def sharpen_frame(frame, strength):
-            target = controls.target_size(kind.width, kind.height, turned)
+            target = controls.target_size(kind.width, kind.height, kind.turned)
             y, uv = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
             return reader.to_bgr(*self.sharpen_planes(y, uv, kind.full_range, strength))
 
-        upright = (kind.height, kind.width) if turned else (kind.width, kind.height)
+        upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
         return TimedSource(frames, reader.live, kind.rate, upright), sharpen_frame
 
     def _sharpen_pixels(self, pixels, strength):
@@ -344,6 +345,12 @@ class RealTimeSharpener:
             "engine": self.description,
             "output": output,
         }
+
+
+def _check_other(source, output):
+    """Raise `VideoError` if an output is its input."""
+    if Path(output).exists() and Path(source).exists() and os.path.samefile(source, output):
+        raise VideoError(f"{output} is the input itself: name another output")
 
 
 def _check_strength(strength):
@@ -374,7 +381,13 @@ def _resize_picture(picture, size):
 
 
 def _progress_bar(frames, shown, total=None):
-    return tqdm(frames, total=total, unit=" frames", leave=False, disable=not shown)
+    """Yield the frames, with a bar that ends at 100 %: their number is often an estimate."""
+    with tqdm(frames, total=total, unit=" frames", leave=False, disable=not shown) as bar:
+        try:
+            yield from bar
+        finally:
+            bar.total = bar.n
+            bar.refresh()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -409,7 +422,12 @@ exit codes:
 
 def main(argv=None):
     """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
-    args = make_parser().parse_intermixed_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = make_parser().parse_intermixed_args(argv[:end])
+    args.sources += argv[end + 1 :]  # names that may begin with a dash, which argparse does not see to
+    for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
+        stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has a limit of its own
@@ -436,7 +454,7 @@ def _run(args):
     if args.virtual_camera and (args.output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
     if args.demo:
-        from demo import run_demo  # slow to import, as it needs all that makes training pairs
+        from demo import run_demo
 
         folder = args.output or Path(__file__).resolve().parent / "results" / "demo"
         run_demo(_make_sharpener(args), folder)

@@ -29,12 +29,21 @@ import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
 from tqdm import tqdm
 
-from utils import atomic_path, first_line, gaussian_blur
+from runtime import (
+    DETAIL_GAIN,
+    DETAIL_RADIUS,
+    DETAIL_SIGMA,
+    HALO_SHARE,
+    NEIGHBOURS,
+    RELEASED_STUDENT,
+    CheckpointError,
+    existing_checkpoint,
+)
+from utils import atomic_path, first_line
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
-RELEASED_STUDENT = CHECKPOINT_DIR / "best_student_model.pth"
 
 # What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
 MAX_CHANNELS, MAX_BLOCKS, MAX_WIDE = 256, 32, 384  # 32 million weights, 126 MB
@@ -43,20 +52,36 @@ STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
 MAX_PARAM_BYTES = 1 << 20  # of an ncnn .param file
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint file is missing or is not what it should be. The message says what to do."""
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Student
 
 
 INPUT_GAIN = 10
 DILATIONS = (1, 2, 4, 1)  # of the blocks: what is soft and what is crisp shows in a wider view
-DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
-DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
-NEIGHBOURS = 7  # pixels a side of the neighbours whose range `steepen` does not leave, and `limit_halo` hardly
-HALO_SHARE = 0.5  # of what leaves it that stays
+
+
+def gaussian_blur(x, sigma, radius):
+    """Blur the last two axes with a Gaussian window of 2*radius + 1 pixels, at the positions where it fits.
+
+    Two products with banded matrices: on training crops much faster than a convolution of a single channel.
+
+    Args:
+        x: tensor `(..., H, W)`.
+        sigma: of the Gaussian, in pixels.
+        radius: of the window, in pixels.
+
+    Returns:
+        Tensor `(..., H - 2*radius, W - 2*radius)`.
+    """
+    position = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    window = torch.exp(-(position**2) / (2 * sigma**2))
+    window = window / window.sum()
+
+    def band(side):  # (side - 2*radius, side): the window moves one column per row
+        padded = F.pad(window, (0, side - 2 * radius))
+        return padded.repeat(side - 2 * radius)[: (side - 2 * radius) * side].view(-1, side)
+
+    return band(x.shape[-2]) @ x @ band(x.shape[-1]).T
 
 
 def local_mean(folded):
@@ -75,10 +100,10 @@ def within_neighbours(sharp, y):
 
 
 def steepen(y, gain):
-    """Add detail to luma, `gain` times, without leaving the range of each pixel's 7x7 neighbours.
+    """Add detail to luma, `gain` times.
 
-    Detail is what a Gaussian blur takes. A positive gain makes edges steeper and, because of the range, not higher; a
-    negative one calms what is flat.
+    Detail is what a Gaussian blur takes. A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
+    higher; a negative one calms what is flat.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -90,11 +115,11 @@ def steepen(y, gain):
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
         gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
         detail = y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
-        return within_neighbours(y + gain[..., : y.shape[-2], : y.shape[-1]] * detail, y)
+        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail).clamp(0, 1)
 
 
 def limit_halo(sharp, y):
-    """Take half of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
+    """Take most of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """
@@ -240,9 +265,7 @@ def load_student(path=RELEASED_STUDENT):
         CheckpointError: the file is missing, not a checkpoint, of another model, too large, or holds code or weights
             that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}: train one with `python train.py` or name another")
+    path = existing_checkpoint(path)
     _check_archive(path)
     checkpoint = read_weights(path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():

@@ -1,16 +1,16 @@
-"""Engines that run a student on the planes of video frames, and the choice of one.
+"""What sharpens without PyTorch: the engine that runs a student's int8 network, and the arithmetic around it.
 
 An engine is called with uint8 planes as video carries them and returns new ones; `difference` gives what it would add
 to full-range planes of any depth. The strength is applied here and nowhere else. All of it may be called from several
 threads.
 
-`TorchEngine` runs on every device that PyTorch knows. `OpenVINOEngine` runs the int8 network that export.py writes
-beside a checkpoint, three times as fast on a CPU. `make_engine` chooses.
+`OpenVINOEngine` runs the int8 network that export.py writes beside a checkpoint, three times as fast on a CPU as
+`torch_engine.TorchEngine`, which runs everywhere. `engines.make_engine` chooses.
 """
 
+import base64
 import collections
 import contextlib
-import copy
 import functools
 import hashlib
 import io
@@ -23,27 +23,36 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-from models import DETAIL_GAIN, DETAIL_RADIUS, DETAIL_SIGMA, HALO_SHARE, NEIGHBOURS
+from pipeline import in_parallel
 from utils import first_line
 
 log = logging.getLogger(__name__)
 
-ARTEFACT_FORMAT = 5  # of an int8 network's inputs and outputs, `fold_planes` included; raise it when they change
+RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_student_model.pth"
+ARTEFACT_FORMAT = (
+    6  # of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes
+)
+
+DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
+DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
+NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
+HALO_SHARE = 0.15  # of what leaves it that stays
 
 # Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual.
 FOLDED, MEANS, GAINS = (16, 4, 4), (4, 2, 2), 4
 GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and codes for a gain of 1
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
-_FULL_RANGE_SCALE = (255, 255)
-_LIMITED_RANGE_SCALE = (219, 224)
+FULL_RANGE_SCALE = (255, 255)
+LIMITED_RANGE_SCALE = (219, 224)
+_STRIPE, _MARGIN = 32, 1  # cells of 4x4 pixels: rows that stay in a core's cache, and what is read above and below them
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
+_MAX_BYTES, _MAX_CHANNELS = 1 << 26, 384  # of the largest student, see models.py
 _PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
 _PORTS = {  # name: type and shape, -1 being any
     "planes": ("u8", _PLANES),
@@ -60,6 +69,40 @@ _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and oth
 }
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
 _EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
+
+
+def in_stripes(function, rows, threads):
+    """Call ``function(top, bottom)`` for stripes of so many rows of cells, shared among threads."""
+    tops = range(0, rows, _STRIPE)
+
+    def work(part):
+        for top in tops[part::threads]:
+            function(top, min(top + _STRIPE, rows))
+
+    in_parallel([functools.partial(work, part) for part in range(max(1, min(threads, len(tops))))])
+
+
+def refine(sharp, gain, y, threads=1):
+    """Finish restored luma: `steepen` it, and `limit_halo`; in stripes on several threads, with the same result.
+
+    Args:
+        sharp: restored luma ``(H, W)`` in codes, uint8 or float32.
+        gain: see `steepen`.
+        y: luma as it came, of the same type.
+
+    Returns:
+        Luma of the same type.
+    """
+    refined = np.empty_like(sharp)
+
+    def refine_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        luma, chroma = (slice(size * begin, size * (bottom + _MARGIN)) for size in (4, 2))
+        stripe = limit_halo(steepen(sharp[luma], gain[chroma]), y[luma])
+        refined[4 * top : 4 * bottom] = stripe[4 * (top - begin) :][: 4 * (bottom - top)]
+
+    in_stripes(refine_stripe, -(-len(y) // 4), threads)
+    return refined
 
 
 def steepen(y, gain):
@@ -81,18 +124,19 @@ def steepen(y, gain):
     gain = np.subtract(gain, GAIN_ZERO, dtype=dtype)
     side = 2 * DETAIL_RADIUS + 1
     detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
-    return within_neighbours(cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result), y)
+    sharp = cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result)
+    return sharp if y.dtype == np.uint8 else np.clip(sharp, 0, 255)
 
 
-def limit_halo(sharp, y):
-    """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32."""
-    return cv2.addWeighted(within_neighbours(sharp, y), 1 - HALO_SHARE, sharp, HALO_SHARE, 0)
-
-
-def within_neighbours(sharp, y):
-    """`models.within_neighbours` for video: luma ``(H, W)``, both uint8 or both float32."""
+def limit_halo(sharp, y, share=HALO_SHARE):
+    """`models.limit_halo` for video: luma ``(H, W)``, both uint8 or both float32; `share` of the halo stays."""
     window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
-    return cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
+    inside = cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
+    return cv2.addWeighted(inside, 1 - share, sharp, share, 0)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint file is missing or is not what it should be. The message says what to do."""
 
 
 class DeviceError(RuntimeError):
@@ -103,197 +147,9 @@ class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
-def pick_device(name="auto"):
-    """Return the `torch.device` called `name`; ``"auto"`` takes CUDA before MPS before the CPU.
-
-    Raises:
-        DeviceError: the device is unknown or missing.
-    """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
-    choices = ", ".join(kind for kind, there in present.items() if there)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"unknown device {name!r}: use auto, {choices}") from error
-    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    if not present.get(device.type) or missing:
-        raise DeviceError(f"device {name!r} is not available on this machine: use auto, {choices}")
-    return device
-
-
-def pick_precision(device):
-    """Return the type of the convolutions that is fastest on `device` without visible loss, and the reason.
-
-    float16 on CUDA; bfloat16 on CPUs with instructions for it (AVX512-BF16, AMX: about twice as fast as
-    float32; without them it is emulated and slower); float32 elsewhere.
-    """
-    if device.type == "cuda":
-        return torch.float16, "tensor cores"
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-        if native and torch.backends.mkldnn.is_available():
-            return torch.bfloat16, f"the CPU has {native[0]}"
-    return torch.float32, f"no faster type is known for this {device.type}"
-
-
-def _check_size(y):
+def check_size(y):
     if 0 in y.shape:
         raise ValueError(f"expected planes with pixels, got luma of {y.shape[1]}x{y.shape[0]}")
-
-
-class TorchEngine:
-    """Runs a student with PyTorch.
-
-    Only the convolutions run at reduced precision; the input that the residual is added to stays as it is. A frame that
-    a GPU's memory does not suffice for is computed in parts that overlap, with the same result but for the rounding of
-    sums, and from then on all that are as large.
-
-    Args:
-        student: a `models.Student`; it is copied, later changes to it are not seen.
-        device: ``"auto"``, or a name that PyTorch knows.
-        dtype: of the convolutions; None leaves it to `pick_precision`.
-
-    Attributes:
-        device: the `torch.device` in use.
-        description: device and precision, for reports.
-        identity: the description and what else decides the output.
-
-    Raises:
-        DeviceError: the device is unknown or missing; when called: its memory does not suffice for the smallest part.
-    """
-
-    def __init__(self, student, device="auto", dtype=None):
-        self.device = pick_device(device)
-        self._dtype, reason = (dtype, "as asked for") if dtype else pick_precision(self.device)
-        self.description = self.identity = f"torch {self.device} {str(self._dtype).removeprefix('torch.')}"
-        self._student = copy.deepcopy(student).eval().to(self.device, memory_format=torch.channels_last)
-        self._overlap, self._too_large = student_reach(student), float("inf")
-        log.info("%s (%s)", self.description, reason)
-
-    @torch.inference_mode()
-    def __call__(self, y, uv, full_range=False, strength=1.0):
-        """Sharpen the planes of a video frame.
-
-        Limited-range planes are stretched to full range for the student; its residual is scaled back and added to the
-        planes as they came, so that what the student leaves alone stays bit for bit the same.
-
-        Args:
-            y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
-            full_range: luma spans 0-255 instead of 16-235.
-            strength: 0 is the identity; see `models.Student.forward`.
-
-        Returns:
-            ``(y, uv)``, new uint8 arrays.
-        """
-        if strength == 0:
-            return y.copy(), uv.copy()
-        function = functools.partial(self._sharpen, full_range=full_range, strength=strength)
-        sharp, uv, gain = self._in_parts(function, y, uv)
-        return limit_halo(steepen(sharp, gain), y), uv
-
-    def _sharpen(self, y, uv, full_range, strength):
-        planes = [self._tensor(plane) for plane in (y, uv)]
-        if full_range:
-            scale = _FULL_RANGE_SCALE
-            stretched = [plane.float().mul_(1 / 255) for plane in planes]
-        else:
-            scale = _LIMITED_RANGE_SCALE
-            stretched = [
-                planes[0].float().sub_(16).mul_(1 / scale[0]),
-                planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
-            ]
-        *residuals, gain = self._predict(*stretched, strength)
-        sharp = []
-        for plane, residual, codes in zip(planes, residuals, scale, strict=True):
-            change = residual.mul(codes).round_().add_(plane)
-            sharp.append(change.clamp_(0, 255).to(torch.uint8).cpu().numpy())
-        return *sharp, gain
-
-    @torch.inference_mode()
-    def difference(self, y, uv, strength=1.0):
-        """What sharpening would add to full-range planes.
-
-        Args:
-            y: luma ``(H, W)``, uint8, or float32 in [0, 1].
-            uv: chroma ``(2, ceil(H/2), ceil(W/2))`` likewise; 128/255 is neutral.
-            strength: see `__call__`.
-
-        Returns:
-            ``(dy, duv)`` of the same shapes and types: of uint8 planes in codes, 128 being none; of float ones on the
-            scale of [0, 1].
-        """
-        dy, duv, gain = self._in_parts(functools.partial(self._changes, strength=strength), y, uv)
-        codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
-        if y.dtype != np.uint8:
-            return dy / 255, duv
-        return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
-
-    def _changes(self, y, uv, strength):
-        planes = [self._tensor(plane) for plane in (y, uv)]
-        if planes[0].dtype == torch.uint8:
-            planes = [plane.float() / 255 for plane in planes]
-        dy, duv, gain = self._predict(*planes, strength)
-        return dy.cpu().numpy(), duv.cpu().numpy(), gain
-
-    def _in_parts(self, function, y, uv):
-        """What `function` makes of planes; where memory does not suffice, of two overlapping halves, and so on."""
-        if y.shape[0] * y.shape[1] < self._too_large:
-            try:
-                return function(y, uv)
-            except torch.OutOfMemoryError as error:
-                reason = first_line(error)
-            if self._too_large == float("inf"):
-                log.warning("%s: too little memory (%s), so frames are computed in parts", self.description, reason)
-            self._too_large = min(self._too_large, y.shape[0] * y.shape[1])
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        axis = 0 if y.shape[0] > y.shape[1] else 1
-        length, overlap = y.shape[axis], self._overlap
-        middle = length // 2 // 8 * 8  # where the student's folding begins anew
-        if middle < 2 * overlap:
-            raise DeviceError(f"{self.device} has too little free memory for frames: close programs, or use device cpu")
-
-        def cut(plane, begin, end, size=1):  # the frame's pixels from begin to end, in a plane of a `size`-th of them
-            span = slice(begin // size, (end + size - 1) // size)
-            return plane[..., span, :] if axis == 0 else plane[..., span]
-
-        first = self._in_parts(function, cut(y, 0, middle + overlap), cut(uv, 0, middle + overlap, 2))
-        second = self._in_parts(function, cut(y, middle - overlap, length), cut(uv, middle - overlap, length, 2))
-        return tuple(
-            np.concatenate([cut(one, 0, middle, size), cut(other, overlap, length, size)], axis - 2)
-            for one, other, size in zip(first, second, (1, 2, 2), strict=True)
-        )
-
-    def _tensor(self, plane):
-        if isinstance(plane, np.ndarray):  # PyTorch takes neither negative strides nor read-only memory
-            plane = torch.from_numpy(np.require(plane, requirements=["C", "W"]))
-        return plane.to(self.device)
-
-    def _predict(self, y, uv, strength):
-        """Residuals as tensors, and the gain as `steepen` takes it."""
-        _check_size(y)
-        reduced = self._dtype != torch.float32
-        with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
-            changes = self._student.predict(y[None, None], uv[None])
-        dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
-        gain = (GAIN_STEPS * gain[0] + GAIN_ZERO).round_().clamp_(0, 255).to(torch.uint8)
-        return dy[0], duv, gain.cpu().numpy()
-
-
-def student_reach(student):
-    """Return how far from a pixel the input lies that decides a student's residual there, in pixels, rounded up to 8.
-
-    Convolutions one after the other reach as far as their kernels together, in cells of 4x4 pixels; the local mean
-    (`models.local_mean`) reaches one cell more.
-    """
-    convolutions = [module for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    cells = 1 + sum(conv.kernel_size[0] // 2 * conv.dilation[0] for conv in convolutions)
-    reach = 4 * cells + 3
-    return reach + -reach % 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -305,13 +161,39 @@ def artefact_path(checkpoint):
     return Path(checkpoint).with_suffix(".int8.onnx")
 
 
-def weights_digest(student):
-    """SHA-256 of a student's weights, their names and shapes, as hexadecimal digits."""
+def existing_checkpoint(path):
+    """A checkpoint's path as a `Path`; raises `CheckpointError` if there is no such file."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {path}: train one with `python train.py` or name another")
+    return Path(path)
+
+
+def checkpoint_digest(path):
+    """SHA-256 of a checkpoint's file, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, weights in sorted(student.state_dict().items()):
-        values = weights.detach().cpu().float().numpy().astype("<f4")
-        digest.update(f"{name} {values.shape}\n".encode() + values.tobytes())
+    with open(existing_checkpoint(path), "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def probe_planes():
+    """A small full-range picture ``(y, uv)`` on which an int8 network is compared with its student."""
+    rng = np.random.default_rng(0)
+    y = cv2.resize(rng.integers(64, 192, (16, 16), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
+    return y, np.stack([cv2.resize(rng.integers(96, 160, (8, 8), dtype=np.uint8), (32, 32)) for _ in range(2)])
+
+
+def network_notes(checkpoint, answer):
+    """What an int8 network's file has to say of itself, as a dict of strings.
+
+    Args:
+        checkpoint: the student's file.
+        answer: ``(dy, duv)``, the student's `difference` for `probe_planes` in float32.
+    """
+    codes = b"".join(plane.tobytes() for plane in answer)
+    notes = {"format": str(ARTEFACT_FORMAT), "checkpoint": checkpoint_digest(checkpoint)}
+    return notes | {"answer": base64.b64encode(codes).decode()}
 
 
 def pad_planes(y, uv):
@@ -320,7 +202,7 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v, planes=None, cells=None):
+def fold_planes(y, u, v, planes=None, cells=None, threads=1):
     """Fold a frame as the student's int8 network reads it, channels last.
 
     The planes are what it adds its residual to, and, where it puts its gain, no gain. What it sees has their local
@@ -330,14 +212,33 @@ def fold_planes(y, u, v, planes=None, cells=None):
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
         planes, cells: arrays to fill; None makes new ones.
+        threads: how many work at the same time.
 
     Returns:
         uint8 arrays: planes ``(H/4, W/4, 28)``, 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each
         chroma and 4 of `GAIN_ZERO`; cells ``(H/4, W/4, 32)``.
     """
-    quads = _quads(y, u, v)
-    no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
-    return _merge([*quads, no_gain], planes), _merge(quads + _mean_quads(y, u, v), cells)
+    rows, columns = y.shape[0] // 4, y.shape[1] // 4
+    if planes is None:
+        planes, cells = (np.empty((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "cells"))
+
+    def fold_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        quads = _quads(*_stripe((y, u, v), top, bottom))
+        means = [
+            quad[top - begin :][: bottom - top] for quad in _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
+        ]
+        no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
+        cv2.merge([*quads, no_gain], planes.view(np.int32)[top:bottom])
+        cv2.merge(quads + means, cells.view(np.int32)[top:bottom])
+
+    in_stripes(fold_stripe, rows, threads)
+    return planes, cells
+
+
+def _stripe(planes, top, bottom):
+    """The rows of luma and chroma planes that rows of cells are made of."""
+    return [plane[size * top : size * bottom] for plane, size in zip(planes, (4, 2, 2), strict=True)]
 
 
 def _quads(y, u, v):
@@ -355,28 +256,27 @@ def _mean_quads(y, u, v):
     return [cv2.merge(channels[i : i + 4]).view(np.int32)[..., 0] for i in range(0, len(channels), 4)]
 
 
-def _merge(quads, out):
-    """Put channels beside each other, in `out` unless it is None; uint8."""
-    return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
-
-
 def _mean_3x3(cells):
     """Means of 3x3 cells, at an edge of the 2x3 that are there: half way between its two kinds of continuation."""
     borders = cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101
     return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
 
 
-def unfold_planes(folded, height, width):
+def unfold_planes(folded, height, width, threads=1):
     """The inverse of `fold_planes`: new arrays ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``, the gain likewise."""
     rows, columns = folded.shape[:2]
-    y = np.empty((rows, 4, columns), np.int32)
-    y[...] = folded.view(np.int32)[..., :4].transpose(0, 2, 1)
-    halves = np.empty((3, rows, 2, columns), np.uint16)
-    halves[...] = folded.view(np.uint16)[..., 8:].reshape(rows, columns, 3, 2).transpose(2, 0, 3, 1)
-    y, halves = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, 2 * columns)
-    halves = halves[:, : (height + 1) // 2, : (width + 1) // 2]
-    cropped = y[:height, :width], halves[:2], halves[2]
-    return tuple(np.ascontiguousarray(plane) for plane in cropped)
+    y, halves = np.empty((rows, 4, columns), np.int32), np.empty((3, rows, 2, columns), np.uint16)
+
+    def unfold_stripe(top, bottom):
+        stripe = folded[top:bottom]
+        y[top:bottom] = stripe.view(np.int32)[..., :4].transpose(0, 2, 1)
+        pairs = stripe.view(np.uint16)[..., 8:].reshape(bottom - top, columns, 3, 2)
+        halves[:, top:bottom] = pairs.transpose(2, 0, 3, 1)
+
+    in_stripes(unfold_stripe, rows, threads)
+    luma, halved = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, -1)
+    halved = halved[:, : (height + 1) // 2, : (width + 1) // 2]
+    return tuple(np.ascontiguousarray(plane) for plane in (luma[:height, :width], halved[:2], halved[2]))
 
 
 def _fit(plane, height, width):
@@ -394,8 +294,7 @@ class OpenVINOEngine:
     the last four sizes are kept. Calls from several threads take turns.
 
     Args:
-        student: the `models.Student` that the network was made from; it is copied.
-        path: file written by export.py.
+        checkpoint: the student's file; beside it lies the network that export.py made of it, see `artefact_path`.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
         cache: folder for compiled networks, the last 64 of them; None takes one in the user's cache.
@@ -406,11 +305,13 @@ class OpenVINOEngine:
         identity: the description and what else decides the output.
 
     Raises:
-        ArtefactError: OpenVINO is not installed, or the file is missing, belongs to other weights or does not work.
+        ArtefactError: OpenVINO is not installed, or the network is missing, was made from another checkpoint or does
+            not work.
+        CheckpointError: the checkpoint is missing.
         DeviceError: OpenVINO does not find the device.
     """
 
-    def __init__(self, student, path, device="CPU", threads=None, cache=None):
+    def __init__(self, checkpoint, device="CPU", threads=None, cache=None):
         # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
         sys.modules.setdefault("openvino_telemetry", None)
         try:
@@ -418,9 +319,9 @@ class OpenVINOEngine:
             import openvino.frontend
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
-        self._openvino, self.device = openvino, device
-        self._student, self._torch = copy.deepcopy(student), None
+        self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
         self._properties = {"PERFORMANCE_HINT": "LATENCY"}
+        self._threads = threads or usable_cores()
         if device == "CPU" and (threads := threads or _quota()):
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if folder := _usable_folder(cache):
@@ -430,9 +331,9 @@ class OpenVINOEngine:
             with _openvino_lock:
                 self._core = _core()
             self._check_device()
-            self._network = self._read(path)
-            self._test()
-        except DeviceError:
+            self._network, answer = self._read(path, checkpoint)
+            self._test(answer)
+        except (CheckpointError, DeviceError):
             raise
         except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
@@ -444,32 +345,32 @@ class OpenVINOEngine:
         """Sharpen the planes of a video frame: see `TorchEngine.__call__`."""
         if strength == 0:
             return y.copy(), uv.copy()
-        return self._run(y, uv, _FULL_RANGE_SCALE if full_range else _LIMITED_RANGE_SCALE, strength, keep=1)
+        sharp, uv, gain = self._infer(y, uv, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE, strength, keep=1)
+        return refine(sharp, gain, y, self._threads), uv
 
     def difference(self, y, uv, strength=1.0):
-        """What sharpening would add: see `TorchEngine.difference`, which computes it for floats."""
+        """What sharpening would add: see `TorchEngine.difference`. The network sees floats rounded to 8 bits."""
         if y.dtype == np.uint8:
-            return self._run(y, uv, _FULL_RANGE_SCALE, strength, keep=0)
-        with self._lock:
-            if self._torch is None:
-                self._torch = TorchEngine(self._student, "cpu")
-        return self._torch.difference(y, uv, strength)
+            dy, duv, gain = self._infer(y, uv, FULL_RANGE_SCALE, strength, keep=0)
+            sharp = refine(cv2.addWeighted(y, 1, dy, 1, -128), gain, y, self._threads)
+            return cv2.addWeighted(sharp, 1, y, -1, 128), duv
+        rounded = (np.rint(255 * plane).astype(np.uint8) for plane in (y, uv))
+        dy, duv, gain = self._infer(*rounded, FULL_RANGE_SCALE, strength, keep=0)
+        codes, middle = 255 * y, np.float32(128)
+        sharp = refine(np.clip(codes + (dy - middle), 0, 255), gain, codes, self._threads)
+        return (sharp - codes) / 255, (duv - middle) / 255
 
-    def _run(self, y, uv, scale, strength, keep):
-        _check_size(y)
+    def _infer(self, y, uv, scale, strength, keep):
+        """Restored uint8 planes, or with `keep` 0 what is added to them around 128, and the gain for `steepen`."""
+        check_size(y)
         amount = min(strength, STRENGTH_LIMIT) * np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
         parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, network.planes, network.cells)
+            fold_planes(*padded, network.planes, network.cells, self._threads)
             network.infer(parameters)
-            sharp, uv, gain = unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
-        if keep:
-            return limit_halo(steepen(sharp, gain), y), uv
-        codes = y.astype(np.int16)
-        sharp = limit_halo(steepen(np.clip(codes + sharp - 128, 0, 255).astype(np.uint8), gain), y)
-        return np.clip(sharp - codes + 128, 0, 255).astype(np.uint8), uv
+            return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
 
     def _network_for(self, rows, columns):
         """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
@@ -494,59 +395,45 @@ class OpenVINOEngine:
             known = ", ".join(f"openvino:{name}" for name in found)
             raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
 
-    def _read(self, path):
-        """Read the network if it was made from this student and for this version."""
+    def _read(self, path, checkpoint):
+        """Read the network if it was made from this checkpoint and for this version, and the student's answer."""
         advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
-        if not Path(path).is_file():
+        if not path.is_file():
             raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        limit = (1 << 20) + 8 * sum(weights.numel() for weights in self._student.parameters())
-        if Path(path).stat().st_size > limit:
-            raise ArtefactError(f"{path} is not this student's network: it has over {limit} bytes; {advice}")
-        content = Path(path).read_bytes()
+        if path.stat().st_size > _MAX_BYTES:
+            raise ArtefactError(f"{path} is no student's network: it has over {_MAX_BYTES} bytes; {advice}")
+        content = path.read_bytes()
         if _EXTERNAL in content:
             raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
         # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
         with _openvino_lock:
             reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
             network = reader.convert(reader.load(io.BytesIO(content)))
-        metadata = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
-        if metadata.get("weights") != weights_digest(self._student):
-            raise ArtefactError(f"{path} was made from other weights than the checkpoint's: {advice}")
-        if metadata.get("format") != str(ARTEFACT_FORMAT):
+        notes = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
+        if notes.get("format") != str(ARTEFACT_FORMAT):
             raise ArtefactError(f"{path} was made for another version of this program: {advice}")
+        if notes.get("checkpoint") != checkpoint_digest(checkpoint):
+            raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
         ports = [*network.inputs, *network.outputs]
         found = {port.any_name: _described(port) for port in ports if port.names}
         if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
             raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
         if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
             raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
-        return network
+        return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
 
     def _check_sizes(self, network, cells):
-        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than the student."""
-        convolutions = [module for module in self._student.modules() if isinstance(module, torch.nn.Conv2d)]
-        seen = _PORTS["cells"][1][-1]
-        weights = [module.weight.numel() for module in convolutions]
-        weights.append(self._student.head.weight[:, 0].numel() * seen)  # the first one reads means, too
-        limit = max(cells * max(seen, *(module.out_channels for module in convolutions)), *weights)
+        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than any student."""
+        limit = max(cells, 9 * _MAX_CHANNELS) * _MAX_CHANNELS
         for operation in network.get_ops():
             for port in operation.outputs():
                 if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
                     raise ArtefactError(f"the int8 network makes {port.partial_shape} of {cells} cells: it is damaged")
 
-    def _test(self):
-        """Compare with PyTorch on a small picture, so that a device which computes something else is not used."""
-        rng = np.random.default_rng(0)
-        y = cv2.resize(rng.integers(64, 192, (16, 16), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC)
-        uv = np.stack([cv2.resize(rng.integers(96, 160, (8, 8), dtype=np.uint8), (32, 32)) for _ in range(2)])
-        reference, threads = TorchEngine(self._student, "cpu", torch.float32), torch.get_num_threads()
-        torch.set_num_threads(1)  # a forked process waits for ever for further threads of PyTorch's
-        try:
-            changes = [engine.difference(y, uv) for engine in (reference, self)]
-        finally:
-            torch.set_num_threads(threads)
-        expected, found = (np.concatenate([plane.ravel() for plane in planes]).astype(float) for planes in changes)
-        error, size = np.abs(found - expected).mean(), np.abs(expected - 128).mean()
+    def _test(self, answer):
+        """Compare with the student's answer for `probe_planes`, so that a device which computes another is not used."""
+        found = np.concatenate([plane.ravel() for plane in self.difference(*probe_planes())]).astype(float)
+        error, size = np.abs(found - answer).mean(), np.abs(answer - 128.0).mean()
         if not error <= 0.5 + 0.25 * size:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
@@ -616,6 +503,11 @@ def _usable_folder(folder):
     return folder
 
 
+def usable_cores():
+    """How many cores this process may use."""
+    return _quota() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
 def _quota():
     """How many cores' time a container's quota (Linux cgroups 2 and 1) leaves to this process; None if unlimited.
 
@@ -631,31 +523,3 @@ def _quota():
             if limit > 0 and limit / length < len(os.sched_getaffinity(0)):
                 return max(1, limit // length)
     return None
-
-
-def make_engine(student, checkpoint, device="auto"):
-    """Choose the engine for a student.
-
-    Args:
-        student: the `models.Student` in `checkpoint`.
-        checkpoint: path of its file; the int8 network is looked for beside it, see `artefact_path`.
-        device: ``"auto"``: CUDA before MPS before the int8 network on the CPU before PyTorch on the CPU. A name that
-            PyTorch knows (``"cpu"``, ``"cuda:1"``, ``"mps"``): PyTorch. ``"openvino"``, ``"openvino:GPU"``,
-            ``"openvino:NPU"``: the int8 network there, on the CPU if nothing is named.
-
-    Raises:
-        DeviceError: the device is unknown or missing, or OpenVINO was asked for and cannot run this student.
-    """
-    library, _, name = device.partition(":")
-    if library == "openvino":
-        try:
-            return OpenVINOEngine(student, artefact_path(checkpoint), name.upper() or "CPU")
-        except ArtefactError as error:
-            raise DeviceError(f"device {device!r} cannot be used: {error}") from error
-    if device != "auto" or pick_device().type != "cpu":
-        return TorchEngine(student, device)
-    try:
-        return OpenVINOEngine(student, artefact_path(checkpoint))
-    except DeviceError as error:  # an ArtefactError is one
-        log.warning("PyTorch is used, which is slower on a CPU than the int8 network: %s", error)
-    return TorchEngine(student, "cpu")

@@ -1,20 +1,28 @@
-"""What accompanies the pictures of a video file: audio, subtitles, attachments, chapters, titles and tags.
+"""What accompanies the pictures of a video file: sound, subtitles, attachments, chapters, titles and tags.
 
-Packets of audio and subtitles are copied bit for bit, or converted if the new container cannot hold them.
+Packets of sound and subtitles are copied bit for bit, or converted if the new container cannot hold them. One rule for
+a packet that cannot be decoded, copied, timed or written: it is mended, or left out and counted, and one warning for
+each track says so. It never costs the picture.
 """
 
 import io
 import logging
+import math
 from fractions import Fraction
 
 import av
+import numpy as np
 
-from utils import first_line
+from utils import count, first_line
 
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
-_USUAL_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "6 channels": "5.1", "8 channels": "7.1"}
+_PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # by channels
+_ENCODED_CHANNELS = (1, 2, 6, 8)  # which all encoders know; others become stereo
+_TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted, or some of it is cut
+_LONGEST_GAP = 6 * 3600  # seconds of silence
 COVER = av.stream.Disposition.attached_pic
 
 log = logging.getLogger(__name__)
@@ -32,41 +40,48 @@ def copy_tracks(source, container, video_stream, path):
         dict: the track that writes the packets of a stream of the source, by the stream's index.
     """
     tracks, suffix = {}, path.suffix.lower()
-    lost = ["cover" if stream.disposition & COVER else stream.type for stream in source.other_streams]
+    lost, kept_by_mkv = [source.describe(stream) for stream in source.other_streams], []
     container.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _FILE_TAGS})
+    if suffix == ".avi" and any("location" in key.lower() for key in source.metadata):
+        kept_by_mkv.append("location")
     _copy_tags(source.video_stream, video_stream)
     for stream in source.tracks:
         try:
-            tracks[stream.index] = _add_track(stream, container, path)
+            tracks[stream.index] = _add_track(source, stream, container, path)
         except ValueError:
-            name = stream.codec_context.name if stream.codec_context else "unknown"
-            lost.append(f"{name} {stream.type} ({stream.language or 'no language'})")
+            (kept_by_mkv if stream.codec_context else lost).append(source.describe(stream))
     for stream in source.attachments:
-        if suffix == ".mkv":
+        try:
+            if suffix != ".mkv":
+                raise ValueError("none but .mkv has attachments")
+            _check_fit(stream, container)
             container.add_stream_from_template(stream)
-        else:
-            lost.append(f"attachment {stream.metadata.get('filename', '')}")
+        except ValueError:
+            kept_by_mkv.append(f"attachment {stream.metadata.get('filename', '')}")
     if source.chapters and suffix == ".avi":
-        lost.append("chapters")
+        kept_by_mkv.append("chapters")
     elif source.chapters:
         container.set_chapters(source.chapters)
-    if lost:
-        hint = "" if suffix == ".mkv" else " (.mkv keeps more)"
-        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost)))
+    if lost or kept_by_mkv:
+        hint = " (.mkv keeps more)" if kept_by_mkv and suffix != ".mkv" else ""
+        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost + kept_by_mkv)))
     return tracks
 
 
-def _add_track(source, container, path):
+def _add_track(source, stream, container, path):
     """Add a track that copies the packets of a stream, or else converts them; ValueError if neither is possible."""
+    name, changes = source.describe(stream), stream.index in source.changing
     try:
-        track = _Track(source, container, path)
+        if changes:
+            raise ValueError("its rate or channels change on the way")
+        track = _Track(stream, name, container, path)
     except ValueError:
-        if source.codec_context is None:
+        if stream.codec_context is None:
             raise
-        track = (_ConvertedAudio if source.type == "audio" else _ConvertedSubtitles)(source, container, path)
-        names = source.codec_context.name, source.type, track.stream.codec_context.name
-        log.warning("%s cannot hold %s %s as it is: it is converted to %s", path, *names)
-    _copy_tags(source, track.stream)
+        track = (_ConvertedAudio if stream.type == "audio" else _ConvertedSubtitles)(stream, name, container, path)
+        reason = "its rate or channels change on the way" if changes else f"{path.suffix} cannot hold it as it is"
+        log.warning("%s: %s is converted to %s: %s", path, name, track.form, reason)
+    _copy_tags(stream, track.stream)
     return track
 
 
@@ -77,67 +92,168 @@ def _copy_tags(source, stream):
     stream.disposition = source.disposition
 
 
-class _Track:
-    """Copies the packets of a stream into a container."""
+def _check_fit(stream, container):
+    """Raise ValueError if a container cannot hold a stream as it is; some refuse it only when they begin."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container.format.name) as trial:
+            _add_copy(stream, trial)
+            trial.start_encoding()
+    except av.FFmpegError as error:
+        raise ValueError(first_line(error)) from error
 
-    def __init__(self, source, container, path):
-        self._source, self._container, self._path, self._begun = source, container, path, False
-        # AVI has no time stamps: its audio begins with the pictures.
-        self._aligned = source.type == "audio" and container.format.name == "avi"
+
+def _add_copy(stream, container):
+    """Add a stream for the same packets; ValueError if the container does not know their codec."""
+    added = container.add_stream_from_template(stream)
+    if stream.type == "audio" and stream.codec_context:
+        added.codec_context.layout = _layout(stream.codec_context)
+    return added
+
+
+def _layout(form):
+    """The layout of sound; if a file says only how many channels there are (AVI, ASF, PCM), the usual one."""
+    layout = form.layout
+    return _LAYOUTS.get(layout.nb_channels, layout.name) if layout.name.endswith(" channels") else layout.name
+
+
+class _Track:
+    """Copies the packets of a stream into a container.
+
+    Attributes:
+        stream: the stream that is written.
+        form: its codec, in words.
+    """
+
+    def __init__(self, source, name, container, path):
+        self._source, self._name, self._container, self._path = source, name, container, path
+        self._avi = container.format.name == "avi"
+        self._end, self._left_out, self._recoded, self._gap = None, 0, False, False
+        self._text = source.type == "subtitle" and source.codec_context.codec.canonical_name in _PLAIN_TEXT
         self.stream = self._add_stream()
 
     def write(self, packet):
-        if self._aligned and packet.pts is not None and not self._begun:
-            begin = packet.pts * packet.time_base
-            if begin < -0.1:  # seconds; from before the cut of a trimmed clip
-                return
-            if begin > 0.1:
-                message = "%s: its sound begins %.1f s too early, as AVI has no time stamps: take .mp4"
-                log.warning(message, self._path, begin)
-            self._begun = True
-        self._mux(packet)
+        try:
+            if self._set_time(packet):
+                self._write(packet)
+        except (ValueError, NotImplementedError):  # the packet's fault; the disk's is an OSError
+            self._left_out += 1
 
     def flush(self):
-        pass
+        if self._left_out:
+            log.warning("%s: %s, %s left out: damaged", self._path, self._name, count(self._left_out, "packet"))
 
     def _add_stream(self):
-        source, name = self._source, self._container.format.name
-        if source.type != "audio" or source.codec_context is None:
-            return self._container.add_stream_from_template(source)
-        if name == "avi" and source.codec_context.name in ("vorbis", "eac3", "dca"):
-            raise ValueError("without time stamps their packets would be taken for other lengths")
-        try:
-            with av.open(io.BytesIO(), "w", format=name) as trial:  # some refuse a codec only when they begin
-                _add_audio_copy(source, trial)
-                trial.start_encoding()
-        except av.FFmpegError as error:
-            raise ValueError(first_line(error)) from error
-        return _add_audio_copy(source, self._container)
+        source, context = self._source, self._source.codec_context
+        if self._avi and source.type == "audio" and context:
+            late = (source.start_time or 0) * source.time_base - max(source.container.start_time or 0, 0) / 10**6
+            if late > _TOLERANCE or source.container.format.name in ("mpegts", "mpeg"):
+                raise ValueError("without time stamps a gap would be lost")
+            if context.name in ("vorbis", "eac3", "dca"):
+                raise ValueError("without time stamps their packets would be taken for other lengths")
+        _check_fit(source, self._container)
+        return _add_copy(source, self._container)
 
-    def _mux(self, packet):
-        if self.stream.type != "subtitle" or bytes(packet) != b"\0\0":  # with which .mp4 fills pauses
-            packet.stream = self.stream
-            self._container.mux(packet)
+    def _set_time(self, packet):
+        """Make sure that a packet has times, which follow the last one's; return whether it is to be written."""
+        unit, sound = packet.time_base, self._source.type == "audio"
+        if packet.pts is None:
+            packet.pts = self._end if packet.dts is None else packet.dts
+        if packet.pts is None:
+            raise ValueError("no time stamp")
+        if sound and packet.pts * unit + (packet.duration * unit or _TOLERANCE * 2) < -Fraction(1, 1000):
+            return False  # from before the cut of a trimmed clip
+        if self._source.type == "subtitle" and bytes(packet) == b"\0\0":
+            return False  # with which .mp4 fills pauses
+        packet.dts = packet.pts if packet.dts is None else packet.dts
+        if self._end is not None:
+            strict = sound and not self._container.format.flags & av.format.Flags.ts_nonstrict.value
+            packet.dts = max(packet.dts, self._last + (math.ceil(Fraction(1, 1000) / unit) if strict else 0))
+            packet.pts = max(packet.pts, packet.dts)
+            if self._avi and sound and (packet.pts - self._end) * unit > 2 * _TOLERANCE:
+                self._gap = True
+        self._last, self._end = packet.dts, packet.pts + packet.duration
+        return True
+
+    def _write(self, packet):
+        packet = self._in_utf8(packet) if self._text else packet
+        packet.stream = self.stream
+        self._container.mux(packet)
+
+    def _in_utf8(self, packet):
+        try:
+            bytes(packet).decode()
+            return packet
+        except UnicodeDecodeError:
+            if not self._recoded:
+                log.warning("%s: %s is not UTF-8: it is read as Windows-1252", self._path, self._name)
+            self._recoded = True
+        mended = av.Packet(bytes(packet).decode("cp1252", "replace").encode())
+        mended.time_base, mended.pts, mended.dts = packet.time_base, packet.pts, packet.dts
+        mended.duration, mended.is_keyframe = packet.duration, True
+        return mended
 
 
 class _ConvertedAudio(_Track):
+    """Decodes sound, whatever its rate and channels, and encodes it; gaps become silence."""
+
     def flush(self):
-        self._encode(self._source.decode(None))
-        self._container.mux(self.stream.encode(None))
+        try:
+            self._encode(self._source.decode(None))
+            self._container.mux(self.stream.encode(None))
+        except (ValueError, NotImplementedError):
+            self._left_out += 1
+        super().flush()
 
     def _add_stream(self):
-        webm, layout = self._container.format.name == "webm", _layout(self._source)
-        codec, rate = ("libopus", 48000) if webm else ("aac", self._source.codec_context.rate)
-        stream = self._container.add_stream(codec, rate=rate)
-        stream.codec_context.layout = "5.1" if layout == "5.1(side)" else layout  # libopus knows no sides
+        context = self._source.codec_context
+        name, channels = "libopus" if self._container.format.name == "webm" else "aac", context.layout.nb_channels
+        rates = av.codec.Codec(name, "w").audio_rates
+        self._rate = min((rate for rate in rates if rate >= context.rate > 0), default=48000)
+        self._layout = _LAYOUTS[channels] if channels in _ENCODED_CHANNELS else "stereo"
+        self._form, self._resampler, self._position = None, None, 0 if self._avi else None
+        stream = self._container.add_stream(name, rate=self._rate, layout=self._layout)
+        stream.codec_context.open()
+        self.form = f"{stream.codec_context.codec.canonical_name} ({self._layout}, {self._rate} Hz)"
         return stream
 
-    def _mux(self, packet):
-        self._encode(packet.decode())
+    def _write(self, packet):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            raise ValueError(first_line(error)) from error
+        self._encode(frames)
 
     def _encode(self, frames):
         for frame in frames:
-            self._container.mux(self.stream.encode(frame))
+            form = frame.sample_rate, frame.layout.name, frame.format.name
+            if form != self._form:
+                self._form = form
+                self._resampler = av.AudioResampler("fltp", self._layout, self._rate)
+            for part in self._resampler.resample(frame):
+                self._append(part)
+
+    def _append(self, part):
+        """Encode a part of the sound at its time: after silence if it comes late, without its beginning if early."""
+        samples = part.to_ndarray()  # (channels, samples)
+        begin = round(part.pts * part.time_base * self._rate) if part.pts is not None else self._position or 0
+        if self._position is None:
+            self._position = max(begin, 0)
+        late = begin - self._position
+        if late > _LONGEST_GAP * self._rate:
+            raise ValueError("its time stamp is wrong")
+        if late > _TOLERANCE * self._rate or self._position == 0:
+            for begin in range(0, late, self._rate):
+                self._push(np.zeros((len(samples), min(self._rate, late - begin)), np.float32))
+        if late < 0 and (-late > _TOLERANCE * self._rate or self._position == 0):
+            samples = samples[:, -late:]
+        if samples.size:
+            self._push(np.ascontiguousarray(samples))
+
+    def _push(self, samples):
+        frame = av.AudioFrame.from_ndarray(samples, "fltp", self._layout)
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._position, Fraction(1, self._rate)
+        self._position += samples.shape[1]
+        self._container.mux(self.stream.encode(frame))
 
 
 class _ConvertedSubtitles(_Track):
@@ -149,9 +265,11 @@ class _ConvertedSubtitles(_Track):
         stream = self._container.add_stream(codec)
         stream.codec_context.subtitle_header = context.subtitle_header
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        self.form = codec
         return stream
 
-    def _mux(self, packet):
+    def _write(self, packet):
+        packet = self._in_utf8(packet) if self._text else packet
         subtitle = self._source.codec_context.decode2(packet)
         if subtitle is None or len(subtitle) == 0:
             return
@@ -159,16 +277,3 @@ class _ConvertedSubtitles(_Track):
         text.stream = self.stream
         text.time_base, text.pts, text.dts, text.duration = packet.time_base, packet.pts, packet.pts, packet.duration
         self._container.mux(text)
-
-
-def _add_audio_copy(source, container):
-    """Add a stream for the same packets of audio; ValueError if the container does not know their codec."""
-    stream = container.add_stream_from_template(source)
-    stream.codec_context.layout = _layout(source)
-    return stream
-
-
-def _layout(source):
-    """The layout of audio; if a file says only how many channels there are (AVI, ASF, PCM), the usual one."""
-    layout = source.codec_context.layout.name
-    return _USUAL_LAYOUTS.get(layout, layout)

@@ -1,6 +1,7 @@
 """Distil a student.
 
     python train.py                                        # a usable student in minutes; no data needed
+    python train.py configs/wide.yaml data_root=FOLDER     # the wide student, which the released one learns from
     python train.py configs/release.yaml data_root=FOLDER  # the released student
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
@@ -15,6 +16,7 @@ import dataclasses
 import logging
 import math
 import os
+import random
 import sys
 import threading
 import time
@@ -42,6 +44,7 @@ from models import (
     CheckpointError,
     Student,
     collapse,
+    gaussian_blur,
     load_student,
     load_teacher,
     read_weights,
@@ -49,12 +52,14 @@ from models import (
     widen,
     write_weights,
 )
-from runtime import DeviceError, TorchEngine, pick_device
-from utils import atomic_path, bgr_to_planes, gaussian_blur, luma_metrics, planes_to_bgr, seed_everything, ssim
+from runtime import DeviceError
+from torch_engine import TorchEngine, pick_device
+from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
+STRENGTHS = (0.5, 2.0)  # at which a larger student's answers are learnt
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 
 
@@ -95,6 +100,35 @@ def edge_deficit(y, target):
     return gaussian_blur(missing, 1.5, 4).abs().mean(dim=(1, 2, 3))
 
 
+def ssim(x, y):
+    """Compute the structural similarity of each pair in a batch; differentiable.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
+    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
+    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
+
+    Args:
+        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
+
+    Returns:
+        Tensor ``(N,)``.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
+    maps = torch.stack([x, y, x * x + y * y, x * y])
+    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
+
+    c1, c2 = 0.01**2, 0.03**2
+    covariance = xy - mean_x * mean_y
+    variances = squares - mean_x**2 - mean_y**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return (luminance * structure).flatten(1).mean(dim=1)
+
+
 def charbonnier(x, y, epsilon):
     """L1 distance of each pair in a batch, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017).
 
@@ -112,9 +146,9 @@ def charbonnier_epsilon(config, step):
 
     Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
     of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
-    and the other terms pull it back to the identity: a student that goes on from another one has 0.001 at once.
+    and the other terms pull it back to the identity: a student that starts from another one has 0.001 at once.
     """
-    progress = 1.0 if config.initial else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
+    progress = 1.0 if config.initial or config.larger else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
@@ -170,6 +204,24 @@ def distillation_loss(output, batch, config, step):
     terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
     terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
     return terms
+
+
+def answered(batch, larger, rng):
+    """A batch whose goal is the answer of a larger student, mixed with the truth, at a random strength.
+
+    A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
+    is safest left out. An answer follows from the input. How both are mixed is in `dataset.ANSWERS`.
+
+    Returns:
+        ``(batch, strength)``: the student is to give the goal at this strength.
+    """
+    strength = rng.uniform(*STRENGTHS)
+    amount, share = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
+    with torch.no_grad():
+        answer = larger(*batch["input"], strength * amount)
+        truth = (came + strength * (goal - came) for came, goal in zip(batch["input"], batch["goal"], strict=True))
+        goal = tuple(torch.lerp(*planes, share) for planes in zip(answer, truth, strict=True))
+    return batch | {"goal": goal, "target": goal[0], "taught": torch.zeros_like(batch["taught"])}, strength
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -269,6 +321,13 @@ def validate(engine, pairs):
     return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
 
 
+def seed_everything(seed):
+    """Seed Python, NumPy and PyTorch on all devices; `seed` is from 0 to 2**32 - 1."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def train(config, resume=False):
     """Distil a student as `config` says.
 
@@ -307,6 +366,9 @@ def train(config, resume=False):
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
     crops = dataset.PairDataset(pairs, config)
 
+    larger = load_student(config.larger)[0].to(device) if config.larger else None
+    if larger and not config.initial:
+        narrow(larger, student, crops)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -331,8 +393,11 @@ def train(config, resume=False):
             batch = to_device(batch, device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
+            strength = 1.0
+            if larger:
+                batch, strength = answered(batch, larger, np.random.default_rng((config.seed, step)))
             with autocast(config, device):
-                output = [plane.float() for plane in parallel(*batch["input"])]
+                output = [plane.float() for plane in parallel(*batch["input"], strength)]
             terms = distillation_loss(output, batch, config, step)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
@@ -374,7 +439,9 @@ def prepare_data(config, device, progress=True):
     folder = dataset.prepare_pairs(config, progress=progress)
     validation_folder = dataset.prepare_pairs(config, "validation", progress)
     pairs, names = dataset.open_pairs(folder), []
-    if config.real_pairs and config.teacher != "none":
+    if config.real_pairs and config.larger:
+        pairs = pairs + dataset.open_pairs(dataset.prepare_pairs(config, "real", progress))
+    elif config.real_pairs and config.teacher != "none":
         real_folder = dataset.prepare_pairs(config, "real", progress)
         outputs, name = prepare_teacher(config, real_folder, device, progress)
         pairs, names = pairs + dataset.open_pairs(real_folder, outputs), [name]
@@ -387,13 +454,13 @@ def prepare_data(config, device, progress=True):
 def to_device(batch, device):
     """Move a collated item of `PairDataset` to `device`."""
     moved = {name: tuple(plane.to(device, non_blocking=True) for plane in batch[name]) for name in ("input", "goal")}
-    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "taught")}}
+    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}}
 
 
 def check_choices(config):
     """Refuse, before anything is prepared, choices that there are not and checkpoints that are none; see `train`."""
-    if config.initial:
-        load_student(config.initial)
+    for path in filter(None, (config.initial, config.larger)):
+        load_student(path)
     for key, choices in {"precision": ("fp32", "bf16"), "teacher": ("auto", "bsrgan", "realesrgan", "none")}.items():
         if getattr(config, key) not in choices:
             raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {getattr(config, key)!r}")
@@ -412,6 +479,57 @@ def make_network(config):
     if initial.args != student.args:
         raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change either")
     return initial.train(), meta
+
+
+@torch.no_grad()
+def narrow(larger, student, crops, count=64):
+    """Initialise a student from one that is wider within its blocks, in place, by what it does on `count` crops.
+
+    Args:
+        crops: `dataset.PairDataset`.
+    """
+    chosen = np.random.default_rng(0).choice(len(crops.pairs), count)
+    inputs = [crops[0, position, index]["input"] for position, index in enumerate(chosen.tolist())]
+    hidden = []
+    hooks = [
+        block.conv2.register_forward_hook(lambda _, inputs, output: hidden.append(inputs[0])) for block in larger.body
+    ]
+    larger.predict(*(torch.stack(planes) for planes in zip(*inputs, strict=True)))
+    for hook in hooks:
+        hook.remove()
+    student.head.load_state_dict(larger.head.state_dict())
+    student.tail.load_state_dict(larger.tail.state_dict())
+    for wide, block, seen in zip(larger.body, student.body, hidden, strict=True):
+        seen, weight = seen.transpose(0, 1).flatten(1).double(), wide.conv2.weight[..., 0, 0].double()
+        kept, fitted = choose_channels(torch.cov(seen), weight, block.conv1.out_channels)
+        block.conv1.weight.copy_(wide.conv1.weight[kept])
+        block.conv1.bias.copy_(wide.conv1.bias[kept])
+        block.conv2.weight.copy_(fitted[..., None, None])
+        block.conv2.bias.copy_(wide.conv2.bias + weight @ seen.mean(dim=1) - fitted @ seen[kept].mean(dim=1))
+
+
+def choose_channels(covariance, weight, count):
+    """Choose the channels from which a weighted sum of all of them can be reconstructed best, one after the other.
+
+    Args:
+        covariance: of the channels, `(C, C)`.
+        weight: of the sum, `(O, C)`.
+        count: how many to choose.
+
+    Returns:
+        ``(kept, fitted)``: their indices, and the weight `(O, count)` on them, by least squares.
+    """
+
+    def fit(kept):
+        fitted = torch.linalg.lstsq(covariance[kept][:, kept], covariance[kept] @ weight.T).solution.T
+        missed = weight.index_add(1, torch.tensor(kept), fitted, alpha=-1)
+        return fitted, torch.einsum("oi,ij,oj->", missed, covariance, missed).item()
+
+    kept = []
+    for _ in range(count):
+        rest = set(range(len(covariance))) - set(kept)
+        kept.append(min(rest, key=lambda channel: fit([*kept, channel])[1]))
+    return kept, fit(kept)[0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tools shared by the other modules: metrics, colour planes, seeding, files, progress bars.
+"""Tools shared by the other modules: metrics, colour planes, files, progress bars.
 
 This repository uses two picture layouts:
 
@@ -9,7 +9,6 @@ This repository uses two picture layouts:
 import contextlib
 import os
 import platform
-import random
 import re
 import threading
 import warnings
@@ -18,8 +17,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
@@ -27,7 +24,7 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm as tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm as logging_redirect_tqdm
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 UNSHARP_SIGMA = 0.85  # pixels
 
@@ -35,61 +32,8 @@ UNSHARP_SIGMA = 0.85  # pixels
 # Metrics
 
 
-def gaussian_blur(x, sigma, radius):
-    """Blur the last two axes with a Gaussian window of 2*radius + 1 pixels, at the positions where it fits.
-
-    Two products with banded matrices: on training crops much faster than a convolution of a single channel.
-
-    Args:
-        x: tensor `(..., H, W)`.
-        sigma: of the Gaussian, in pixels.
-        radius: of the window, in pixels.
-
-    Returns:
-        Tensor `(..., H - 2*radius, W - 2*radius)`.
-    """
-    position = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-    window = torch.exp(-(position**2) / (2 * sigma**2))
-    window = window / window.sum()
-
-    def band(side):  # (side - 2*radius, side): the window moves one column per row
-        padded = F.pad(window, (0, side - 2 * radius))
-        return padded.repeat(side - 2 * radius)[: (side - 2 * radius) * side].view(-1, side)
-
-    return band(x.shape[-2]) @ x @ band(x.shape[-1]).T
-
-
-def ssim(x, y):
-    """Compute the structural similarity of each pair in a batch; differentiable.
-
-    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
-    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
-    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
-
-    Args:
-        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
-
-    Returns:
-        Tensor ``(N,)``.
-
-    Raises:
-        ValueError: the images are smaller than the window.
-    """
-    if min(x.shape[-2:]) < 11:
-        raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
-    maps = torch.stack([x, y, x * x + y * y, x * y])
-    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
-
-    c1, c2 = 0.01**2, 0.03**2
-    covariance = xy - mean_x * mean_y
-    variances = squares - mean_x**2 - mean_y**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (variances + c2)
-    return (luminance * structure).flatten(1).mean(dim=1)
-
-
 def luma_metrics(y, truth):
-    """Return PSNR in dB and SSIM (see `ssim`) of a uint8 luma plane ``(H, W)`` against its ground truth.
+    """Return PSNR in dB and SSIM (see `train.ssim`) of a uint8 luma plane ``(H, W)`` against its ground truth.
 
     Computed in float64 with OpenCV's Gaussian: equal to scikit-image at a fifth of its time. PSNR is infinite if the
     planes are equal.
@@ -173,14 +117,7 @@ _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Seeding, files
-
-
-def seed_everything(seed):
-    """Seed Python, NumPy and PyTorch on all devices; `seed` is from 0 to 2**32 - 1."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+# Files
 
 
 def first_line(error):
@@ -189,9 +126,22 @@ def first_line(error):
     return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
+def count(number, noun):
+    """Return a number with its noun: ``1 frame``, ``2 frames``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def without_password(address):
+    """Return an address as it may be shown: without user, password or token."""
+    address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
+    return re.sub(r"(?i)([?&](?:pass\w*|pwd|token|key)=)[^&\s]*", r"\1***", address)
+
+
 @contextlib.contextmanager
 def atomic_path(path):
     """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
+
+    If `path` is a link, the file that it names is replaced.
 
     The temporary name is unique to the thread and keeps the suffix, from which some writers choose the format. A killed
     process leaves its temporary file behind; the next write to `path` on the same machine removes it.
@@ -199,7 +149,7 @@ def atomic_path(path):
     Raises:
         OSError: raised by the block; if it names no file or the temporary one, it is changed to name `path`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{zlib.crc32(platform.node().encode()):08x}"  # machines may share a folder, but not process numbers
     _remove_leftovers(path, machine)

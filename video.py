@@ -23,12 +23,12 @@ import os
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2  # noqa: F401 - before av, whose own libxcb would hang OpenCV's windows on Linux
+import cv2  # before av, whose own libxcb would hang OpenCV's windows on Linux
 
 # isort: split
 import av
@@ -37,7 +37,7 @@ import numpy as np
 from images import VideoError, existing_file
 from pipeline import run_to_end
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, first_line
+from utils import VIDEO_SUFFIXES, atomic_path, count, first_line, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -49,8 +49,9 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing is lost
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
-_GAP = 10  # seconds between packets of a stream: it was joined from two
+_GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
 _QUICKTIME = (".mp4", ".m4v", ".mov")
+_CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
 
 # Files may come from strangers. Their size is checked before memory is allocated, and they are read as nothing but
 # video, whatever their names say: FFmpeg would open what a playlist names.
@@ -98,12 +99,18 @@ class VideoFormat:
         return self.value_range == _RANGE_FULL
 
     @property
-    def quarter_turns(self):
-        """Counter-clockwise quarter turns that bring a frame upright, for `np.rot90`."""
+    def turned(self):
+        """Whether frames are stored on their side."""
+        return self.upright(np.empty((1, 2))).shape == (2, 1)
+
+    def upright(self, pixels):
+        """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
         if self.display_matrix is None:
-            return 0
-        a, b = self.display_matrix[:2]
-        return round(np.arctan2(-b, a) / (np.pi / 2)) % 4
+            return pixels
+        a, b, _, c, d = self.display_matrix[:5]
+        if abs(b) > abs(a):
+            pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
+        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 @dataclasses.dataclass
@@ -138,8 +145,9 @@ def open_video(path):
 class VideoReader:
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
-    8-bit YUV 4:2:0 comes out as it was coded. Other 8-bit formats are converted to it, with range and matrix kept, and
-    interlaced frames are made progressive, both with a warning.
+    8-bit YUV 4:2:0 comes out as it was coded, without what the container crops. With a warning, other 8-bit formats are
+    converted to it, with range and matrix kept, interlaced frames are made progressive, frames of another size are
+    scaled (to the largest if `audio` is read, too, else to the first), and packets that cannot be decoded are gaps.
 
     Args:
         source: path or URL.
@@ -151,17 +159,19 @@ class VideoReader:
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
         pixel_format: FFmpeg's name of what the file holds.
-        video_stream, tracks, attachments, other_streams: PyAV's streams: the video, what is collected, the files
-            within the file, and what is left out.
+        video_stream, tracks, attachments, other_streams: PyAV's streams: the video (the default one), what is
+            collected, the files within the file, and what is left out.
+        changing: indices of the streams of sound whose rate or channels change on the way.
         metadata, chapters: of the container, as PyAV gives them.
 
     Raises:
         VideoError: it cannot be opened, has no video, has more than `MAX_VIDEO_SIDE` pixels a side, or holds what 8-bit
-            planes cannot (10 bits, HDR, transparency); while iterating: it is damaged, or its size changes.
+            planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
     def __init__(self, source, audio=False):
         self.source, self._remote = str(source), "://" in str(source)
+        self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
         self._container = self._open()
         try:
@@ -171,11 +181,13 @@ class VideoReader:
             self.frame_count = self._estimate_count()
             # One thread may iterate, and count the packets that it meets, while another takes and counts them.
             self._packets, self._packets_met, self._packets_taken = deque(), 0, 0
+            surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
+            self._largest, self.changing = self._survey() if surveyed else (None, ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
             frames = self._decode()
             first = next(frames, None)
             if first is None:
-                raise VideoError(f"{self.source} holds no frame that can be decoded: it is damaged or incomplete")
+                raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
             self._check_size(first.width, first.height)
             self._check_pixel_format(first)
             self.pixel_format = first.format.name
@@ -194,7 +206,7 @@ class VideoReader:
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
                 if decoded is None:
                     return
-                planes = _to_planes(decoded, self.format)
+                planes = self._fit(*_to_planes(decoded, self.format))
                 frame = Frame(*planes, decoded.pts, decoded.duration or None, self._packets_met)
             yield frame
 
@@ -204,7 +216,7 @@ class VideoReader:
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
         picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range
-        return np.ascontiguousarray(np.rot90(picture.to_ndarray(format="bgr24"), self.format.quarter_turns))
+        return np.ascontiguousarray(self.format.upright(picture.to_ndarray(format="bgr24")))
 
     def take_packets(self, end=None):
         """Return the audio and subtitle packets met since the last call, up to the file's first `end` if given.
@@ -238,35 +250,43 @@ class VideoReader:
         except (av.FFmpegError, OSError) as error:
             cause = "it is damaged, incomplete or something else; try a fresh copy"
             cause = "check the address" if self._remote else cause
-            raise VideoError(f"{self.source} cannot be read as a video ({first_line(error)}): {cause}") from error
+            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {cause}") from error
 
     def _choose_streams(self, audio):
         container, streams = self._container, self._container.streams
         video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
-            raise VideoError(f"{self.source} has no video stream")
-        self.video_stream = video[0]
+            raise VideoError(f"{self.name} has no video stream")
+        self.video_stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
         tracks = [stream for stream in streams if stream.type in ("audio", "subtitle")]
         self.tracks, self.attachments = tracks if audio else [], list(streams.attachments)
-        self.metadata, self.chapters = dict(container.metadata), container.chapters()
+        self.metadata = dict(container.metadata)
+        self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
         kept = {stream.index for stream in (self.video_stream, *tracks, *self.attachments)}
         kept |= {stream.index for stream in streams.data if self.chapters}  # in .mp4 the chapters' text
         self.other_streams = [stream for stream in streams if stream.index not in kept]
         endless = not (self.video_stream.frames or self.video_stream.duration or container.duration)
         self.live = self._remote and not self.source.startswith("file:") and endless
+        self._description = _describe_container(container)
+
+    def describe(self, stream):
+        """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
+        alike = [other.index for other in self._container.streams if other.type == stream.type]
+        tag = re.search(rf"Stream #0:{stream.index}\b.*?\((\w{{4}}) / 0x", self._description)
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
+        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
+        return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
     def _check_streams(self):
         """Refuse what can be refused before decoding, and limit what the decoder may use."""
         stream = self.video_stream
         if stream.codec_context is None:
-            raise VideoError(
-                f"{self.source} holds video of an unknown kind: it is damaged, or convert it to H.264 first"
-            )
+            raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
         self._check_size(stream.width, stream.height)
         # FFmpeg would read a cut .mp4 or .mov whose index came first as if it ended there.
         ends = [entry.pos + entry.size for entry in stream.index_entries]
-        if ends and not self._remote and max(ends) > Path(self.source).stat().st_size:
-            raise VideoError(f"{self.source} is incomplete: its index names data beyond its end; try a fresh copy")
+        self._cut = bool(ends) and not self._remote and max(ends) > Path(self.source).stat().st_size
         stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # if a frame has another size
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
@@ -277,7 +297,7 @@ class VideoReader:
     def _check_size(self, width, height):
         if max(width, height) > MAX_VIDEO_SIDE:
             raise VideoError(
-                f"{self.source} is too large ({width}x{height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} pixels can "
+                f"{self.name} is too large ({width}x{height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} pixels can "
                 "be read; scale it down first"
             )
 
@@ -293,27 +313,68 @@ class VideoReader:
         else:
             return
         raise VideoError(
-            f"{self.source}: {reason} ({pixels.name}) is not supported yet; convert it to 8-bit yuv420p first: "
+            f"{self.name}: {reason} ({pixels.name}) is not supported yet; convert it to 8-bit yuv420p first: "
             f"ffmpeg -i INPUT {advice} OUTPUT"
         )
 
     def _read_format(self, frame):
         unconverted = self.pixel_format in _UNCONVERTED
         if not unconverted:
-            log.warning("%s: %s is converted to 8-bit yuv420p", self.source, self.pixel_format)
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, self.pixel_format)
+        if self.video_stream.metadata.get("alpha_mode") == "1":
+            log.warning("%s: its transparency is not kept", self.name)
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio
         rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
+        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own, re.IGNORECASE)
+        width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
+        top, bottom, left, right = map(int, crop.groups()) if crop else (0, 0, 0, 0)
+        if top + bottom >= height or left + right >= width:
+            top = bottom = left = right = 0
+        self._crop, self._uncropped = (top, left), (height, width)
+        chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", own)
         return VideoFormat(
-            width=frame.width,
-            height=frame.height,
+            width=width - left - right,
+            height=height - top - bottom,
             rate=self._rate,
             time_base=self._timeline.time_base,
             grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
             pixel_aspect=aspect if aspect and aspect != 1 else None,
             display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
-            chroma_location=_chroma_location(self._container, self.video_stream) if unconverted else None,
+            chroma_location=chroma_location[1] if chroma_location and unconverted else None,
         )
+
+    def _fit(self, y, uv):
+        """Scale planes to the size of the video, and crop them."""
+        if y.shape != self._uncropped:
+            height, width = self._uncropped
+            y = cv2.resize(y, (width, height), interpolation=cv2.INTER_CUBIC)
+            chroma = (width + 1) // 2, (height + 1) // 2
+            uv = np.stack([cv2.resize(plane, chroma, interpolation=cv2.INTER_CUBIC) for plane in uv])
+        (top, left), (height, width) = self._crop, (self.format.height, self.format.width)
+        if (height, width) == self._uncropped:
+            return y, uv
+        rows, columns = slice(top // 2, top // 2 + (height + 1) // 2), slice(left // 2, left // 2 + (width + 1) // 2)
+        return y[top : top + height, left : left + width].copy(), uv[:, rows, columns].copy()
+
+    def _survey(self):
+        """Return the largest size of a file's keyframes, and the streams of sound whose rate or channels change."""
+        sizes, forms = {(0, 0)}, {}
+        with contextlib.suppress(av.FFmpegError), open_video(self.source) as container:
+            video, sound = container.streams[self.video_stream.index], container.streams.audio
+            video.codec_context.options, video.codec_context.thread_count = {"max_pixels": str(MAX_VIDEO_SIDE**2)}, 1
+            for packet in container.demux(video, *(stream for stream in sound if stream.codec_context)):
+                with contextlib.suppress(av.FFmpegError):
+                    if packet.stream is not video:
+                        found = forms.setdefault(packet.stream.index, Counter())
+                        found.update((frame.sample_rate, frame.layout.nb_channels) for frame in packet.decode())
+                    elif packet.is_keyframe and packet.size:
+                        packet.decode()
+                        sizes.add((video.codec_context.width, video.codec_context.height))
+        largest = max((size for size in sizes if max(size) <= MAX_VIDEO_SIDE), key=np.prod)
+        # A frame or two of another form are damage.
+        return largest, {index for index, found in forms.items() if sum(number > 2 for number in found.values()) > 1}
 
     def _estimate_count(self):
         stream = self.video_stream
@@ -323,49 +384,72 @@ class VideoReader:
     def _decode(self):
         """Yield the frames as PyAV's, progressive and at their times; a `VideoError` says why that fails."""
         try:
-            yield from _deinterlaced(self._timed_frames(), self.video_stream, self.source)
+            yield from _deinterlaced(self._timed_frames(), self.video_stream, self.name)
         except av.ExitError as error:
-            raise VideoError(f"{self.source} sends nothing any more: check the connection") from error
+            raise VideoError(f"{self.name} sends nothing any more: check the connection") from error
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self.source} is damaged or incomplete ({first_line(error)}): try a fresh copy"
-            ) from error
+            raise VideoError(f"{self.name} is damaged or incomplete ({first_line(error)}): try a fresh copy") from error
 
     def _timed_frames(self):
-        first, count = None, 0
+        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
+        number, kind, captions, gaps, damaged = 0, None, False, [], []
         for packet in self._video_packets():
-            for frame in packet.decode():
-                kind = f"{frame.width}x{frame.height} {frame.format.name}"
-                first, count = first or kind, count + 1
-                if kind != first:
-                    raise VideoError(
-                        f"{self.source} changes from {first} to {kind} on the way: split or re-encode it first"
-                    )
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                if packet.size:
+                    gaps.append(self._timeline.end)
+                continue
+            for frame in frames:
                 self._timeline.stamp(frame)
+                time, number = frame.pts * self._timeline.time_base, number + 1
+                damaged += [time] if frame.is_corrupt else []
+                before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
+                if before not in (None, kind):
+                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
+                # To look at a frame's side data keeps it in memory until Python next searches for cycles.
+                looked_at = not captions and number % 25 == 1
+                if looked_at and any(data.type.name == "A53_CC" for data in frame.side_data):
+                    captions = True
+                    log.warning("%s: closed captions within its video are not kept", self.name)
                 yield frame
-        self._check_length(count)
+        self._report(number, gaps, damaged)
+
+    def _report(self, number, gaps, damaged):
+        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
+        for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
+            if times:
+                places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
+                log.warning("%s: %s %s, near %s", self.name, count(len(times), "frame"), what, places)
+        if len(gaps) > number > 0:
+            raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
+        if self._cut and self.video_stream.frames:
+            raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
+        self._check_length(number)
 
     def _video_packets(self):
         """Yield the packets of video; collect those of the tracks."""
-        for packet in self._container.demux(self.video_stream, *self.tracks):
-            self._timeline.add(packet)
-            if packet.stream.index == self.video_stream.index:
-                yield packet
-            elif packet.size:  # the empty packet at the end only flushes decoders
-                self._packets.append(packet)
-                self._packets_met += 1
+        packets = self._container.demux(self.video_stream, *self.tracks)
+        with contextlib.suppress(*((av.InvalidDataError,) if self._cut else ())):  # where it was cut
+            for packet in packets:
+                self._timeline.add(packet)
+                if packet.stream.index == self.video_stream.index:
+                    yield packet
+                elif packet.size:  # the empty packet at the end only flushes decoders
+                    self._packets.append(packet)
+                    self._packets_met += 1
 
-    def _check_length(self, count):
-        """Warn if an .mkv or .avi has been cut off, which FFmpeg reads as if it ended there."""
+    def _check_length(self, number):
+        """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
         container, stream = self._container, self.video_stream
         if container.format.name == "avi":  # FFmpeg cuts the duration as the file is cut, but not the number of frames
             declared = stream.frames * stream.time_base
-        elif container.format.name == "matroska,webm" and (self.tracks or not container.streams.audio):
+        elif self._cut or (container.format.name == "matroska,webm" and (self.tracks or not container.streams.audio)):
             declared = (container.duration or 0) * _CONTAINER_UNIT
         else:
             return  # the duration is estimated, or perhaps that of audio which is not read
-        if count and declared - self._timeline.end > max(1, declared / 20):
-            log.warning("%s ends early: %d of about %d frames", self.source, count, self.frame_count)
+        if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
+            log.warning("%s ends early: %d of about %s", self.name, number, count(self.frame_count or 0, "frame"))
 
 
 class _Timeline:
@@ -381,29 +465,23 @@ class _Timeline:
         self._opened = time.monotonic() if live and untimed else None
         self._stream, self._format = stream, container.format.name
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
-        start = (container.start_time or 0) * _CONTAINER_UNIT
-        self._shifts = [-start if start > _GAP else 0]  # seconds, of each part
+        self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._previous_pts, self.end = None, 0
+        self._first_dts, self._delay, self._previous_pts, self.end = None, None, None, 0
 
     def add(self, packet):
+        """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
         if packet.dts is None:
             return
-        if self._format in ("mpegts", "mpeg"):
-            self._move(packet)
-        self.end = max(self.end, (packet.dts + (packet.duration or 0)) * packet.stream.time_base)
-
-    def _move(self, packet):
-        """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
         unit, newest = packet.stream.time_base, len(self._shifts) - 1
         seconds = packet.dts * unit
         part, last = self._latest.get(packet.stream.index, (newest, seconds))
         if packet.stream.type == "subtitle":
             part = newest
-        elif not 0 <= seconds - last <= _GAP:
+        elif not -_BACK <= seconds - last <= _GAP:
             if part < newest:  # another stream came to the next part before
                 part += 1
-            elif seconds < last or seconds + self._shifts[part] > self.end + _GAP:  # else it alone has a gap
+            elif seconds < last or (self._jumps and seconds + self._shifts[part] > self.end + _GAP):  # not a mere gap
                 self._shifts.append(self.end - seconds)
                 part += 1
         self._latest[packet.stream.index] = part, seconds
@@ -411,29 +489,48 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
+        if packet.stream.index == self._stream.index and self._first_dts is None:
+            self._first_dts = packet.dts
+        self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
+
+    @property
+    def _jumps(self):
+        """Whether times may also jump forward where parts were joined; elsewhere that is a long pause."""
+        return self._format in ("mpegts", "mpeg")
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
-        if self._format == "avi" and not self._stream.codec_context.has_b_frames:
-            frame.pts = frame.dts  # FFmpeg's guess is one frame late
+        step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
+        if self._format == "avi":  # it has no other times than the order of its packets
+            if self._delay is None and frame.dts is not None:
+                reordered = self._stream.codec_context.has_b_frames
+                self._delay = min(frame.dts - self._first_dts, (reordered + 1) * step if reordered else 0)
+            frame.pts = None if frame.dts is None else frame.dts - self._delay
         if frame.pts is None:
-            step = round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base)
-            frame.pts = 0 if self._previous_pts is None else self._previous_pts + max(step, 1)
+            frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
         self._previous_pts = frame.pts
+
+
+def _clock(seconds):
+    return f"{int(seconds // 60):02}:{float(seconds % 60):04.1f}"
 
 
 def _deinterlaced(frames, stream, name):
     """Pass frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
-    graph, times = None, deque()
+    graph, times, form = None, deque(), None
     for frame in frames:
         if graph is None and frame.interlaced_frame:
             log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", name)
-            graph = av.filter.Graph()
+        found = {"width": frame.width, "height": frame.height, "format": frame.format}
+        if (graph or frame.interlaced_frame) and str(found) != form:
+            yield from _filtered(graph, None, times) if graph else ()
+            graph, form = av.filter.Graph(), str(found)
             bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            graph.link_nodes(graph.add_buffer(template=stream), bwdif, graph.add("buffersink")).configure()
+            source = graph.add_buffer(**found, time_base=stream.time_base)
+            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         if graph is None:
             yield frame
         else:
@@ -481,19 +578,16 @@ def _color_tags(frame):
     return {"value_range": value_range, "matrix": matrix, "primaries": primaries, "transfer": transfer}
 
 
-def _chroma_location(container, stream):
-    """Where chroma samples lie (see `VideoFormat`), which PyAV tells only in FFmpeg's verbose description of a file."""
+def _describe_container(container):
+    """Return FFmpeg's verbose description of a file; only there PyAV tells chroma location, cropping and tags."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.VERBOSE)
     av.logging.set_libav_level(av.logging.VERBOSE)
     try:
-        description = container.dumps_format()
+        return container.dumps_format()
     finally:
         av.logging.set_libav_level(av.logging.INFO)
         av.logging.set_level(level)
-    pattern = rf"Stream #0:{stream.index}\b.*[(, ](left|center|topleft|top|bottomleft|bottom)\)"
-    found = re.search(pattern, description)
-    return found and found[1]
 
 
 def plane_pixels(plane):
@@ -620,9 +714,13 @@ class VideoWriter:
             stack.enter_context(_writing(self.path))
             self._temporary = stack.enter_context(atomic_path(self.path))
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
-            shift = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
+            options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
+            if self._suffix in _QUICKTIME and any(
+                key.startswith("com.") for key in getattr(self._source, "metadata", ())
+            ):
+                options["movflags"] = "use_metadata_tags"  # else Apple's location, date and maker are lost
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
-            self._container = av.open(name, "w", format=kind, container_options=shift)
+            self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
             self._stream = self._add_stream()
             self._set_tags()
@@ -641,7 +739,7 @@ class VideoWriter:
         if (width, height) != (self.format.width, self.format.height):
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
-        for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
+        for plane, source in zip(picture.planes, map(self._upright, (frame.y, *frame.uv)), strict=True):
             target = plane_pixels(plane)
             rows, columns = source.shape
             target[:rows, :columns] = source
@@ -655,6 +753,9 @@ class VideoWriter:
         self._write_tracks(frame.packets_before)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
+
+    def _upright(self, plane):
+        return self.format.upright(plane) if self._turned else plane
 
     def _pts_of(self, frame):
         """The time stamp of the next frame in the writer's time base, later than the one before."""
@@ -688,9 +789,9 @@ class VideoWriter:
             if isinstance(error, VideoError):
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
-                raise VideoError(f"{error}; the {self._frames} frames before are in {partial}") from error
+                raise VideoError(f"{error}; the {count(self._frames, 'frame')} before are in {partial}") from error
         if error is not None:
-            log.warning("%s: interrupted, its first %d frames are kept", self.path, self._frames)
+            log.warning("%s: interrupted, its first %s are kept", self.path, count(self._frames, "frame"))
 
     def _add_stream(self):
         upload = {"hwaccel": av.codec.hwaccel.HWAccel("vaapi")} if self._encoder.endswith("_vaapi") else {}
@@ -701,7 +802,10 @@ class VideoWriter:
             raise VideoError(
                 f"{self._suffix} does not hold what {self._encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        width, height = stream.width, stream.height = self.format.width, self.format.height
+        # AVI and WebM cannot say that a picture is turned or mirrored.
+        self._turned = self.format.display_matrix is not None and self._suffix in (".avi", ".webm")
+        height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
+        stream.width, stream.height = width, height
         if not (self._settings and self._settings.odd) and (width % 2 or height % 2):
             stream.width, stream.height = width + width % 2, height + height % 2
             log.warning(
@@ -718,11 +822,7 @@ class VideoWriter:
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        if tags.display_matrix is None:
-            return
-        if self._suffix in (".avi", ".webm") or not hasattr(self._stream, "set_display_matrix"):
-            log.warning("%s: the rotation tag cannot be kept in this container; an .mp4 keeps it", self.path)
-        else:
+        if tags.display_matrix is not None and not self._turned:
             self._stream.set_display_matrix(tags.display_matrix)
 
     def _open_encoder(self):

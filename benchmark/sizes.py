@@ -53,7 +53,7 @@ def _scaler(width, height):
     return FFmpegFilter(f"scale={width}:{height}:flags=lanczos")
 
 
-def measure(sources, methods, lines, last, cache_dir):
+def measure(sources, methods, lines, last):
     """Return a dict of (lines, method) -> dict of metric -> mean over clips, quantisers and the last frames."""
     found = defaultdict(lambda: defaultdict(list))
     for source in sources:
@@ -63,7 +63,7 @@ def measure(sources, methods, lines, last, cache_dir):
         for name in lines:
             for qp in QUANTISERS["x264"]:
                 unit = Unit("call", source, f"{name} x264 qp {qp}", SCALES[name], "x264", qp)
-                small, _ = send(clip, unit, cache_dir, last, enlarge=False)
+                small, _ = send(clip, unit, last, enlarge=False)
                 for label, make in methods.items():
                     count = min(_SLOW_FRAMES, last) if label in SLOW else last
                     outputs = [make(unit.scale)(*planes, full_range, (width, height)) for planes in small[-count:]]

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -43,6 +44,29 @@ def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "20 frames of 64x48" in result.stdout
     assert read_times(tmp_path / "in_sharpened.mp4") == CONSTANT
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import demo
+from inference import RealTimeSharpener, main
+assert [main([source, "--overwrite"]) for source in sys.argv[1:]] == [0, 0]
+assert main([sys.argv[1], "--overwrite", "--device", "cpu"]) == 2
+used = {name for name, module in sys.modules.items() if module}
+assert not used & {"torch", "torchvision", "skimage", "scipy", "matplotlib", "pandas", "yaml"}
+"""
+
+
+def test_pictures_videos_and_the_demo_need_no_pytorch(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), noise(40, 56, dtype=np.uint16))
+    sources = [tmp_path / "deep.png", encode(tmp_path / "in.mp4", times=CONSTANT[:4])]
+    run = [sys.executable, "-c", WITHOUT_TORCH, *sources]
+    found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert re.fullmatch(
+        r"inference.py: device 'cpu' needs PyTorch \(.*\): pip install -r requirements.txt\n", found.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def config(tmp_path):
 
 
 def test_animate_ends_on_an_exact_crop_and_moves(photo, rng):
-    frames = dataset.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
+    frames = degradation.animate(photo, 4, (100, 120), (2.5, -1.5), rng)
     assert len(frames) == 4 and frames[0].shape == (100, 120, 3)
     matches = cv2.matchTemplate(photo, frames[-1], cv2.TM_SQDIFF)
     _, _, (left, top), _ = cv2.minMaxLoc(matches)
@@ -109,7 +109,7 @@ def test_crops_of_real_video_prefer_detail(tmp_path):
     y, uv = np.full((160, 640), 90, np.uint8), np.full((2, 80, 320), 128, np.uint8)
     y[:, 320:] = rng.integers(60, 120, (160, 320))
     with VideoWriter(path, VideoFormat(640, 160, Fraction(25), **BT601_LIMITED), codec="ffv1") as writer:
-        for _ in range(3):
+        for _ in range(dataset.LEAST_FRAMES):
             writer.write(Frame(y, uv))
     crops = [dataset.make_real([(1.0, [str(path)])], 0, index, 160)[0] for index in range(40)]
     flat = np.mean([np.ptp(crop[:160]) == 0 for crop in crops])
@@ -117,7 +117,7 @@ def test_crops_of_real_video_prefer_detail(tmp_path):
 
 
 def test_small_videos_are_mirrored_to_a_crop(tmp_path):
-    path = write_video(tmp_path / "small.mp4", 3, (192, 120))
+    path = write_video(tmp_path / "small.mp4", 12, (192, 120))
     crop, _, _ = dataset.make_real([(1.0, [path])], 0, 0, 160)
     y, uv = degradation.unpack_planes(crop)
     assert np.array_equal(y[120:], y[119:79:-1]) and np.array_equal(uv[:, 60:], uv[:, 59:39:-1]) and y.std() > 5
@@ -216,7 +216,9 @@ def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
     x = y.T
     chroma = np.stack([y[::2, ::2], x[::2, ::2]])
     packed = degradation.pack_planes(y, chroma), degradation.pack_planes(x, chroma)
-    crops = dataset.PairDataset([dataset.Pair(*packed, False, {"kind": "image", "soft": False})], Config(crop=32))
+    crops = dataset.PairDataset(
+        [dataset.Pair(*packed, False, {"source": "a.png", "kind": "image", "soft": False})], Config(crop=32)
+    )
     corners = set()
     for position in range(200):
         item = crops[(0, 0, position, 0)]
@@ -234,7 +236,7 @@ def test_the_targets_of_soft_pairs_are_crisper_and_others_are_the_truth(photo):
     blurred = degradation.pack_planes(*degradation.each_plane(planes, degradation.blur, 0.8))
 
     def items(kind, soft, **settings):
-        pairs = [dataset.Pair(blurred, goal, False, {"kind": kind, "soft": soft})]
+        pairs = [dataset.Pair(blurred, goal, False, {"source": "a.png", "kind": kind, "soft": soft})]
         crops = dataset.PairDataset(pairs, Config(crop=64, **settings))
         return [crops[0, position, 0] for position in range(4)]
 
@@ -295,7 +297,7 @@ def test_rendered_text_is_decided_by_the_seed():
 
 def test_patterns_are_the_same_in_input_and_truth(rng):
     noise, other = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
-    pairs = [dataset.Pair(noise, other, False, {"kind": "image", "soft": False})]
+    pairs = [dataset.Pair(noise, other, False, {"source": "a.png", "kind": "image", "soft": False})]
     plain, painted = (dataset.PairDataset(pairs, Config(crop=48, pattern_share=share)) for share in (0.0, 1.0))
     shares = []
     for position in range(20):
@@ -333,20 +335,39 @@ def test_the_crisper_goal_has_no_staircase():
 
 def test_a_taught_goal_mixes_the_input_with_the_teachers_output(rng):
     source, output = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
-    crops = dataset.PairDataset([dataset.Pair(source, output, True, {"kind": "real", "soft": True})], Config(crop=64))
+    crops = dataset.PairDataset(
+        [dataset.Pair(source, output, True, {"source": "a.png", "kind": "real", "soft": True})], Config(crop=64)
+    )
     expected = dataset.PairDataset(
-        [dataset.Pair(output, source, False, {"kind": "clean", "soft": False})], Config(crop=64)
+        [dataset.Pair(output, source, False, {"source": "a.png", "kind": "clean", "soft": False})], Config(crop=64)
     )
     item, swapped = crops[0, 0, 0], expected[0, 0, 0]
     for came, made, goal in zip(item["input"], swapped["input"], item["goal"], strict=True):
         torch.testing.assert_close(goal, came + dataset.TEACHER_WEIGHT * (made - came))
 
 
+def test_text_keeps_its_truth_and_real_video_has_none(rng):
+    picture = rng.integers(0, 256, (96, 64), dtype=np.uint8)
+    expected = [("rendered", "clean", False, "text"), ("train/text/a.png", "call", True, "text")]
+    expected += [
+        ("a.mp4", "real", True, "real"),
+        ("a.mp4", "call", True, "soft call"),
+        ("a.png", "call", False, "other"),
+    ]
+    for source, kind, soft, name in expected:
+        pair = dataset.Pair(picture, picture, kind == "real", {"source": source, "kind": kind, "soft": soft})
+        answer = dataset.PairDataset([pair], Config(crop=64))[0, 0, 0]["answer"]
+        assert answer.tolist() == pytest.approx(dataset.ANSWERS[name])
+
+
 def test_classic_crops_are_made_from_the_truth(rng):
     photo, other = (
         np.ascontiguousarray(degradation.resize(rng.integers(0, 256, (12, 8), np.uint8), (64, 96))) for _ in "ab"
     )
-    pairs = [dataset.Pair(other, photo, taught, {"kind": "call", "soft": True}) for taught in (False, True)]
+    pairs = [
+        dataset.Pair(other, photo, taught, {"source": "a.png", "kind": "call", "soft": True})
+        for taught in (False, True)
+    ]
     plain, classic = (dataset.PairDataset(pairs, Config(crop=48, classic_share=share)) for share in (0.0, 1.0))
     before, item = plain[0, 0, 0], classic[0, 0, 0]
     assert torch.equal(item["goal"][0], before["goal"][0]) and not torch.equal(item["input"][0], before["input"][0])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import skimage.data
 
-import dataset
 import degradation
 from benchmark.metrics import visible_change
 from degradation import Camera
@@ -31,7 +30,7 @@ def photo():
 @pytest.fixture
 def clip(photo, rng):
     """Three frames of 224x192."""
-    return [bgr_to_planes(frame) for frame in dataset.animate(photo, 3, (192, 224), (2, 1), rng)]
+    return [bgr_to_planes(frame) for frame in degradation.animate(photo, 3, (192, 224), (2, 1), rng)]
 
 
 def same(clip, other):
@@ -46,22 +45,20 @@ def same(clip, other):
 
 @pytest.mark.parametrize("codec", degradation.CODECS)
 def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
-    lightest, heaviest = degradation.CODECS[codec].quantisers
+    clip = [bgr_to_planes(f) for f in degradation.animate(photo, 6, (128, 128), (2, 1), np.random.default_rng(1))]
     quality = []
-    for qp in (lightest, heaviest):
+    for qp in degradation.CODECS[codec].quantisers:
         decoded = degradation.codec_roundtrip(clip, codec, qp)
         assert len(decoded) == len(clip) and decoded[0][1].shape == (2, 64, 64)
         quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
-        again = degradation.codec_roundtrip(clip, codec, qp)
-        assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(decoded, again, strict=True))
+        assert same(decoded, degradation.codec_roundtrip(clip, codec, qp))
     assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
 
 
 @pytest.mark.parametrize("codec", degradation.CODECS)
 def test_rate_control_is_real(photo, codec):
     """The stream is nearly as large as was asked for; more bits look better; the same again, byte for byte."""
-    clip = [bgr_to_planes(f) for f in dataset.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
+    clip = [bgr_to_planes(f) for f in degradation.animate(photo, 30, (192, 224), (1, 1), np.random.default_rng(1))]
     quality = []
     for kbps in (150, 600):
         packets = degradation.encode_clip(clip, codec, kbps=kbps)
@@ -82,26 +79,11 @@ def test_the_last_frame_of_a_codec_clip_is_predicted(photo):
     assert (encoded[0] == encoded[1]).all()
 
 
-def test_noise_has_the_requested_sigma_and_colour(rng):
-    grey = np.full((200, 200, 3), 128, np.uint8)
-    coloured = degradation.add_noise(grey, 5, rng).astype(float) - 128
-    assert coloured.std() == pytest.approx(5, rel=0.05)
-    assert abs(np.corrcoef(coloured[..., 0].ravel(), coloured[..., 1].ravel())[0, 1]) < 0.05
-    monochrome = degradation.add_noise(grey, 5, rng, grey=True)
-    assert (monochrome[..., 0] == monochrome[..., 1]).all() and monochrome.std() == pytest.approx(5, rel=0.05)
-
-
 @pytest.mark.parametrize("kernel", ["area", "bilinear", "bicubic", "lanczos"])
 def test_shrinking_does_not_alias(kernel):
     """The finest checkerboard becomes flat grey."""
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     assert np.ptp(degradation.resize(board, (16, 16), kernel)[4:-4, 4:-4].astype(int)) <= 2
-
-
-def test_pack_and_unpack_are_inverse(photo):
-    y, uv = bgr_to_planes(photo[:64, :48])
-    unpacked_y, unpacked_uv = degradation.unpack_planes(degradation.pack_planes(y, uv))
-    assert (unpacked_y == y).all() and (unpacked_uv == uv).all()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,6 +93,7 @@ def test_pack_and_unpack_are_inverse(photo):
 def spread(kernel, angle):
     """Means and variances of a kernel's weights along `angle` and perpendicular to it."""
     assert kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1 and (kernel >= 0).all()
+    assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     down, across = np.indices(kernel.shape) - kernel.shape[0] // 2
     axes = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
     means = [float((kernel * axis).sum()) for axis in axes]
@@ -118,11 +101,10 @@ def spread(kernel, angle):
 
 
 @pytest.mark.parametrize("lens", ["gaussian", "disc"])
-@pytest.mark.parametrize(("sigma", "stretch", "angle"), [(0.6, 1, 0), (1.6, 1, 1), (0.8, 1.5, 0.6), (1.2, 0.7, 2)])
+@pytest.mark.parametrize(("sigma", "stretch", "angle"), [(0.6, 1, 0), (0.8, 1.5, 0.6), (1.2, 0.7, 2)])
 def test_a_lens_spreads_light_as_far_as_it_says(lens, sigma, stretch, angle):
     """The pixel's own area adds a variance of 1/12 square pixel in each direction."""
     kernel = degradation.blur_kernel(lens, sigma, stretch, angle)
-    assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     means, (along, beside) = spread(kernel, angle)
     assert means == pytest.approx([0, 0], abs=1e-5)
     assert along == pytest.approx((stretch * sigma) ** 2 + 1 / 12, rel=0.08)
@@ -133,7 +115,6 @@ def test_a_lens_spreads_light_as_far_as_it_says(lens, sigma, stretch, angle):
 @pytest.mark.parametrize("length", [3, 4, 6.5])
 def test_motion_draws_a_line_of_its_length(length, angle):
     kernel = degradation.motion_kernel(length, angle)
-    assert kernel.dtype == np.float32 and kernel.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
     means, (along, beside) = spread(kernel, angle)
     assert means == pytest.approx([0, 0], abs=1e-5)
     # A point between pixels is shared by them, which spreads it by up to a quarter of a square pixel.
@@ -153,13 +134,11 @@ def test_soft_cameras_lose_edges_and_keep_sizes(clip, rng, name):
     assert SOFT[name].is_soft and max(visible_change(seen, clip)["edges"]) < 0.95
 
 
-def test_more_blur_is_softer_and_a_sharpener_makes_up_for_some_of_it(clip, rng):
+def test_a_cameras_sharpener_makes_up_for_some_of_its_blur(clip, rng):
     def edges(**camera):
         return np.mean(visible_change(Camera(**camera)(clip, rng), clip)["edges"])
 
-    sharpness = [edges(blur=sigma) for sigma in (0, 0.3, 0.6, 0.9, 1.6)]
-    assert sharpness[0] == 1 and sharpness == sorted(sharpness, reverse=True) and sharpness[-1] < 0.7
-    assert edges(blur=0.9) < edges(blur=0.9, sharpen=1) and edges(sharpen=0.4) > 1
+    assert edges(blur=1.6) < edges(blur=0.9) < edges(blur=0.9, sharpen=1) and edges(sharpen=0.4) > 1
 
 
 @pytest.mark.parametrize("colour", [(128, 128, 128), (16, 128, 128), (90, 60, 200), (235, 20, 141)])
@@ -189,17 +168,12 @@ def blurred_square(camera):
     return found
 
 
-@pytest.mark.parametrize("camera", [Camera(blur=0.4), Camera(blur=0.9), Camera(motion=4)], ids=str)
-def test_a_camera_moves_neither_luma_nor_chroma(camera):
-    for shift, _ in blurred_square(camera):
-        assert shift == pytest.approx(0, abs=0.05)
-
-
 @pytest.mark.parametrize("sigma", [1.6, 2.4])
-def test_colours_are_blurred_as_far_as_luma(sigma):
+def test_colours_are_blurred_as_far_as_luma_and_do_not_move(sigma):
     """Chroma has half the resolution, so the same blur has a quarter of the variance."""
-    (_, luma), (_, chroma) = blurred_square(Camera(blur=sigma))
+    (shift, luma), (chroma_shift, chroma) = blurred_square(Camera(blur=sigma))
     assert luma == pytest.approx(sigma**2 + 1 / 12, rel=0.06) and 4 * chroma == pytest.approx(luma, rel=0.2)
+    assert (shift, chroma_shift) == pytest.approx((0, 0), abs=0.05)
 
 
 def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(rng):
@@ -211,32 +185,17 @@ def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(r
     assert np.corrcoef(noisy[0][0].ravel(), noisy[1][0].ravel())[0, 1] < 0.05  # each frame has its own
 
 
-@pytest.mark.parametrize(
-    ("camera", "soft"),
-    [
-        ({}, False),
-        ({"noise": 8, "sharpen": 1}, False),
-        ({"blur": 0.39, "crop": 1.1, "motion": 1.9}, False),
-        ({"blur": 0.4}, True),
-        ({"crop": 1.15}, True),
-        ({"motion": 2}, True),
-    ],
-)
-def test_what_is_soft(camera, soft):
-    assert Camera(**camera).is_soft == soft
-
-
 @pytest.mark.parametrize("soft", [True, False])
 def test_cameras_are_drawn_as_asked_for_and_differ(rng, soft):
     cameras = [degradation.draw_camera(rng, soft) for _ in range(200)]
     assert all(camera.is_soft == soft for camera in cameras)
+    assert not Camera(blur=0.39, crop=1.1, motion=1.9, noise=8).is_soft
     assert 0.2 < np.mean([camera.noise > 0 for camera in cameras]) < 0.6
     assert 0.15 < np.mean([camera.sharpen > 0 for camera in cameras]) < 0.4
     if soft:
         assert {camera.lens for camera in cameras} == {"gaussian", "disc"}
-        for name, least, most in (("crop", 1.15, 2), ("blur", 0.4, 1.6), ("motion", 2, 6)):
-            values = {getattr(camera, name) for camera in cameras} - {0, 1}
-            assert len(values) > 10 and least <= min(values) <= max(values) <= most, name
+        for name in ("crop", "blur", "motion"):
+            assert len({getattr(camera, name) for camera in cameras}) > 10, name
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -250,7 +209,7 @@ def calls():
     made = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        clip = [bgr_to_planes(frame) for frame in dataset.animate(photo, 4, (256, 256), (1, 0.5), rng)]
+        clip = [bgr_to_planes(frame) for frame in degradation.animate(photo, 4, (256, 256), (1, 0.5), rng)]
         made.append((clip[-1], *degradation.degrade_call(clip, rng)))
     return made
 
@@ -261,8 +220,7 @@ def test_calls_are_damaged_in_every_way_and_say_how(calls):
         assert [plane.shape for plane in damaged] == [(256, 256), (2, 128, 128)]
         assert damaged[0].dtype == damaged[1].dtype == np.uint8
         assert 15 < luma_metrics(damaged[0], truth[0])[0] < 60
-        assert ("codec" in description) == (("qp" in description) or ("kbps" in description))
-        assert not ("qp" in description and "kbps" in description)
+        assert ("codec" in description) == (("qp" in description) != ("kbps" in description))
         assert ("down" in description) == (description["scale"] > 1)
         assert json.loads(json.dumps(description)) == description
     assert {description["scale"] for description in descriptions} >= {1, 1.5, 2, 3}
@@ -275,8 +233,6 @@ def test_calls_are_damaged_in_every_way_and_say_how(calls):
 def test_calls_know_whether_they_lack_detail(calls):
     edges = {True: [], False: []}
     for truth, damaged, description in calls:
-        camera = Camera(**description["camera"])
-        assert description["soft"] == (description["scale"] > 1 or camera.is_soft)
         edges[description["soft"]] += visible_change([damaged], [truth])["edges"]
     assert len(edges[False]) >= 3 and np.median(edges[True]) < 0.85 * np.median(edges[False])
 

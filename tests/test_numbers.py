@@ -7,10 +7,10 @@ import torch
 from skimage.data import astronaut, chelsea
 
 from benchmark.metrics import psnr, visible_change
-from dataset import animate
-from degradation import Camera, codec_roundtrip
+from degradation import Camera, animate, codec_roundtrip
 from models import RELEASED_STUDENT, load_student
-from runtime import OpenVINOEngine, TorchEngine, artefact_path
+from runtime import OpenVINOEngine
+from torch_engine import TorchEngine
 from utils import bgr_to_planes
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,7 +26,7 @@ def engines(request):
     path = RELEASED_STUDENT if request.param == "released" else request.getfixturevalue("exported")
     student, _ = load_student(path)
     engines = {name: TorchEngine(student, "cpu", dtype) for name, dtype in PRECISIONS.items()}
-    return engines | {"int8": OpenVINOEngine(student, artefact_path(path))}
+    return engines | {"int8": OpenVINOEngine(path)}
 
 
 def extreme_pictures(height=64, width=96):
@@ -80,18 +80,13 @@ def same(found, expected):
     return not errors(found, expected).any()
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_extreme_pictures_are_finite(engines, name):
-    for picture, (y, uv) in extreme_pictures().items():
-        for plane in engines[name].difference(np.float32(y / 255), np.float32(uv / 255)):
-            assert plane.dtype == np.float32 and np.isfinite(plane).all(), picture
-
-
 @pytest.mark.parametrize("full_range", [True, False])
 @pytest.mark.parametrize("name", ENGINES)
 def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range):
     """What wraps around, or is cut off before the strength is applied, is off by far more than the roundings."""
     for picture, planes in extreme_pictures().items():
+        for plane in engines[name].difference(*(np.float32(plane / 255) for plane in planes)):
+            assert plane.dtype == np.float32 and np.isfinite(plane).all(), picture
         assert same(engines[name](*planes, full_range, strength=0), planes)
         once = engines[name](*planes, full_range, strength=1)
         for strength in (2, 10):
@@ -107,11 +102,11 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
 
 @pytest.mark.parametrize("full_range", [True, False])
 @pytest.mark.parametrize(("name", "limit"), [("float16", 4), ("bfloat16", 10)])
-def test_reduced_precision_agrees_with_float32(engines, name, limit, full_range):
+def test_reduced_precision_agrees_with_float32_on_extreme_pictures(engines, name, limit, full_range):
     """The gain multiplies differences in rounding by the detail, which is extreme here."""
-    for picture, planes in {**extreme_pictures(), "natural": natural_picture(61, 93)}.items():
+    for picture, planes in extreme_pictures().items():
         error = errors(engines[name](*planes, full_range), engines["float32"](*planes, full_range))
-        assert error.max() <= (2 if picture == "natural" else limit), picture
+        assert error.max() <= limit, picture
 
 
 SMALL = [(1, 1), (2, 2), (7, 3), (1, 93), (61, 1), (61, 93)]
@@ -140,14 +135,11 @@ def test_precisions_agree_on_photos_of_every_size(engines, height, width):
     assert error.mean() <= 1 and min(quality) >= 40
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (0, 16), (16, 0)])
-def test_empty_pictures_are_refused_by_name(sharpener, shape):
+def test_empty_pictures_are_refused_by_name(sharpener):
     with pytest.raises(ValueError, match="expected a frame"):
-        sharpener.sharpen(np.zeros((*shape, 3), np.uint8))
+        sharpener.sharpen(np.zeros((0, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="planes with pixels"):
-        sharpener.sharpen_planes(
-            np.zeros(shape, np.uint8), np.zeros((2, *((side + 1) // 2 for side in shape)), np.uint8)
-        )
+        sharpener.sharpen_planes(np.zeros((16, 0), np.uint8), np.zeros((2, 8, 0), np.uint8))
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -193,10 +185,7 @@ def test_the_released_student_sharpens_soft_video_visibly(name):
     clip = [bgr_to_planes(frame) for frame in animate(photo, 6, (240, 304), (0.5, 0.3), rng)]
     soft = codec_roundtrip(Camera(blur=0.9)(clip, rng), "x264", 27)[-3:]
     student, _ = load_student()
-    if name == "int8":
-        engine = OpenVINOEngine(student, artefact_path(RELEASED_STUDENT))
-    else:
-        engine = TorchEngine(student, "cpu", torch.float32)
+    engine = OpenVINOEngine(RELEASED_STUDENT) if name == "int8" else TorchEngine(student, "cpu", torch.float32)
     sharp = [engine(*planes, full_range=True) for planes in soft]
     found = visible_change(sharp, soft)
     print({metric: f"{np.mean(values):.3f}" for metric, values in found.items()})
@@ -213,7 +202,7 @@ def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
     chroma, hard = np.full((2, 48, 48), 128, np.uint8), (kind, stripe) == ("chequer", 2)  # half a cell
     for engine, contrast, limit in (
         (TorchEngine(student, "cpu", torch.float32), 255, 6),
-        (OpenVINOEngine(student, artefact_path(RELEASED_STUDENT)), 150, 11 if hard else 8),
+        (OpenVINOEngine(RELEASED_STUDENT), 150, 11 if hard else 8),
     ):
         y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
         change = engine(y, chroma, full_range=True)[0].astype(float) - y

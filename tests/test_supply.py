@@ -12,7 +12,8 @@ LOCK, MINIMUM = ROOT / "requirements-lock.txt", ROOT / "tests" / "minimum-versio
 
 
 def read_requirements():
-    lines = [line for name in ("requirements.txt", "requirements-dev.txt") for line in (ROOT / name).open()]
+    names = ("requirements-inference.txt", "requirements.txt", "requirements-dev.txt")
+    lines = [line for name in names for line in (ROOT / name).open()]
     lines = [line.partition(" #")[0].strip() for line in lines]
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-r"))]
 

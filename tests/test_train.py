@@ -300,6 +300,42 @@ def test_a_run_can_start_from_a_student(cache, whole, tmp_path):
         training.train(tiny_config(cache, tmp_path / "third", initial=str(first), channels=16))
 
 
+def test_a_narrow_student_starts_from_the_channels_of_a_wider_one(cache):
+    """Where a wide block uses few channels, choosing those loses nothing."""
+    torch.manual_seed(0)
+    wide, narrow = Student(8, 2, 12), Student(8, 2, 4)
+    with torch.no_grad():
+        wide.tail.weight.normal_(0, 0.1)
+        for block in wide.body:
+            block.conv2.weight[:, 4:] = 0
+    config = tiny_config(cache, "narrow")
+    training.narrow(wide, narrow, dataset.PairDataset(dataset.open_pairs(dataset.prepare_pairs(config)), config))
+    y, uv = torch.rand(1, 1, 48, 64), torch.rand(1, 2, 24, 32)
+    for expected, found in zip(wide.predict(y, uv), narrow.predict(y, uv), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_larger_students_answer_is_the_goal_at_any_strength():
+    torch.manual_seed(0)
+    larger = Student(8, 1)
+    torch.nn.init.normal_(larger.tail.weight, std=0.1)
+    planes = torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)
+    truth = tuple(torch.rand_like(plane) for plane in planes)
+    batch = {"input": planes, "goal": truth, "taught": torch.ones(2), "answer": torch.tensor([[1.2, 0], [1, 1]])}
+    found, strength = training.answered(batch, larger, np.random.default_rng(0))
+    answer = larger(*planes, 1.2 * strength)
+    for before, true, said, goal in zip(planes, truth, answer, found["goal"], strict=True):
+        torch.testing.assert_close(goal[0], said[0])
+        torch.testing.assert_close(goal[1], before[1] + strength * (true - before)[1])
+    assert found["target"] is found["goal"][0] and not found["taught"].any()
+
+
+def test_a_run_can_learn_from_a_larger_student(cache, whole, tmp_path):
+    config = tiny_config(cache, tmp_path / "small", larger=str(whole / "student.pth"), wide=4, epochs=1)
+    student, meta = load_student(training.train(config))
+    assert student.args == {"channels": 8, "blocks": 1, "wide": 4} and meta["config"]["larger"] == config.larger
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -309,6 +345,7 @@ def test_a_run_can_start_from_a_student(cache, whole, tmp_path):
         ("precision=fp8", "precision must be one of"),
         ("teacher=nobody", "teacher must be one of"),
         ("initial=missing.pth", "no checkpoint at missing.pth"),
+        ("larger=missing.pth", "no checkpoint at missing.pth"),
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(capsys, argument, message):

@@ -1,0 +1,75 @@
+"""The choice of an engine: PyTorch is imported only where it is what runs."""
+
+import importlib.util
+import logging
+import platform
+from pathlib import Path
+
+from runtime import ArtefactError, DeviceError, OpenVINOEngine
+from utils import first_line
+
+log = logging.getLogger(__name__)
+
+
+def make_engine(checkpoint, device="auto"):
+    """Choose the engine for a student.
+
+    Args:
+        checkpoint: path of its file; the int8 network is looked for beside it, see `runtime.artefact_path`.
+        device: ``"auto"``: CUDA before MPS before the int8 network on the CPU before PyTorch on the CPU. A name that
+            PyTorch knows (``"cpu"``, ``"cuda:1"``, ``"mps"``): PyTorch. ``"openvino"``, ``"openvino:GPU"``,
+            ``"openvino:NPU"``: the int8 network there, on the CPU if nothing is named.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or is not one.
+        DeviceError: the device is unknown or missing, PyTorch is wanted and not installed, or OpenVINO was asked for
+            and cannot run this student.
+    """
+    library, _, name = device.partition(":")
+    if library == "openvino":
+        try:
+            return OpenVINOEngine(checkpoint, name.upper() or "CPU")
+        except ArtefactError as error:
+            raise DeviceError(f"device {device!r} cannot be used: {error}") from error
+    if device != "auto":
+        return _torch_engine(checkpoint, device)
+    if _gpu_is_likely():
+        from torch_engine import pick_device
+
+        if pick_device().type != "cpu":
+            return _torch_engine(checkpoint, device)
+    try:
+        return OpenVINOEngine(checkpoint)
+    except DeviceError as error:  # an ArtefactError is one
+        if not _has_torch():
+            raise
+        engine = _torch_engine(checkpoint, "cpu")
+        log.warning("PyTorch is used, which is slower on a CPU than the int8 network: %s", error)
+        return engine
+
+
+def _torch_engine(checkpoint, device):
+    try:
+        from models import load_student
+        from torch_engine import TorchEngine
+    except ImportError as error:
+        raise DeviceError(
+            f"device {device!r} needs PyTorch ({first_line(error)}): pip install -r requirements.txt"
+        ) from error
+    return TorchEngine(load_student(checkpoint)[0], device)
+
+
+def _has_torch():
+    return importlib.util.find_spec("torch") is not None
+
+
+def _gpu_is_likely():
+    """Whether PyTorch is there and may find a GPU: to import it takes longer than to sharpen a picture."""
+    if not _has_torch():
+        return False
+    if platform.system() == "Darwin":
+        return platform.machine() == "arm64"
+    if platform.system() == "Windows":
+        return Path("C:/Windows/System32/nvcuda.dll").exists()
+    drivers = ("nvidia*", "nvhost*", "dxg", "kfd")  # NVIDIA's, its Tegra's, Windows' for its Linux, AMD's
+    return any(any(Path("/dev").glob(driver)) for driver in drivers)
