@@ -454,7 +454,6 @@ def web_file(student):
     header = {
         **student.args,
         "dilations": [block.conv1.dilation[0] for block in student.body],
-        "digest": weights_digest(student),
         "inputGain": INPUT_GAIN,
         "detailGain": DETAIL_GAIN,
         "detailSigma": DETAIL_SIGMA,
