@@ -289,7 +289,7 @@ def run_size(argv):
     started = time.perf_counter()
     sources = conditions.list_sources(arguments.data, arguments.match)
     methods = sizes.make_methods(RealTimeSharpener(arguments.checkpoint), arguments.slow)
-    figures = sizes.measure(sources, methods, arguments.lines, arguments.frames, CACHE)
+    figures = sizes.measure(sources, methods, arguments.lines, arguments.frames)
     times = {name: sizes.cpu_milliseconds(make(3), 3, 2 if name in sizes.SLOW else 7) for name, make in methods.items()}
     described = describe_run(["python", "evaluate.py", "size", *argv], started)
     path = Path("results") / arguments.name / "README.md"
