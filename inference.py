@@ -50,7 +50,11 @@ from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
+<<<<<<< HEAD
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
+=======
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
+>>>>>>> h-S
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -58,7 +62,11 @@ if TYPE_CHECKING:
     import torch
 
 Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
+<<<<<<< HEAD
 SizeLike: TypeAlias = str | tuple[int, int]  # what `scaling.parse_size` takes
+=======
+SizeLike = str | tuple[int, int]  # what `scaling.parse_size` takes
+>>>>>>> h-S
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +200,13 @@ class RealTimeSharpener:
             VideoError: the input cannot be read, or the output format cannot hold it.
             ValueError: the strength is not a finite number from 0, or there is no such size.
         """
+<<<<<<< HEAD
         _check_other(input_path, output_path)
         size = _fixed_size(size)
+=======
+        size = _fixed_size(size)
+        _check_other(input_path, output_path)
+>>>>>>> h-S
         picture = read_image(input_path)
         if not location:
             picture.metadata = without_location(picture.metadata)
@@ -292,12 +305,16 @@ class RealTimeSharpener:
         sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
+<<<<<<< HEAD
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size, location):
+=======
+    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
+>>>>>>> h-S
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True, location=location))
             kind = reader.format
-            shape = kind.width, kind.height, kind.pixel_aspect, kind.quarter_turns % 2 == 1
+            shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
             kind = dataclasses.replace(kind, width=target[0], height=target[1])
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
@@ -325,16 +342,16 @@ class RealTimeSharpener:
         if is_camera(source):
             return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
         reader = stack.enter_context(VideoReader(source))
-        kind, turned = reader.format, reader.format.quarter_turns % 2 == 1
+        kind = reader.format
         timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
         def sharpen_frame(frame, strength):
-            target = controls.target_size(kind.width, kind.height, turned)
+            target = controls.target_size(kind.width, kind.height, kind.turned)
             y, uv = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
             return reader.to_bgr(*self.sharpen_planes(y, uv, kind.full_range, strength))
 
-        upright = (kind.height, kind.width) if turned else (kind.width, kind.height)
+        upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
         return TimedSource(frames, reader.live, kind.rate, upright), sharpen_frame
 
     def _sharpen_pixels(self, pixels, strength):

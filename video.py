@@ -101,6 +101,11 @@ class VideoFormat:
         """Whether luma spans 0-255 instead of 16-235."""
         return self.value_range == _RANGE_FULL
 
+    @property
+    def turned(self):
+        """Whether frames are stored on their side."""
+        return self.upright(np.empty((1, 2))).shape == (2, 1)
+
     def upright(self, pixels):
         """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
         if self.display_matrix is None:
