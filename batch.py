@@ -2,17 +2,21 @@
 
 import glob
 import itertools
+import logging
 import os
 import re
 import sys
 from pathlib import Path
 
-from images import VideoError, existing_file
+from images import VideoError, existing_file, is_image
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, logging_redirect_tqdm, tqdm
 
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+_READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif")
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"_sharpened(_partial)?$")
+
+log = logging.getLogger(__name__)
 
 
 def plan_files(sources, output=None):
@@ -20,7 +24,8 @@ def plan_files(sources, output=None):
 
     Args:
         sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Of folders
-            and patterns only visible images and videos are taken. What an earlier run wrote is left out.
+            and patterns only visible images and videos are taken; a warning names what else there is. What an earlier
+            run wrote is left out.
         output: folder to write to, under relative names; None for ``NAME_sharpened`` beside each file or folder.
 
     Returns:
@@ -58,14 +63,22 @@ def _targets(source, output):
             return []  # the output of an earlier run, which the shell's *.mp4 names, too
         return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
 
-    files = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    files = [path for path in found if path.is_file()]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if root and folder.resolve() in root.resolve().parents:  # the output lies within the source
         files = [path for path in files if not path.resolve().is_relative_to(root.resolve())]
+    others = sorted(path.name for path in files if path.suffix.lower() not in _READ_SUFFIXES)
+    files = [path for path in files if path.suffix.lower() in _READ_SUFFIXES]
     if not files:
-        raise VideoError(f"{source} names no image or video ({', '.join(_SUFFIXES)}): check the name")
+        raise VideoError(f"{source} names no image or video ({', '.join(_READ_SUFFIXES)}): check the name")
+    if others:
+        names = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        log.warning("%s: left out, as neither a picture nor a video by its name: %s", source, names)
     files = [path for path in files if not _is_output(path, folder)]
-    return [(path, root / path.relative_to(folder) if root else default_output(path)) for path in files]
+    targets = [(path, default_output(path)) for path in files]
+    if not root:
+        return targets
+    return [(path, (root / path.relative_to(folder)).with_suffix(target.suffix)) for path, target in targets]
 
 
 def is_pattern(source):
@@ -74,8 +87,9 @@ def is_pattern(source):
 
 
 def default_output(path):
-    """Return ``NAME_sharpened`` beside a file; an .mp4 if videos of its type cannot be written."""
-    return path.with_name(f"{path.stem}_sharpened{path.suffix if path.suffix.lower() in _SUFFIXES else '.mp4'}")
+    """Return ``NAME_sharpened`` beside a file; a .jpg or .mp4 if its type cannot be written."""
+    suffix = path.suffix if path.suffix.lower() in _SUFFIXES else ".jpg" if is_image(path) else ".mp4"
+    return path.with_name(f"{path.stem}_sharpened{suffix}")
 
 
 def _is_output(path, folder):
@@ -115,7 +129,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
                         present += 1
                         continue
                     check_free(target, overwrite)
-                    sharpen_file(sharpener, path, target, compare, **encoding)
+                    sharpen_file(sharpener, path, target, compare, not bar.disable, **encoding)
                     written += 1
                 except VideoError as error:
                     failures.append(str(error))
@@ -145,7 +159,7 @@ def _is_done(path, target):
 
 def sharpen_file(sharpener, path, output, compare, progress=False, **encoding):
     """Sharpen one image or video file; return the statistics of a video, None for an image."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(existing_file(path)):
         return sharpener.sharpen_image(path, output, compare)
     return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
 

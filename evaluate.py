@@ -15,7 +15,6 @@ What is measured, on what, is in benchmark/conditions.py.
 
 import argparse
 import functools
-import json
 import sys
 import time
 from pathlib import Path
@@ -26,18 +25,10 @@ try:
     from benchmark import conditions, runner, sheets, speed
     from benchmark.metrics import MetricError
     from benchmark.page import write_report
-    from benchmark.peers import FILTERS, NETWORKS, Peer, peers, time_1080p
-    from benchmark.report import (
-        FORMAT,
-        STUDENT,
-        ReportError,
-        compare,
-        format_comparison,
-        load_report,
-        markdown_summary,
-    )
+    from benchmark.peers import FILTERS, NETWORKS, Peer, peers
+    from benchmark.report import FORMAT, PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
     from benchmark.runner import cut_frame, describe_run, file_digest, record_key
-    from benchmark.study import StudyError, make_study, summarise_study
+    from benchmark.study import make_study, summarise_study
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
 from degradation import DataError
@@ -45,17 +36,12 @@ from images import VideoError
 from inference import RealTimeSharpener, parse_amount
 from models import load_student
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
-from utils import atomic_path
 
 CACHE = "data/cache/benchmark"
 
 
 def choose_units(arguments):
-    """Return the units (see `conditions.Unit`) that a command line asks for.
-
-    Raises:
-        DataError: nothing fits.
-    """
+    """Return the units (see `conditions.Unit`) that a command line asks for; a DataError says that nothing fits."""
     sources = conditions.list_sources(arguments.data, arguments.match)
     if arguments.quick:
         first = {}  # picture of each category
@@ -64,28 +50,21 @@ def choose_units(arguments):
                 first.setdefault(source.category, source)
         units = conditions.image_units(first.values(), ("clean", conditions.DEFAULT_CONDITION))
         return units + conditions.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
-    scales, codecs = arguments.scales or conditions.SCALES, arguments.codecs or conditions.CODECS
     by_protocol = {
         "real": conditions.real_units(sources),
-        "camera": conditions.camera_units(sources, codecs),
-        "call": conditions.call_units(sources, arguments.full, scales, codecs),
+        "camera": conditions.camera_units(sources, arguments.codecs),
+        "call": conditions.call_units(sources, codecs=arguments.codecs),
         "x4": conditions.x4_units(sources),
         "image": conditions.image_units(sources),
     }
-    wanted = arguments.protocol or list(by_protocol)
-    if not any(by_protocol[protocol] for protocol in wanted):
-        raise DataError(
-            f"nothing fits --protocol {' '.join(wanted)}: real and x4 measure videos, image measures pictures"
-        )
-    shares = {"real": 1.0, "image": arguments.share[-1]}
     units = [
         unit
         for protocol, units in by_protocol.items()
-        if protocol in wanted
-        for unit in conditions.draw_units(units, shares.get(protocol, arguments.share[0]))
+        if protocol in arguments.protocol
+        for unit in conditions.draw_units(units, 1 if protocol == "real" else arguments.share)
     ]
     if not units:
-        raise DataError("--share leaves nothing to measure: choose a larger one")
+        raise DataError("nothing fits: real and x4 measure videos, image measures pictures, --share draws some of them")
     return units
 
 
@@ -110,7 +89,7 @@ def choose_methods(sharpener, peer_names, device="auto", crisp=None):
 
 
 def measure(arguments, command):
-    """Run the benchmark, write its report and page, and print its tables; return the exit code."""
+    """Run the benchmark, write its report and page, and print its tables."""
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
     student, meta = load_student(sharpener.checkpoint)
@@ -124,8 +103,8 @@ def measure(arguments, command):
     units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / arguments.name
     shown = [method for method in methods if method.name not in slow]
-    crops, worst = runner.write_crops(units, records, shown, folder, CACHE, STUDENT)
-    times = {method.name: 0.0 if method.name == "input" else time_1080p(method) for method in methods}
+    crops, worst = runner.write_crops(units, records, shown, folder, STUDENT)
+    times = {method.name: 0.0 if method.name == "input" else speed.time_peer(method) for method in methods}
     report = {
         "format": FORMAT,
         "name": arguments.name,
@@ -145,62 +124,54 @@ def measure(arguments, command):
         "crops": crops,
         "worst": worst,
     }
-    path = folder / "report.json"
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
+    write_report(report, folder)
     print(markdown_summary(report))
-    print(f"written: {path} and {write_report(path)}")
-    return 0
+    print(f"written: {folder / 'report.json'} and {folder / 'report.html'}")
 
 
 def run_comparison(argv):
     """``evaluate.py compare A.json B.json``."""
-    parser = argparse.ArgumentParser(prog="evaluate.py compare", description="What became better or worse from A to B.")
+    parser = make_parser("compare", "What became better or worse from A to B.")
     parser.add_argument("a", help="report.json of one run")
     parser.add_argument("b", help="report.json of another")
     arguments = parser.parse_args(argv)
     a, b = load_report(arguments.a), load_report(arguments.b)
     print(format_comparison(compare(a, b), a, b))
-    return 0
+
+
+def make_parser(command, description, measures=False):
+    """Return a parser of a command's arguments; what `measures` takes a student and a folder of data."""
+    parser = argparse.ArgumentParser(prog=f"evaluate.py {command}".strip(), description=description)
+    if measures:
+        parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="student (default: the released one)")
+        parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
+    return parser
 
 
 def run_study(argv):
     """``evaluate.py subjective``: make the page of a study, or summarise the votes that it collected."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py subjective",
-        description="A blind pairwise comparison (CCR, ITU-T P.910) as one HTML file that collects votes.",
-    )
+    description = "A blind pairwise comparison (CCR, ITU-T P.910) as one HTML file that collects votes."
+    parser = make_parser("subjective", description, measures=True)
     parser.add_argument("folder", nargs="?", default="results/study", help="where it is kept (default: results/study)")
     parser.add_argument("--summarise", nargs="+", metavar="VOTES", help="evaluate files that the page saved instead")
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
-    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
-    parser.add_argument(
-        "--limit", type=parse_count, default=40, help="comparisons in a study, traps not counted (default: 40)"
-    )
+    parser.add_argument("--limit", type=parse_count, default=40, help="comparisons without traps (default: 40)")
     parser.add_argument("--seed", type=parse_count, default=0, help="of the choice of comparisons")
     arguments = parser.parse_args(argv)
     if arguments.summarise:
         print(summarise_study(arguments.folder, arguments.summarise))
-        return 0
+        return
     scenes = study_scenes(RealTimeSharpener(arguments.checkpoint), arguments.data)
     page = make_study(arguments.folder, scenes, arguments.seed, arguments.limit)
     print(f"{page} is the study: open it in a browser or hand it out. Keep key.json, which says what it shows.")
-    return 0
 
 
 def run_sheets(argv):
     """``evaluate.py sheets``: make blind sheets of real clips, or sum up viewers' scores."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py sheets",
-        description="The same crops of real clips, at their own size, by several methods under letters.",
-    )
-    parser.add_argument(
-        "folder", nargs="?", default="results/sheets", help="where they are kept (default: results/sheets)"
-    )
+    description = "The same crops of real clips, at their own size, by several methods under letters."
+    parser = make_parser("sheets", description, measures=True)
+    parser.add_argument("folder", nargs="?", default="results/sheets", help="their folder (default: results/sheets)")
     parser.add_argument("--tally", nargs="+", metavar="CSV", help="filled-in copies of scores.csv: sum them up instead")
-    parser.add_argument("--data", help="folder of videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
     parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
     parser.add_argument("--peers", nargs="+", choices=(*FILTERS, *NETWORKS), default=["unsharp mask, strong", "RCAS"])
     parser.add_argument("--crops", type=parse_count, default=2, help="of each clip (default: 2)")
@@ -208,7 +179,7 @@ def run_sheets(argv):
     arguments = parser.parse_args(argv)
     if arguments.tally:
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
-        return 0
+        return
     methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments.peers, crisp=arguments.crisp)
     methods = {method.name: method.at(1) for method in methods}
     units = conditions.real_units(conditions.list_sources(arguments.data, arguments.match))
@@ -217,16 +188,10 @@ def run_sheets(argv):
         raise DataError("sheets show real clips: name a folder with videos by --data")
     paths = sheets.make_sheets(arguments.folder, scenes, arguments.seed)
     print(f"{len(paths)} sheets and scores.csv are in {arguments.folder}; key.json says which letter was which method")
-    return 0
 
 
 def real_crops(unit, methods, count, size=(240, 180)):
-    """Cut the `count` most detailed places out of the last frame of a real clip.
-
-    Args:
-        unit: of protocol ``real``.
-        methods: dict of name -> method.
-        size: (width, height) of a crop.
+    """Cut the `count` most detailed places out of the last frame of a real clip, of `size` = (width, height).
 
     Returns:
         List of ``(name, {method: crop})``, crops uint8 BGR; empty if the clip cannot be read.
@@ -248,7 +213,7 @@ def real_crops(unit, methods, count, size=(240, 180)):
 def read_sample(unit, *frames):
     """The sample of a unit (see `conditions.make_sample`); None, with a message, if its file cannot be read."""
     try:
-        return conditions.make_sample(unit, CACHE, *frames)
+        return conditions.make_sample(unit, *frames)
     except (DataError, VideoError) as error:
         print(f"left out: {unit.source.name}, {unit.condition}: {error}", file=sys.stderr)
         return None
@@ -262,12 +227,7 @@ def parse_count(text):
 
 
 def study_scenes(sharpener, data):
-    """Yield scenes for `make_study`: crops of real clips as they are, and of calls at half size, QP 32 and 300 kbit/s.
-
-    Args:
-        sharpener: RealTimeSharpener.
-        data: folder of pictures and videos; None for those that the packages ship.
-    """
+    """Yield scenes for `make_study`: crops of real clips, and of calls at half size, at QP 32 and at 300 kbit/s."""
     methods = {"input": runner.as_it_came, STUDENT: sharpener.sharpen_planes}
     methods |= {peer.name: peer.at(1) for peer in peers(["unsharp mask"])}
     sources, size = conditions.list_sources(data), (480, 360)
@@ -286,11 +246,8 @@ def study_scenes(sharpener, data):
 
 def run_speed(argv):
     """``evaluate.py speed``: measure times only, and write speed.json, speed.png and README.md."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py speed",
-        description="How long a frame takes: by size and engine, beside peers, from file to file.",
-    )
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    parser = make_parser("speed", "How long a frame takes: by size and engine, beside peers, from file to file.")
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="student (default: the released one)")
     parser.add_argument("--device", default="auto", help="auto (every engine that works), openvino, cpu, cuda or mps")
     parser.add_argument(
         "--sizes", nargs="+", type=speed.parse_size, metavar="SIZE", help=f"{', '.join(speed.SIZES)} or WIDTHxHEIGHT"
@@ -307,8 +264,8 @@ def run_speed(argv):
 
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
-    names = [*FILTERS, *(NETWORKS if arguments.networks else ())]
-    measured = speed.measure(sharpener, arguments.device, sizes, seconds, names, clip)
+    others = peers([*FILTERS, *(NETWORKS if arguments.networks else ())], arguments.device)
+    measured = speed.measure(sharpener, arguments.device, sizes, seconds, others, clip)
     report = {
         **describe_run(["python", "evaluate.py", "speed", *argv], started),
         "checkpoint": {"name": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
@@ -316,48 +273,26 @@ def run_speed(argv):
     }
     folder = Path("results") / (arguments.name or ("quick" if quick else "speed"))
     print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
-    return 0
 
 
 def parse_arguments(argv):
     """The arguments of a measurement."""
-    parser = argparse.ArgumentParser(
-        description="Measure what a student gains over its input, against its peers, and how fast it is.",
-        epilog="`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective and speed.",
-    )
-    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="the student (default: the released one)")
+    description = "Measure what a student gains over its input, against its peers, and how fast it is."
+    parser = make_parser("", description, measures=True)
+    parser.epilog = "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective and speed."
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
     parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
-    parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument(
-        "--protocol",
-        nargs="+",
-        choices=("real", "camera", "call", "x4", "image"),
-        help="what to measure (default: all)",
-    )
-    parser.add_argument("--full", action="store_true", help="call: every scale with every codec and rate; takes hours")
-    parser.add_argument(
-        "--share",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        metavar="SHARE",
-        help="measure only this share of all conditions (default: 1); two numbers: of clips and of pictures",
-    )
-    parser.add_argument("--scales", nargs="+", type=float, choices=conditions.SCALES, help="call: only these scales")
-    parser.add_argument("--codecs", nargs="+", choices=conditions.CODECS, help="call: only these codecs")
-    parser.add_argument(
-        "--peers", nargs="+", choices=(*FILTERS, *NETWORKS), metavar="PEER", help="default: all filters"
-    )
+    parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="default: all")
+    parser.add_argument("--share", type=float, default=1.0, help="measure only this share of all conditions")
+    choices = conditions.CODECS
+    parser.add_argument("--codecs", nargs="+", choices=choices, default=choices, help="camera and call: only these")
+    choices = (*FILTERS, *NETWORKS)
+    parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", help="default: all filters")
     arguments = parser.parse_args(argv)
-    if arguments.match != parser.get_default("match") and not arguments.data:
-        parser.error("--match chooses among the files of --data: name a folder")
-    if len(arguments.share) > 2:
-        parser.error("--share takes one number, or two: of clips and of pictures")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 
@@ -367,18 +302,11 @@ def main(argv=None):
     commands = {"compare": run_comparison, "sheets": run_sheets, "subjective": run_study, "speed": run_speed}
     try:
         if argv and argv[0] in commands:
-            return commands[argv[0]](argv[1:])
-        return measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
-    except (
-        CheckpointError,
-        DataError,
-        DeviceError,
-        MetricError,
-        ReportError,
-        StudyError,
-        VideoError,
-        OSError,
-    ) as error:
+            commands[argv[0]](argv[1:])
+        else:
+            measure(parse_arguments(argv), ["python", "evaluate.py", *argv])
+        return 0
+    except (CheckpointError, DataError, DeviceError, MetricError, VideoError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

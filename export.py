@@ -2,6 +2,7 @@
 
     python export.py checkpoints/mine/student.pth                 writes student.int8.onnx beside it
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, distilled on the student's training pairs
+    python export.py checkpoints/mine/student.pth --web           writes web/student.bin, for browsers
 
 Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
 text, and takes some minutes; with the data that the student was trained on it loses less. On one machine the same
@@ -24,6 +25,7 @@ et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153
 
 import argparse
 import copy
+import json
 import logging
 import sys
 from pathlib import Path
@@ -39,12 +41,23 @@ from tqdm import tqdm
 from config import MACHINE_KEYS, Config, ConfigError, make_config
 from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
-from models import INPUT_GAIN, RELEASED_STUDENT, CheckpointError, load_student
+from models import (
+    DETAIL_GAIN,
+    DETAIL_RADIUS,
+    DETAIL_SIGMA,
+    HALO_SHARE,
+    INPUT_GAIN,
+    NEIGHBOURS,
+    RELEASED_STUDENT,
+    CheckpointError,
+    load_student,
+)
 from runtime import (
     FOLDED,
     GAIN_STEPS,
     GAINS,
     MEANS,
+    STRENGTH_LIMIT,
     DeviceError,
     artefact_path,
     fold_planes,
@@ -62,6 +75,8 @@ CALIBRATION_SEED = 20261122
 STEPS = 6000
 FAINT = 0.5  # codes that every change is made smaller by: on a wall, smaller ones are rounding's and would flicker
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
+WEB_MAGIC, WEB_VERSION = b"RTSS", 1  # of `web_file`; web/network.js reads it
+WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
@@ -425,18 +440,69 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
     return path
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# The file for browsers
+
+
+def web_file(student):
+    """The student as web/network.js reads it, as bytes.
+
+    `WEB_MAGIC`, then two little-endian uint32: `WEB_VERSION` and the length of a header in JSON, then the header and
+    float16 numbers. They are 4x4 matrices, of four inputs and four outputs each: of every convolution those of its
+    kernel ``(k*k, ceil(I/4), ceil(O/4))``, input after input, and its biases, filled with zeros.
+    """
+    header = {
+        **student.args,
+        "dilations": [block.conv1.dilation[0] for block in student.body],
+        "digest": weights_digest(student),
+        "inputGain": INPUT_GAIN,
+        "detailGain": DETAIL_GAIN,
+        "detailSigma": DETAIL_SIGMA,
+        "detailRadius": DETAIL_RADIUS,
+        "neighbours": NEIGHBOURS,
+        "haloShare": HALO_SHARE,
+        "strengthLimit": STRENGTH_LIMIT,
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4)
+    values = [_matrices(module) for module in student.modules() if isinstance(module, nn.Conv2d)]
+    sizes = np.array([WEB_VERSION, len(text)], "<u4").tobytes()
+    return WEB_MAGIC + sizes + text + np.concatenate(values).astype("<f2").tobytes()
+
+
+def _matrices(conv):
+    outputs, inputs, *kernel = conv.weight.shape
+    weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, -inputs % 4, 0, -outputs % 4))
+    weight = weight.reshape(-(-outputs // 4), 4, -(-inputs // 4), 4, *kernel).permute(4, 5, 2, 0, 3, 1)
+    bias = F.pad(conv.bias.detach(), (0, -outputs % 16))
+    return np.concatenate([weight.flatten().numpy(), bias.numpy()])
+
+
+def export_web(checkpoint, output=None):
+    """Write a checkpoint's `web_file`, by default the one that the page in web/ loads; returns its path."""
+    student, _ = load_student(checkpoint)
+    path = Path(output or WEB_FILE)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(web_file(student))
+    return path
+
+
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 2 for bad input."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
     parser.add_argument(
         "checkpoint", nargs="?", default=str(RELEASED_STUDENT), help="the student (default: the released one)"
     )
-    parser.add_argument("-o", "--output", help="file to write (default: NAME.int8.onnx beside the checkpoint)")
+    parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
     parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
+    parser.add_argument("--web", action="store_true", help="write web/student.bin, for browsers, instead")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
-        path = export(arguments.checkpoint, arguments.output, arguments.data)
+        if arguments.web:
+            path = export_web(arguments.checkpoint, arguments.output)
+        else:
+            path = export(arguments.checkpoint, arguments.output, arguments.data)
     except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Image files: 8 and 16 bits, grey and colour, transparency, orientation and colour profiles.
+"""Image files: 8 and 16 bits, grey and colour, transparency, orientation, colour profiles, EXIF and texts.
 
 Files may come from strangers. Their size is checked before memory is allocated, and they are read only as the formats
 listed here, whatever their names say: for PostScript, Pillow would run a program. What goes wrong is a `VideoError`.
@@ -6,25 +6,29 @@ listed here, whatever their names say: for PostScript, Pillow would run a progra
 
 import contextlib
 import dataclasses
+import io
 import logging
 import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from utils import IMAGE_SUFFIXES, atomic_path, first_line
 
 MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
+_READ_FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]  # JPEG includes MPO
+_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
-_ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp")
-_JPEG = {"quality": 95, "subsampling": "4:4:4"}
+_ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".avif")
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}
 _TIFF = {"compression": "tiff_deflate"}
-_SAVE_OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"quality": 95}, ".tif": _TIFF, ".tiff": _TIFF}
+_SAVE_OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".jpe": _JPEG, ".jfif": _JPEG, ".tif": _TIFF, ".tiff": _TIFF}
+_SAVE_OPTIONS |= {".webp": {"quality": 95}, ".avif": {"quality": 90}}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
+_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF: not its layout
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +45,20 @@ class Picture:
         pixels: ``(H, W, 3)`` BGR or ``(H, W)`` grey, uint8 or uint16.
         alpha: opacity ``(H, W)`` of the same type, or None.
         color_profile: the file's ICC profile (bytes), or None.
+        metadata: Pillow's options for saving EXIF (without orientation), resolution, XMP, comment and PNG's texts.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     color_profile: bytes | None = None
+    metadata: dict = dataclasses.field(default_factory=dict)
 
 
 def read_image(path):
     """Read an image file as a `Picture`, upright.
 
     Pillow reads 8-bit files: it knows orientation and colour profiles, and refuses a truncated file. OpenCV reads
-    16-bit files, which Pillow would reduce to 8 bits.
+    16-bit files, which Pillow would reduce to 8 bits; it is given their content, as some names crash it.
 
     Raises:
         VideoError: the file does not exist, is not an image, is damaged, exceeds `MAX_IMAGE_SIDE` or
@@ -63,10 +69,21 @@ def read_image(path):
         deep = _has_16_bits(path, file)
         _check_supported(path, file, deep)
         file.load()
-        pixels = _read_16_bits(path, file) if deep else None
-        if pixels is not None:
-            return _split_alpha(pixels, file.info.get("icc_profile"))
-        return _read_8_bits(path, file)
+        pixels, profile = _read_16_bits(path, file) if deep else None, file.info.get("icc_profile")
+        picture = _read_8_bits(path, file) if pixels is None else _split_alpha(pixels, profile)
+        picture.metadata = _read_metadata(file)
+        return picture
+
+
+def is_image(path):
+    """Return whether a file is a picture by its content, or claims to be one by its name."""
+    try:
+        if _is_heic(path):
+            return True
+        with Image.open(path, formats=_READ_FORMATS):
+            return True
+    except Exception:  # decoders of damaged files raise anything
+        return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def check_image(path):
@@ -93,17 +110,30 @@ def write_image(path, picture):
     if picture.alpha is not None:
         color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
         pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
+    options = {"icc_profile": picture.color_profile, **picture.metadata, **_SAVE_OPTIONS.get(suffix, {})}
     try:
         with atomic_path(path) as temporary:
-            if not deep:
-                image = Image.fromarray(_swap_red_and_blue(pixels))
-                image.save(temporary, icc_profile=picture.color_profile, **_SAVE_OPTIONS.get(suffix, {}))
-            elif not cv2.imwrite(str(temporary), pixels):
-                raise VideoError(f"cannot write {path}")
+            if deep:
+                temporary.write_bytes(_encode_16_bits(pixels, suffix, options))
+            else:
+                Image.fromarray(_swap_red_and_blue(pixels)).save(temporary, **options)
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
-    if deep and picture.color_profile:
-        log.warning("%s: the colour profile of a 16-bit image is not kept", path)
+    if deep and suffix != ".png" and (picture.color_profile or picture.metadata):
+        log.warning(
+            "%s: profile, EXIF and texts of a 16-bit picture are not kept in %s; a .png keeps them", path, suffix
+        )
+
+
+def _encode_16_bits(pixels, suffix, options):
+    """Encode with OpenCV; in a PNG, add the chunks that Pillow writes for the options to a picture of one pixel."""
+    data = cv2.imencode(suffix, pixels)[1].tobytes()
+    if suffix != ".png":
+        return data
+    small = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(small, "PNG", **options)
+    chunks = small.getvalue()[33 : small.getvalue().rindex(b"IDAT") - 4]  # signature and IHDR: 33 bytes
+    return data[:33] + chunks + data[33:]
 
 
 def existing_file(path):
@@ -115,6 +145,8 @@ def existing_file(path):
     path = Path(path)
     if path.is_dir():
         raise VideoError(f"{path} is a folder, expected a file")
+    if path.exists() and not path.is_file():
+        raise VideoError(f"{path} is a pipe or device, which cannot be read: name a file")
     if not path.is_file():
         raise VideoError(f"{path} does not exist: check the name")
     if path.stat().st_size == 0:
@@ -130,6 +162,8 @@ def _open_image(path):
         "pixels can be read; scale it down or cut it first"
     )
     try:
+        if _is_heic(path):
+            _learn_heic(path)
         with Image.open(path, formats=_READ_FORMATS) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
@@ -141,6 +175,37 @@ def _open_image(path):
         raise VideoError(too_large.format(error)) from error
     except Exception as error:  # decoders of damaged files raise anything: KeyError, struct.error, zlib.error ...
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
+
+
+def _is_heic(path):
+    with open(path, "rb") as file:
+        return file.read(12)[4:] in _HEIC
+
+
+def _learn_heic(path):
+    """Have Pillow read HEIC, if the user has installed what that needs."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
+    pillow_heif.register_heif_opener()
+    if "HEIF" not in _READ_FORMATS:
+        _READ_FORMATS.append("HEIF")
+
+
+def _read_metadata(file):
+    """Return what a file says about its picture, which is upright now; see `Picture`."""
+    info, exif = ImageOps.exif_transpose(file).info, file.getexif()
+    metadata = {key: info[key] for key in ("exif", "dpi", "xmp", "comment") if info.get(key)}
+    if file.format == "TIFF":
+        kept = Image.Exif()
+        kept.update({tag: exif.get_ifd(tag) or exif[tag] for tag in _TEXT_TAGS if tag in exif})
+        metadata |= {"exif": kept.tobytes()} if kept else {}
+    if texts := getattr(file, "text", None):
+        metadata["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, text in texts.items():
+            metadata["pnginfo"].add_itxt(key, info.get(key, text))  # XMP without orientation
+    return metadata
 
 
 def _has_16_bits(path, file):
@@ -168,11 +233,14 @@ def _check_supported(path, file, deep):
 def _read_16_bits(path, file):
     """Return the upright pixels of a 16-bit image, or None if OpenCV cannot read them."""
     with quiet_opencv():
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         return None
     if sorted(pixels.shape[:2]) != sorted(file.size):
         raise VideoError(f"{path} contradicts itself about its size: try a fresh copy")
+    if pixels.ndim == 2 and isinstance(key := file.info.get("transparency"), int):  # of colour, OpenCV makes it alpha
+        alpha = np.where(pixels == key, 0, 65535).astype(np.uint16)
+        pixels = np.dstack([pixels, pixels, pixels, alpha])
     orientation = 1 if file.format == "TIFF" else file.getexif().get(_ORIENTATION, 1)  # OpenCV turns TIFFs itself
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)

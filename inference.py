@@ -164,6 +164,7 @@ class RealTimeSharpener:
             VideoError: the input cannot be read, or the output format cannot hold it.
             ValueError: the strength is not a finite number from 0.
         """
+        _check_other(input_path, output_path)
         picture = read_image(input_path)
         sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
@@ -246,8 +247,7 @@ class RealTimeSharpener:
         return self._statistics(count, begin, size, output_path) | meter.stats | {"levels": load.frames}
 
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality):
-        if Path(output_path).exists() and Path(source).exists() and os.path.samefile(source, output_path):
-            raise VideoError(f"{output_path} is the input itself: name another output")
+        _check_other(source, output_path)
         with (
             VideoReader(source, audio=True) as reader,
             VideoWriter(output_path, reader.format, reader, quality, codec) as writer,
@@ -295,6 +295,12 @@ class RealTimeSharpener:
         }
 
 
+def _check_other(source, output):
+    """Raise `VideoError` if an output is its input."""
+    if Path(output).exists() and Path(source).exists() and os.path.samefile(source, output):
+        raise VideoError(f"{output} is the input itself: name another output")
+
+
 def _check_strength(strength):
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength must be a finite number from 0, got {strength}")
@@ -302,7 +308,13 @@ def _check_strength(strength):
 
 
 def _progress_bar(frames, shown, total=None):
-    return tqdm(frames, total=total, unit=" frames", leave=False, disable=not shown)
+    """Yield the frames, with a bar that ends at 100 %: their number is often an estimate."""
+    with tqdm(frames, total=total, unit=" frames", leave=False, disable=not shown) as bar:
+        try:
+            yield from bar
+        finally:
+            bar.total = bar.n
+            bar.refresh()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -337,7 +349,12 @@ exit codes:
 
 def main(argv=None):
     """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
-    args = make_parser().parse_intermixed_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = make_parser().parse_intermixed_args(argv[:end])
+    args.sources += argv[end + 1 :]  # names that may begin with a dash, which argparse does not see to
+    for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
+        stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has a limit of its own

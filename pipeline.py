@@ -54,7 +54,7 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
         if worker.failure:
             raise worker.failure
 
-    ahead, worker = consume(), _Worker(produce, "read ahead")
+    ahead, worker = consume(), Worker(produce, "read ahead")
     try:
         yield ahead
     finally:
@@ -91,7 +91,7 @@ def write_behind(write, depth=2):
         slots.acquire()
         waiting.put(item)
 
-    worker = _Worker(consume, "write behind")
+    worker = Worker(consume, "write behind")
     try:
         yield enqueue
     except KeyboardInterrupt:
@@ -109,7 +109,7 @@ def run_to_end(work):
 
     What `work` raises is raised here, even after Ctrl-C.
     """
-    worker = _Worker(work, "run to end")
+    worker = Worker(work, "run to end")
     try:
         worker.wait()
     finally:
@@ -117,7 +117,24 @@ def run_to_end(work):
             raise worker.failure
 
 
-class _Worker:
+def in_parallel(tasks):
+    """Call functions at the same time, the first here and each other in a thread of its own, and wait for all.
+
+    Threads are started anew each time, which takes 0.1 ms: those of a pool would be missing after a fork and refused
+    when the main thread has ended.
+    """
+    workers = [Worker(task, "in parallel") for task in tasks[1:]]
+    try:
+        tasks[0]()
+    finally:
+        for worker in workers:
+            worker.wait()
+    for worker in workers:
+        if worker.failure:
+            raise worker.failure
+
+
+class Worker:
     """Does `work` in a thread, whose end can be waited for through Ctrl-C.
 
     With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.

@@ -24,6 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline import in_parallel
 from utils import first_line
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and code
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
+_STRIPE, _MARGIN = 32, 1  # cells of 4x4 pixels: rows that stay in a core's cache, and what is read above and below them
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -67,6 +69,40 @@ _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and oth
 }
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
 _EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
+
+
+def in_stripes(function, rows, threads):
+    """Call ``function(top, bottom)`` for stripes of so many rows of cells, shared among threads."""
+    tops = range(0, rows, _STRIPE)
+
+    def work(part):
+        for top in tops[part::threads]:
+            function(top, min(top + _STRIPE, rows))
+
+    in_parallel([functools.partial(work, part) for part in range(max(1, min(threads, len(tops))))])
+
+
+def refine(sharp, gain, y, threads=1):
+    """Finish restored luma: `steepen` it, and `limit_halo`; in stripes on several threads, with the same result.
+
+    Args:
+        sharp: restored luma ``(H, W)`` in codes, uint8 or float32.
+        gain: see `steepen`.
+        y: luma as it came, of the same type.
+
+    Returns:
+        Luma of the same type.
+    """
+    refined = np.empty_like(sharp)
+
+    def refine_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        luma, chroma = (slice(size * begin, size * (bottom + _MARGIN)) for size in (4, 2))
+        stripe = limit_halo(steepen(sharp[luma], gain[chroma]), y[luma])
+        refined[4 * top : 4 * bottom] = stripe[4 * (top - begin) :][: 4 * (bottom - top)]
+
+    in_stripes(refine_stripe, -(-len(y) // 4), threads)
+    return refined
 
 
 def steepen(y, gain):
@@ -166,7 +202,7 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v, planes=None, cells=None):
+def fold_planes(y, u, v, planes=None, cells=None, threads=1):
     """Fold a frame as the student's int8 network reads it, channels last.
 
     The planes are what it adds its residual to, and, where it puts its gain, no gain. What it sees has their local
@@ -176,14 +212,33 @@ def fold_planes(y, u, v, planes=None, cells=None):
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
         planes, cells: arrays to fill; None makes new ones.
+        threads: how many work at the same time.
 
     Returns:
         uint8 arrays: planes ``(H/4, W/4, 28)``, 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each
         chroma and 4 of `GAIN_ZERO`; cells ``(H/4, W/4, 32)``.
     """
-    quads = _quads(y, u, v)
-    no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
-    return _merge([*quads, no_gain], planes), _merge(quads + _mean_quads(y, u, v), cells)
+    rows, columns = y.shape[0] // 4, y.shape[1] // 4
+    if planes is None:
+        planes, cells = (np.empty((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "cells"))
+
+    def fold_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        quads = _quads(*_stripe((y, u, v), top, bottom))
+        means = [
+            quad[top - begin :][: bottom - top] for quad in _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
+        ]
+        no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
+        cv2.merge([*quads, no_gain], planes.view(np.int32)[top:bottom])
+        cv2.merge(quads + means, cells.view(np.int32)[top:bottom])
+
+    in_stripes(fold_stripe, rows, threads)
+    return planes, cells
+
+
+def _stripe(planes, top, bottom):
+    """The rows of luma and chroma planes that rows of cells are made of."""
+    return [plane[size * top : size * bottom] for plane, size in zip(planes, (4, 2, 2), strict=True)]
 
 
 def _quads(y, u, v):
@@ -201,28 +256,27 @@ def _mean_quads(y, u, v):
     return [cv2.merge(channels[i : i + 4]).view(np.int32)[..., 0] for i in range(0, len(channels), 4)]
 
 
-def _merge(quads, out):
-    """Put channels beside each other, in `out` unless it is None; uint8."""
-    return cv2.merge(quads, None if out is None else out.view(np.int32)).view(np.uint8)
-
-
 def _mean_3x3(cells):
     """Means of 3x3 cells, at an edge of the 2x3 that are there: half way between its two kinds of continuation."""
     borders = cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101
     return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
 
 
-def unfold_planes(folded, height, width):
+def unfold_planes(folded, height, width, threads=1):
     """The inverse of `fold_planes`: new arrays ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``, the gain likewise."""
     rows, columns = folded.shape[:2]
-    y = np.empty((rows, 4, columns), np.int32)
-    y[...] = folded.view(np.int32)[..., :4].transpose(0, 2, 1)
-    halves = np.empty((3, rows, 2, columns), np.uint16)
-    halves[...] = folded.view(np.uint16)[..., 8:].reshape(rows, columns, 3, 2).transpose(2, 0, 3, 1)
-    y, halves = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, 2 * columns)
-    halves = halves[:, : (height + 1) // 2, : (width + 1) // 2]
-    cropped = y[:height, :width], halves[:2], halves[2]
-    return tuple(np.ascontiguousarray(plane) for plane in cropped)
+    y, halves = np.empty((rows, 4, columns), np.int32), np.empty((3, rows, 2, columns), np.uint16)
+
+    def unfold_stripe(top, bottom):
+        stripe = folded[top:bottom]
+        y[top:bottom] = stripe.view(np.int32)[..., :4].transpose(0, 2, 1)
+        pairs = stripe.view(np.uint16)[..., 8:].reshape(bottom - top, columns, 3, 2)
+        halves[:, top:bottom] = pairs.transpose(2, 0, 3, 1)
+
+    in_stripes(unfold_stripe, rows, threads)
+    luma, halved = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, -1)
+    halved = halved[:, : (height + 1) // 2, : (width + 1) // 2]
+    return tuple(np.ascontiguousarray(plane) for plane in (luma[:height, :width], halved[:2], halved[2]))
 
 
 def _fit(plane, height, width):
@@ -267,6 +321,7 @@ class OpenVINOEngine:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
         self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
         self._properties = {"PERFORMANCE_HINT": "LATENCY"}
+        self._threads = threads or usable_cores()
         if device == "CPU" and (threads := threads or _quota()):
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if folder := _usable_folder(cache):
@@ -291,18 +346,18 @@ class OpenVINOEngine:
         if strength == 0:
             return y.copy(), uv.copy()
         sharp, uv, gain = self._infer(y, uv, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE, strength, keep=1)
-        return limit_halo(steepen(sharp, gain), y), uv
+        return refine(sharp, gain, y, self._threads), uv
 
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add: see `TorchEngine.difference`. The network sees floats rounded to 8 bits."""
         if y.dtype == np.uint8:
             dy, duv, gain = self._infer(y, uv, FULL_RANGE_SCALE, strength, keep=0)
-            sharp = limit_halo(steepen(cv2.addWeighted(y, 1, dy, 1, -128), gain), y)
+            sharp = refine(cv2.addWeighted(y, 1, dy, 1, -128), gain, y, self._threads)
             return cv2.addWeighted(sharp, 1, y, -1, 128), duv
         rounded = (np.rint(255 * plane).astype(np.uint8) for plane in (y, uv))
         dy, duv, gain = self._infer(*rounded, FULL_RANGE_SCALE, strength, keep=0)
         codes, middle = 255 * y, np.float32(128)
-        sharp = limit_halo(steepen(np.clip(codes + (dy - middle), 0, 255), gain), codes)
+        sharp = refine(np.clip(codes + (dy - middle), 0, 255), gain, codes, self._threads)
         return (sharp - codes) / 255, (duv - middle) / 255
 
     def _infer(self, y, uv, scale, strength, keep):
@@ -313,9 +368,9 @@ class OpenVINOEngine:
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, network.planes, network.cells)
+            fold_planes(*padded, network.planes, network.cells, self._threads)
             network.infer(parameters)
-            return unfold_planes(network.sharp, *y.shape)  # copied: the next call overwrites it
+            return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
 
     def _network_for(self, rows, columns):
         """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
@@ -446,6 +501,11 @@ def _usable_folder(folder):
         for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
             blob.unlink()
     return folder
+
+
+def usable_cores():
+    """How many cores this process may use."""
+    return _quota() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def _quota():

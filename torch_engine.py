@@ -15,8 +15,8 @@ from runtime import (
     STRENGTH_LIMIT,
     DeviceError,
     check_size,
-    limit_halo,
-    steepen,
+    refine,
+    usable_cores,
 )
 from utils import first_line
 
@@ -107,7 +107,7 @@ class TorchEngine:
             return y.copy(), uv.copy()
         function = functools.partial(self._sharpen, full_range=full_range, strength=strength)
         sharp, uv, gain = self._in_parts(function, y, uv)
-        return limit_halo(steepen(sharp, gain), y), uv
+        return refine(sharp, gain, y, usable_cores()), uv
 
     def _sharpen(self, y, uv, full_range, strength):
         planes = [self._tensor(plane) for plane in (y, uv)]
@@ -142,7 +142,7 @@ class TorchEngine:
         """
         dy, duv, gain = self._in_parts(functools.partial(self._changes, strength=strength), y, uv)
         codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
+        dy = refine(np.clip(codes + 255 * dy, 0, 255), gain, codes, usable_cores()) - codes
         if y.dtype != np.uint8:
             return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))

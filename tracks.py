@@ -52,6 +52,8 @@ def copy_tracks(source, container, video_stream, path):
             (kept_by_mkv if stream.codec_context else lost).append(source.describe(stream))
     for stream in source.attachments:
         try:
+            if suffix != ".mkv":
+                raise ValueError("none but .mkv has attachments")
             _check_fit(stream, container)
             container.add_stream_from_template(stream)
         except ValueError:
@@ -158,11 +160,13 @@ class _Track:
             packet.pts = self._end if packet.dts is None else packet.dts
         if packet.pts is None:
             raise ValueError("no time stamp")
-        if sound and (packet.pts + packet.duration) * unit < -Fraction(1, 1000):
+        if sound and packet.pts * unit + (packet.duration * unit or _TOLERANCE * 2) < -Fraction(1, 1000):
             return False  # from before the cut of a trimmed clip
+        if self._source.type == "subtitle" and bytes(packet) == b"\0\0":
+            return False  # with which .mp4 fills pauses
         packet.dts = packet.pts if packet.dts is None else packet.dts
         if self._end is not None:
-            strict = not self._container.format.flags & av.format.Flags.ts_nonstrict.value
+            strict = sound and not self._container.format.flags & av.format.Flags.ts_nonstrict.value
             packet.dts = max(packet.dts, self._last + (math.ceil(Fraction(1, 1000) / unit) if strict else 0))
             packet.pts = max(packet.pts, packet.dts)
             if self._avi and sound and (packet.pts - self._end) * unit > 2 * _TOLERANCE:
@@ -171,11 +175,9 @@ class _Track:
         return True
 
     def _write(self, packet):
-        if self._text:
-            packet = self._in_utf8(packet)
-        if self.stream.type != "subtitle" or bytes(packet) != b"\0\0":  # with which .mp4 fills pauses
-            packet.stream = self.stream
-            self._container.mux(packet)
+        packet = self._in_utf8(packet) if self._text else packet
+        packet.stream = self.stream
+        self._container.mux(packet)
 
     def _in_utf8(self, packet):
         try:

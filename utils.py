@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm as tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm as logging_redirect_tqdm
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 UNSHARP_SIGMA = 0.85  # pixels
 

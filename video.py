@@ -402,7 +402,9 @@ class VideoReader:
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
-                if not captions and any(data.type.name == "A53_CC" for data in frame.side_data):
+                # To look at a frame's side data keeps it in memory until Python next searches for cycles.
+                looked_at = not captions and number % 25 == 1
+                if looked_at and any(data.type.name == "A53_CC" for data in frame.side_data):
                     captions = True
                     log.warning("%s: closed captions within its video are not kept", self.name)
                 yield frame
@@ -515,14 +517,14 @@ def _deinterlaced(frames, stream, name):
     """Pass frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
     graph, times, form = None, deque(), None
     for frame in frames:
-        if graph is None and frame.interlaced_frame and form is None:
+        if graph is None and frame.interlaced_frame:
             log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", name)
-        if (graph or frame.interlaced_frame) and form != (frame.width, frame.height, frame.format.name):
-            if graph is not None:
-                yield from _filtered(graph, None, times)
-            form, graph = (frame.width, frame.height, frame.format.name), av.filter.Graph()
-            source = graph.add_buffer(*form, time_base=stream.time_base)
+        found = {"width": frame.width, "height": frame.height, "format": frame.format}
+        if (graph or frame.interlaced_frame) and str(found) != form:
+            yield from _filtered(graph, None, times) if graph else ()
+            graph, form = av.filter.Graph(), str(found)
             bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            source = graph.add_buffer(**found, time_base=stream.time_base)
             graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
         if graph is None:
             yield frame

@@ -10,33 +10,26 @@
   Microsoft's video super-resolution challenge for conferencing (ICME 2025).
 * Protocol ``image``: photos by category under named conditions from clean to severe.
 
-A *unit* is one clip or photo under one condition. Encoded streams are cached.
+A *unit* is one clip or photo under one condition.
 """
 
 import dataclasses
 import functools
 import hashlib
-import importlib.util
-import logging
 import math
-import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-import cv2  # noqa: F401, before av: see video.py
-
-# isort: split
-import av
 import numpy as np
 
 import dataset
-import degradation
 from benchmark import metrics
 from degradation import (
     FRAME_RATE,
     Camera,
     DataError,
     add_noise,
+    animate,
     at_scale,
     blur,
     decode_clip,
@@ -45,16 +38,11 @@ from degradation import (
     halve_with_noise,
     jpeg,
     low_resolution,
-    pack_planes,
     resize,
     resize_planes,
 )
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes
 from video import VideoReader
-
-logger = logging.getLogger(__name__)
-
-STREAM_VERSION = 1  # of how streams are made
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
@@ -152,19 +140,15 @@ def list_sources(data=None, match=("*",)):
     """List the clean pictures and clips to measure on.
 
     Args:
-        data: folder with one sub-folder of images and videos a category, at any depth; when None, the photos of
-            scikit-image and scikit-learn (if it is installed) and drawn slides.
+        data: folder with one sub-folder of images and videos a category, at any depth; None: the photos of scikit-image
+            and scikit-learn, and drawn slides.
         match: of `data`, only files whose name fits one of these patterns.
 
     Raises:
         DataError: the folder is missing or holds nothing that matches.
     """
     if data is None:
-        packages = {"skimage": dataset.SKIMAGE_BENCHMARK}
-        if importlib.util.find_spec("sklearn"):
-            packages["sklearn"] = dataset.SKLEARN_BENCHMARK
-        else:
-            logger.warning("no city and no flower is measured: pip install -r requirements-dev.txt")
+        packages = {"skimage": dataset.SKIMAGE_BENCHMARK, "sklearn": dataset.SKLEARN_BENCHMARK}
         sources = [
             Source(category, name, f"{package}:{name}")
             for package, categories in packages.items()
@@ -188,14 +172,12 @@ def list_sources(data=None, match=("*",)):
 
 
 def load_frame(source):
-    """Read a picture, from a path, ``slide:SEED`` or what else `dataset.load_photo` takes; a BGR frame of even size."""
+    """Read a picture, from a path, ``slide:SEED`` or whatever `dataset.load_photo` takes: a BGR frame of even size."""
     if source.path.startswith("slide:"):
         rng = np.random.default_rng(int(source.path.removeprefix("slide:")))
         return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)
     frame = dataset.load_photo(source.path)
     height, width = (side - side % 2 for side in frame.shape[:2])
-    if not (height and width):
-        raise DataError(f"{source.path} is too small: leave it out")
     return np.ascontiguousarray(frame[:height, :width])
 
 
@@ -222,7 +204,7 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
         photo = resize(photo, (round(width / shrink), round(height / shrink)), "area")
         travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
-        frames = degradation.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
+        frames = animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
         return [bgr_to_planes(frame) for frame in frames], True
     clip = []
     with VideoReader(source.path) as reader:
@@ -244,37 +226,17 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
 # Protocol image
 
 
-def leave_clean(planes, rng):
-    """Return the picture as it is: any change is harm."""
-    return planes
+def blur_noise_jpeg(planes, rng):
+    """Blur, add noise of sigma 6/255 and apply JPEG of quality 40."""
+    return each_plane(each_plane(each_plane(planes, blur, 0.7), add_noise, 6, rng), jpeg, 40)
 
 
-def light_jpeg(planes, rng):
-    """Apply JPEG of quality 90 at full size: barely visible."""
-    return each_plane(planes, jpeg, 90)
-
-
-def halve_with_jpeg(planes, rng):
-    """Apply JPEG of quality 50 at half size."""
-    return at_scale(planes, 2, lambda small: each_plane(small, jpeg, 50))
-
-
-def severe(planes, rng):
-    """Apply blur, noise of sigma 6/255 and JPEG of quality 40 at a third of the size."""
-
-    def damage(small):
-        noisy = each_plane(each_plane(small, blur, 0.7), add_noise, 6, rng)
-        return each_plane(noisy, jpeg, 40)
-
-    return at_scale(planes, 3, damage)
-
-
-IMAGE_CONDITIONS = {  # name: (scale that the picture was shrunk by, degradation)
-    "clean": (1, leave_clean),
-    "light jpeg": (1, light_jpeg),
+IMAGE_CONDITIONS = {  # name: (scale by which the picture is shrunk, degradation)
+    "clean": (1, lambda planes, rng: planes),  # any change is harm
+    "light jpeg": (1, lambda planes, rng: each_plane(planes, jpeg, 90)),  # barely visible
     "bicubic+noise": (2, halve_with_noise),
-    "jpeg": (2, halve_with_jpeg),
-    "severe": (3, severe),
+    "jpeg": (2, lambda planes, rng: at_scale(planes, 2, lambda small: each_plane(small, jpeg, 50))),
+    "severe": (3, lambda planes, rng: at_scale(planes, 3, lambda small: blur_noise_jpeg(small, rng))),
 }
 
 
@@ -320,8 +282,8 @@ def x4_units(sources):
     ]
 
 
-def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
-    """Return every source at each codec and rate, with scales in turn, or at every scale if `full`.
+def call_units(sources, scales=SCALES, codecs=CODECS):
+    """Return every source at each codec and rate, with scales in turn.
 
     Over a few sources every codec and rate meets every scale.
     """
@@ -330,9 +292,9 @@ def call_units(sources, full=False, scales=SCALES, codecs=CODECS):
         for j, codec in enumerate(codecs):
             rates = [*((qp, None) for qp in QUANTISERS[codec]), *((None, kbps) for kbps in BITRATES)]
             for k, (qp, kbps) in enumerate(rates):
-                for scale in scales if full else [scales[(i + 2 * j + k) % len(scales)]]:
-                    condition = f"x{scale:g} {codec} {_rate_name(qp, kbps)}"
-                    units.append(Unit("call", source, condition, scale, codec, qp, kbps))
+                scale = scales[(i + 2 * j + k) % len(scales)]
+                condition = f"x{scale:g} {codec} {_rate_name(qp, kbps)}"
+                units.append(Unit("call", source, condition, scale, codec, qp, kbps))
     return units
 
 
@@ -346,45 +308,25 @@ def _rate_name(qp, kbps):
     return f"{kbps}k" if qp is None else f"qp {qp}"
 
 
-def send(clip, unit, cache_dir, last=MEASURED_FRAMES):
-    """Scale a clip down, send it through the unit's codec (or take the stream from the cache), and scale it up again.
+def send(clip, unit, last=MEASURED_FRAMES):
+    """Scale a clip down, send it through the unit's codec, and scale it up again.
 
     Returns:
         ``(the last frames, kbit/s)``.
     """
     size = clip[0][0].shape[::-1]
     small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in clip]
-    decides = (STREAM_VERSION, degradation.CODECS[unit.codec], unit.qp, unit.kbps, av.__version__)
-    digest = hashlib.sha256(repr(decides).encode())
-    for planes in small:
-        digest.update(pack_planes(*planes))
-    path = Path(cache_dir) / "streams" / f"{digest.hexdigest()[:32]}.npz"
-    packets = _stored_packets(path)
-    if packets is None:
-        packets = encode_clip(small, unit.codec, unit.qp, unit.kbps)
-        with atomic_path(path) as temporary:
-            data = np.frombuffer(b"".join(packets), np.uint8)
-            np.savez(temporary, data=data, lengths=[len(packet) for packet in packets])
+    packets = encode_clip(small, unit.codec, unit.qp, unit.kbps)
     decoded = decode_clip(packets, unit.codec)[-last:]
     kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / FRAME_RATE)
     return [resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
-
-
-def _stored_packets(path):
-    """The packets of a stream in the cache; None if there are none or they are damaged."""
-    try:
-        with np.load(path) as stored:
-            ends = np.cumsum(stored["lengths"])
-            return [part.tobytes() for part in np.split(stored["data"], ends[:-1])]
-    except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Measuring
 
 
-def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
+def make_sample(unit, last=MEASURED_FRAMES):
     """Degrade a unit's source as its condition says, deterministically; of a clip return the `last` frames."""
     if unit.protocol == "image":
         truth = bgr_to_planes(load_frame(unit.source))
@@ -397,7 +339,7 @@ def make_sample(unit, cache_dir, last=MEASURED_FRAMES):
         return Sample(unit.identity(), clip[start:], None, full_range, tuple(range(start, len(clip))))
     clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
     seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
-    damaged, kbps = send(seen, unit, cache_dir, last)
+    damaged, kbps = send(seen, unit, last)
     frames = tuple(range(len(clip) - last, len(clip)))
     identity = {**unit.identity(), "kbps": round(kbps, 1)}
     return Sample(identity, damaged, clip[-last:], full_range, frames)

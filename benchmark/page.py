@@ -1,11 +1,11 @@
 """The HTML page of a report: tables, rate curves and pictures to compare, all in one file that needs no network.
 
-`write_report` turns ``results/NAME/report.json`` into ``report.html`` beside it. What the figures mean and how they are
-averaged is in report.py; how they are laid out is in templates/report.html.
+What the figures mean and how they are averaged is in report.py; how they are laid out is in templates/report.html.
 """
 
 import base64
 import io
+import itertools
 import json
 import re
 import shlex
@@ -19,52 +19,29 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from PIL import Image
 
 from benchmark import report as tables
-from benchmark.report import METRICS, PROTOCOLS, STUDENT, UNIT, ReportError, Table
-from utils import atomic_path, first_line
+from benchmark.report import METRICS, PROTOCOLS, STUDENT, UNIT, Table
+from utils import atomic_path
 
 CURVE_METRICS = ("psnr_y", "ssim_y", "vmaf_neg")
 CONDITION_METRICS = (*tables.SUMMARY_METRICS["real"], *CURVE_METRICS, "jod")
-USED_IN_TEMPLATE = ("METRICS", "STUDENT", "count_of", "format_change", "format_level", "format_milliseconds", "heading")
 SHOWN_CURVES = 6  # more hide one another; the others can be switched on
-ENLARGEMENTS = {
-    "fit": "fitted to the page",
-    "1": "pixel for pixel",
-    "2": "2 times, pixels",
-    "4": "4 times, pixels",
-    "8": "8 times, pixels",
-}
+ENLARGEMENTS = {"fit": "fitted to the page", "1": "pixel for pixel"} | {n: f"{n} times, pixels" for n in "248"}
 
 
-def write_report(path):
-    """Write ``report.html`` beside a report.json.
-
-    Returns:
-        Path of the page: one file with everything inside, pictures as WebP.
-
-    Raises:
-        ReportError: the report (see `load_report`) or one of its pictures cannot be read.
-    """
-    path = Path(path)
-    page = render_page(tables.load_report(path), path.parent)
-    output = path.with_suffix(".html")
-    with atomic_path(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return output
+def write_report(report, folder):
+    """Write report.json and report.html, one file with everything inside, to the folder with the report's pictures."""
+    with atomic_path(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
+    with atomic_path(folder / "report.html") as temporary:
+        temporary.write_text(render_page(report, folder), encoding="utf-8")
 
 
 def render_page(report, folder):
-    """Return the page of a report whose pictures lie in `folder`; errors as `write_report`."""
+    """Return the page of a report whose pictures lie in `folder`."""
     table = tables.to_table(report["records"])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals |= {name: getattr(tables, name) for name in USED_IN_TEMPLATE}
     names = tables.method_names(report)
-    return environment.get_template("report.html").render(
+    return load_template("report.html").render(
+        vars(tables),
         report=report,
         names=names,
         protocols=_protocols(table),
@@ -87,24 +64,32 @@ def render_page(report, folder):
     )
 
 
+def load_template(name, **filters):
+    """Load a template from templates/; HTML is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures
 
 
 def _protocols(table):
-    """How much was measured in each protocol."""
-    found = {}
-    for protocol, (title, thing, _) in PROTOCOLS.items():
-        chosen = tables.of_protocol(table, protocol)
-        if len(chosen):
-            found[protocol] = {
-                "title": title,
-                "thing": thing,
-                "things": chosen["name"].nunique(),
-                "conditions": chosen["condition"].nunique(),
-                "units": tables.count_units(chosen),
-            }
-    return found
+    """How much was measured in each protocol, in the order of `PROTOCOLS`."""
+    counts = table.groupby("protocol").agg(things=("name", "nunique"), conditions=("condition", "nunique"))
+    counts = counts.to_dict("index")
+    return {
+        protocol: {"title": title, "thing": thing, **counts[protocol]}
+        for protocol, (title, thing, _) in PROTOCOLS.items()
+        if protocol in counts
+    }
 
 
 def _tiles(report, table):
@@ -150,11 +135,10 @@ def _condition_tables(table, names):
     The list of tables is empty for a metric that only another protocol has.
     """
     found = []
-    for protocol in _protocols(table):
-        for metric in tables.measured(table, CONDITION_METRICS):
-            chosen = table[(table["protocol"] == protocol) & (table["metric"] == metric)]
-            keys = ("category", "condition") if len(chosen) else ()
-            found.append((protocol, metric, [_condition_table(chosen, metric, key, names) for key in keys]))
+    for protocol, metric in itertools.product(_protocols(table), tables.measured(table, CONDITION_METRICS)):
+        chosen = table[(table["protocol"] == protocol) & (table["metric"] == metric)]
+        keys = ("category", "condition") if len(chosen) else ()
+        found.append((protocol, metric, [_condition_table(chosen, metric, key, names) for key in keys]))
     return found
 
 
@@ -213,13 +197,12 @@ def _curves(table, names):
     """Rate-quality curves: list of (metric, axis, one SVG for each codec and scale)."""
     points = tables.rate_points(table[table["metric"].isin(CURVE_METRICS)])
     panels = []
-    for metric in tables.measured(points, CURVE_METRICS):
-        for axis in AXES:
-            chosen = points[(points["metric"] == metric) & (points["axis"] == axis)]
-            by_codec = chosen.groupby(["codec", "scale"], sort=False)
-            plots = [_curves_plot(part, metric, axis, codec, scale, names) for (codec, scale), part in by_codec]
-            if plots:
-                panels.append((metric, axis, plots))
+    for metric, axis in itertools.product(tables.measured(points, CURVE_METRICS), AXES):
+        chosen = points[(points["metric"] == metric) & (points["axis"] == axis)]
+        by_codec = chosen.groupby(["codec", "scale"], sort=False)
+        plots = [_curves_plot(part, metric, axis, codec, scale, names) for (codec, scale), part in by_codec]
+        if plots:
+            panels.append((metric, axis, plots))
     return panels
 
 
@@ -280,30 +263,15 @@ def _svg(figure, label):
 
 
 def _with_pictures(case, folder, names, table):
-    """A crop or worst case of a report with its ``pictures``: method, data URI, size, PSNR and SSIM of the frame."""
+    """A crop or worst case of a report with its ``pictures``: method, data URI (WebP), PSNR and SSIM of the frame."""
     figures = table[(table[UNIT] == [case[key] for key in UNIT]).all(axis=1) & (table["frame"] == case["frame"])]
     pictures = []
     for name in ("truth", *names):
         if name in case["files"]:
             chosen = figures[figures["method"] == name].set_index("metric")["level"]
             texts = [tables.format_level(metric, chosen[metric]) for metric in ("psnr_y", "ssim_y") if metric in chosen]
-            uri, width, height = _inline_picture(folder / case["files"][name])
-            pictures.append(
-                {"name": name, "uri": uri, "width": width, "height": height, "figures": " dB / ".join(texts)}
-            )
+            buffer = io.BytesIO()
+            Image.open(folder / case["files"][name]).save(buffer, "WEBP", quality=90)
+            uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            pictures.append({"name": name, "uri": uri, "figures": " dB / ".join(texts)})
     return {**case, "where": f"{case['name']}, {case['condition']}", "pictures": pictures}
-
-
-def _inline_picture(path):
-    """A picture file as a data URI (WebP) with its size: (uri, width, height)."""
-    try:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB")
-    except OSError as error:
-        raise ReportError(
-            f"cannot read the picture {path} ({first_line(error)}): keep the pictures beside report.json, or run the "
-            "benchmark again"
-        ) from error
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", *picture.size

@@ -6,9 +6,6 @@ A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see
 
 import dataclasses
 import functools
-import itertools
-import statistics
-import time
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -82,22 +79,15 @@ class FFmpegFilter:
 
     Args:
         description: name and options as on FFmpeg's command line.
-
-    Raises:
-        ValueError: PyAV's FFmpeg has no such filter.
     """
 
     def __init__(self, description):
         self.name, _, self.options = description.partition("=")
-        if self.name not in av.filter.filters_available:
-            raise ValueError(f"PyAV's FFmpeg has no filter {self.name!r}")
-        self._graphs = {}
+        self._graph = functools.cache(self._graph)
 
     def __call__(self, y, uv, full_range=True):
         size = y.shape[::-1]
-        if size not in self._graphs:
-            self._graphs[size] = self._graph(*size)
-        _, source, sink = self._graphs[size]
+        _, source, sink = self._graph(*size)
         frame = av.VideoFrame(*size, "yuv420p")
         for target, plane in zip(frame.planes, (y, *uv), strict=True):
             plane_pixels(target)[:] = plane
@@ -162,12 +152,7 @@ def super_resolver(network, scale):
     Args:
         network: on its device; RGB ``(1, 3, H, W)`` in [0, 1] to ``(1, 3, 4H, 4W)``.
         scale: by what the frames were enlarged, 1 to 4.
-
-    Raises:
-        ValueError: `scale` is beyond what the network enlarges.
     """
-    if not 1 <= scale <= 4:
-        raise ValueError(f"a x4 network needs frames that were enlarged by 1 to 4, got {scale}")
     device = next(network.parameters()).device
     dtype, _ = pick_precision(device)
     reduced = dtype != torch.float32
@@ -199,7 +184,7 @@ class Peer:
     Attributes:
         name, description: for reports.
         at: function of the scale by which frames were enlarged; gives the method.
-        shrink: by how much smaller than 1920x1080 the frame is that its speed is measured on (see `time_1080p`).
+        shrink: by how much smaller than 1920x1080 the frame is that its speed is measured on (see `speed.time_peer`).
     """
 
     name: str
@@ -219,38 +204,32 @@ class Peer:
 #
 # The strong ones lose PSNR and SSIM on heads. FFmpeg's cas loses PSNR at any strength: it cuts fractions off, and luma
 # gets darker by almost half a code.
-FILTERS = {
+FILTERS = {  # name: (description, method)
     "unsharp mask": (
         "luma plus 0.4 of its difference to a Gaussian blur of sigma 0.85",
-        lambda: functools.partial(unsharp_mask, sigma=0.85, amount=0.4),
+        functools.partial(unsharp_mask, sigma=0.85, amount=0.4),
     ),
     "unsharp mask, strong": (
         "luma plus 2.0 of its difference to a Gaussian blur of sigma 0.7",
-        lambda: functools.partial(unsharp_mask, sigma=0.7, amount=2.0),
+        functools.partial(unsharp_mask, sigma=0.7, amount=2.0),
     ),
-    "FFmpeg unsharp": (
-        "FFmpeg's unsharp, 3x3, amount 0.75",
-        lambda: FFmpegFilter("unsharp=lx=3:ly=3:la=0.75"),
-    ),
-    "FFmpeg unsharp, strong": (
-        "FFmpeg's unsharp, 3x3, amount 2.0",
-        lambda: FFmpegFilter("unsharp=lx=3:ly=3:la=2"),
-    ),
+    "FFmpeg unsharp": ("FFmpeg's unsharp, 3x3, amount 0.75", FFmpegFilter("unsharp=lx=3:ly=3:la=0.75")),
+    "FFmpeg unsharp, strong": ("FFmpeg's unsharp, 3x3, amount 2.0", FFmpegFilter("unsharp=lx=3:ly=3:la=2")),
     "FFmpeg cas": (
         "FFmpeg's contrast adaptive sharpening of luma, strength 0.6",
-        lambda: FFmpegFilter("cas=strength=0.6:planes=1"),
+        FFmpegFilter("cas=strength=0.6:planes=1"),
     ),
     "FFmpeg cas, strong": (
         "FFmpeg's contrast adaptive sharpening of luma, strength 0.9",
-        lambda: FFmpegFilter("cas=strength=0.9:planes=1"),
+        FFmpegFilter("cas=strength=0.9:planes=1"),
     ),
     "RCAS": (
         "robust contrast adaptive sharpening of FSR 1 on luma, 1.25 stops below the maximum, denoising",
-        lambda: functools.partial(rcas, stops=1.25, denoise=True),
+        functools.partial(rcas, stops=1.25, denoise=True),
     ),
     "RCAS, strong": (
         "robust contrast adaptive sharpening of FSR 1 on luma, 0.1 stops below the maximum",
-        lambda: functools.partial(rcas, stops=0.1, denoise=False),
+        functools.partial(rcas, stops=0.1, denoise=False),
     ),
 }
 
@@ -261,28 +240,21 @@ NETWORKS = {  # name: (description, loader, `Peer.shrink`)
 }
 
 
-def peers(names=tuple(FILTERS), device="auto"):
-    """Return the peers called `names`, of `FILTERS` and `NETWORKS`, in that order; all filters by default.
+def peers(names, device="auto"):
+    """Return the peers called `names`, of `FILTERS` and `NETWORKS`, as a list of `Peer` in that order.
 
     Args:
         device: of PyTorch, for networks; OpenVINO's devices mean the CPU. Filters run on the CPU.
 
-    Returns:
-        List of `Peer`.
-
     Raises:
-        ValueError: there is no peer of a name.
         CheckpointError: a network's weights cannot be fetched.
         DeviceError: the device is unknown or missing.
     """
-    if unknown := [name for name in names if name not in FILTERS and name not in NETWORKS]:
-        raise ValueError(f"no peer {unknown[0]!r}: choose from {', '.join([*FILTERS, *NETWORKS])}")
     return [_filter(name) if name in FILTERS else _network(name, device) for name in names]
 
 
 def _filter(name):
-    description, make = FILTERS[name]
-    method = make()
+    description, method = FILTERS[name]
     return Peer(name, description, lambda scale: method)
 
 
@@ -290,24 +262,3 @@ def _network(name, device):
     description, load, shrink = NETWORKS[name]
     network = load().to(pick_device("cpu" if device.startswith("openvino") else device))
     return Peer(name, description, functools.partial(super_resolver, network), shrink)
-
-
-def time_1080p(peer, seconds=2.0):
-    """Return the milliseconds that a peer takes for a frame of 1920x1080 enlarged by 2: planes in and out, in memory.
-
-    The median of repeated calls, at least five. A peer with `shrink` above 1 would take minutes: it is measured on a
-    frame that much smaller in width and height, and the time is multiplied by the square.
-    """
-    height, width = 1080 // peer.shrink, 1920 // peer.shrink
-    rng = np.random.default_rng(0)
-    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
-    uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
-    frames = itertools.cycle([(y, uv), (255 - y, uv)])  # what stands still may cost less
-    method = peer.at(2)
-    method(*next(frames), False)  # not timed
-    times, start = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        method(*next(frames), False)
-        times.append(time.perf_counter() - begin)
-    return 1000 * peer.shrink**2 * statistics.median(times)

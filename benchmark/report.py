@@ -19,6 +19,7 @@ import pandas as pd
 
 from benchmark.conditions import DEFAULT_CONDITION
 from benchmark.metrics import bootstrap_interval
+from degradation import DataError
 from utils import first_line
 
 FORMAT = 1
@@ -28,15 +29,11 @@ ENCODING = ["scale", "codec", "rate", "kbps", "camera"]  # what clips have besid
 WHOLE_CLIP = -1  # frame of a figure that stands for all frames
 
 
-class ReportError(RuntimeError):
-    """A report cannot be read or is in another format. The message says which and what to do."""
-
-
 class Metric(NamedTuple):
     """How a metric is shown and judged.
 
-    ``sign`` is 1 if more is better and -1 if less is. A loss of up to ``tolerance`` does not count when frames that are
-    worse than the input are counted; None: such frames are not counted.
+    ``sign`` is 1 if more is better and -1 if less is. Of metrics for which more is better, a loss of up to
+    ``tolerance`` does not count when frames that are worse than the input are counted; None: they are not counted.
     """
 
     label: str
@@ -63,6 +60,7 @@ METRICS = {
     "flicker_static": Metric("flicker, still", "", 3, -1, None),
     "flicker_moving": Metric("flicker, moving", "", 3, -1, None),
 }
+TOLERANCES = {name: metric.tolerance for name, metric in METRICS.items() if metric.tolerance}
 CLIP_METRICS = ("psnr_y", "ssim_y", "vmaf_neg", "vmaf", "jod", "ms_ssim", "flicker_static", "flicker_moving")
 SUMMARY_METRICS = {
     "real": ("edges", "noise", "halo", "flicker"),
@@ -85,32 +83,21 @@ PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
 
 
 def load_report(path):
-    """Read a report.json.
-
-    Raises:
-        ReportError: the file cannot be read, is not a report or has another format.
-    """
+    """Read a report.json; a DataError says that it cannot be read, is no report or has another format."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(
-            f"cannot read the report {path} ({first_line(error)}): give the report.json of a finished benchmark"
-        ) from error
-    if not isinstance(report, dict) or "format" not in report or "records" not in report:
-        raise ReportError(f"{path} is not a report of this benchmark: give the report.json that it has written")
-    if report["format"] != FORMAT:
-        raise ReportError(
-            f"{path} has format {report['format']}, this program reads {FORMAT}: run the benchmark again or use the "
-            "version that wrote it"
-        )
+        if report["format"] != FORMAT:
+            raise DataError(f"{path} has format {report['format']}, expected {FORMAT}: run the benchmark again")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read the report {path} ({first_line(error)}): name a report.json") from error
     return report
 
 
 def to_table(records):
     """Return a table of records: a row for each unit, method, metric and frame, in the records' order.
 
-    Columns: `UNIT`, `ENCODING`, ``method``, ``metric``, ``frame``, ``level`` and ``change``. Figures that were not
-    measured have no row. Where PSNR is infinite a change is, too, and NaN if both were.
+    Columns: `UNIT`, `ENCODING`, ``method``, ``metric``, ``frame``, ``level``, ``before`` (the input's) and ``change``.
+    Figures that were not measured have no row. If PSNR is infinite, so is its change, and NaN if both are.
     """
     rows = []
     for record in records:
@@ -125,7 +112,7 @@ def to_table(records):
     frame = [*UNIT, "metric", "frame"]
     before = table.loc[table["method"] == "input", [*frame, "level"]].rename(columns={"level": "before"})
     table = table.merge(before, on=frame, how="left")
-    table["change"] = table["level"] - table.pop("before")
+    table["change"] = table["level"] - table["before"]
     return table
 
 
@@ -143,11 +130,6 @@ def measured(table, metrics):
     """Those of `metrics` that a table holds."""
     present = set(table["metric"])
     return [metric for metric in metrics if metric in present]
-
-
-def count_units(table):
-    """How many units a table holds."""
-    return len(table[UNIT].drop_duplicates())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -171,8 +153,7 @@ def summarise(table, metrics):
     """Average over the frames of each unit, then over units.
 
     Returns:
-        ``(levels, changes)``: tables with a row for each method and a column for each of `metrics`, NaN if not
-        measured.
+        ``(levels, changes)``: tables with a row for each method and a column for each metric, NaN if not measured.
     """
     means = average(average(table, [*UNIT, "method", "metric"]), ["method", "metric"])
     wide = means.pivot(index="method", columns="metric", values=["level", "change"])
@@ -186,13 +167,10 @@ def measured_everywhere(table):
 
 
 def comparable(table):
-    """Parts of a protocol's table in which all methods saw the same frames, so that their means compare.
+    """List the parts of a protocol's table in which all methods saw the same frames, so that their means compare.
 
-    A slow method may have been measured on a few units only, and on few frames of them.
-
-    Returns:
-        List of up to two tables: of the methods that were measured on every unit, and, if that leaves a method out, of
-        all methods on the frames that they share.
+    These are the methods that were measured on every unit, and, if that leaves a slow one out, all methods on the
+    frames that they share.
     """
     if not len(table):
         return []
@@ -211,24 +189,18 @@ def unit_changes(table, method, metric):
 
 
 def interval_over_names(table, column="change"):
-    """95 % interval ``(low, high)`` of a column's mean, drawn over clips or pictures.
-
-    The conditions of a clip repeat one another, so whole clips are drawn, not units.
-    """
+    """95 % interval ``(low, high)`` of a column's mean, drawn over whole clips, whose conditions repeat one another."""
     return bootstrap_interval([values.to_numpy() for _, values in table.groupby("name", sort=False)[column]])
 
 
 def share_below(table):
-    """Share of frames that are worse than the input by more than the metric's tolerance.
+    """Share of frames worse than the input by more than the tolerance; a row for each method, a column for each metric.
 
     A PSNR that was infinite and is not any more counts as worse.
-
-    Returns:
-        Table with a row for each method and a column for each of `HARM_METRICS` that was measured.
     """
     metrics = measured(table, HARM_METRICS)
     table = table[table["metric"].isin(metrics)]
-    below = table["change"] < -table["metric"].map({metric: METRICS[metric].tolerance for metric in metrics})
+    below = table["change"] < -table["metric"].map(TOLERANCES)
     return below.groupby([table["method"], table["metric"]]).mean().unstack()[metrics]
 
 
@@ -301,11 +273,6 @@ def heading(metric):
     return f"{METRICS[metric].label} ({METRICS[metric].unit})" if METRICS[metric].unit else METRICS[metric].label
 
 
-def is_worse(metric, change):
-    """Return whether a change is for the worse as it is printed."""
-    return not math.isnan(change) and METRICS[metric].sign * round(change, METRICS[metric].digits) < 0
-
-
 class Cell(NamedTuple):
     """A cell of a table; ``kind`` is ``"level"``, ``"best"``, ``"worse"`` or empty."""
 
@@ -328,17 +295,13 @@ def best_methods(values, metric):
 
 
 def metric_cells(levels, changes, metric):
-    """Return method -> `Cell`: the level of the input and the changes of the others, of which the best is marked.
-
-    Args:
-        levels, changes: as `summarise` gives them.
-    """
+    """Return method -> `Cell`: the input's level and the others' changes, the best marked; see `summarise`."""
     best = best_methods(changes[metric].drop("input"), metric)
-    cells = {
-        name: Cell(format_change(metric, value), "best" if name in best else "worse" if is_worse(metric, value) else "")
-        for name, value in changes[metric].items()
-    }
-    return cells | {"input": Cell(format_level(metric, levels.at["input", metric]), "level")}
+    cells = {"input": Cell(format_level(metric, levels.at["input", metric]), "level")}
+    for name, value in changes[metric].drop("input").items():
+        is_worse = METRICS[metric].sign * value < 0 and round(value, METRICS[metric].digits) != 0
+        cells[name] = Cell(format_change(metric, value), "best" if name in best else "worse" if is_worse else "")
+    return cells
 
 
 def level_cells(levels, changes, metric):
@@ -361,7 +324,8 @@ def summary_tables(report, table):
         for name, group in groups.items():
             names = (name, f"{name} where all methods were measured")
             for caption, part in zip(names, comparable(group), strict=False):
-                things, units = count_of(part["name"].nunique(), thing), count_of(count_units(part), unit)
+                things = count_of(part["name"].nunique(), thing)
+                units = count_of(len(part[UNIT].drop_duplicates()), unit)
                 tables.append(_summary_table(report, part, protocol, f"{caption} ({things}, {units})"))
     return tables
 
@@ -379,10 +343,7 @@ def _summary_table(report, table, protocol, caption):
 
 
 def picture_tables(report, table):
-    """Return two `Table` of PSNR and SSIM: levels of pictures in the default condition, and changes by condition.
-
-    The former are levels because the project promises one.
-    """
+    """Return two `Table` of PSNR and SSIM: levels in the default condition (one is promised), changes by condition."""
     pictures = of_protocol(table, "image")
     default = pictures[pictures["condition"] == DEFAULT_CONDITION]
     found = []
@@ -414,10 +375,7 @@ def picture_tables(report, table):
 
 
 def markdown_summary(report):
-    """Markdown tables for a README: each method over all clips, and over pictures.
-
-    The row ``input`` holds levels, the others changes against it; the best of a column is bold.
-    """
+    """Markdown tables for a README: each method over all clips, and over pictures."""
     table = to_table(report["records"])
     clips = summary_tables(report, table[table["protocol"] != "image"])
     return "\n\n".join(map(markdown_of, [*clips, *picture_tables(report, table)])) + "\n"
@@ -445,13 +403,10 @@ def markdown_table(lines):
 
 
 def compare(a, b):
-    """Find what became better and what worse from report `a` to report `b`.
+    """Find what became better and what worse from report `a` to report `b`, see `load_report`.
 
     Figures are matched on unit, method, metric and frame. Differences are averaged over frames, then over units; their
     95 % interval is drawn over clips or pictures.
-
-    Args:
-        a, b: reports as `load_report` gives them.
 
     Returns:
         Dict of tables:
@@ -467,72 +422,59 @@ def compare(a, b):
     key = [*UNIT, "method", "metric", "frame"]
     both = [to_table(report["records"])[[*key, "level"]] for report in (a, b)]
     matched = both[0].merge(both[1], on=key, suffixes=("_a", "_b"))
-    matched["difference"] = matched["level_b"] - matched["level_a"]
-    columns = ["level_a", "level_b", "difference"]
-    units = average(matched, [*UNIT, "method", "metric"], columns).dropna(subset="difference")
+    matched = matched.rename(columns={"level_a": "before", "level_b": "after"})
+    matched["difference"] = matched["after"] - matched["before"]
+    units = average(matched, [*UNIT, "method", "metric"], LEVELS).dropna(subset="difference")
     orders = {"protocol": list(PROTOCOLS), "method": method_names(a), "metric": list(METRICS)}
     sortable = units.assign(**{name: pd.Categorical(units[name], order) for name, order in orders.items()})
-    rows = [_difference_row(group, part) for group, part in sortable.groupby(list(orders), observed=True)]
-
-    metrics = pd.DataFrame(METRICS, index=Metric._fields).T
-    judged = units.join(metrics[["sign", "tolerance"]].astype(float), on="metric").dropna(subset="tolerance")
-    judged["score"] = judged["sign"] * judged["difference"] / judged["tolerance"]
-    scores = average(judged[judged["method"] != "input"], [*UNIT, "method"], ["score"])
-    records = [table[[*UNIT, "method"]].drop_duplicates() for table in both]
-    unmatched = records[0].merge(records[1], how="outer", indicator="report")
-    sides = {"left_only": "before", "right_only": "after"}
+    rows = [
+        dict(zip(orders, group, strict=True)) | _difference(group[-1], part)
+        for group, part in sortable.groupby(list(orders), observed=True)
+    ]
+    units["score"] = units["difference"] / units["metric"].map(TOLERANCES)
+    judged = units[units["method"] != "input"].dropna(subset="score")
+    scores = average(judged, [*UNIT, "method"], ["score"])
+    unmatched = pd.merge(*(table[[*UNIT, "method"]].drop_duplicates() for table in both), how="outer", indicator=True)
+    unmatched = unmatched[unmatched["_merge"] != "both"]
+    report = unmatched.pop("_merge").map({"left_only": "before", "right_only": "after"}).astype(object)
     changed = units[(units["method"] == "input") & (units["difference"] != 0)]
     return {
-        "rows": pd.DataFrame(rows),
+        "rows": pd.DataFrame(rows, columns=[*orders, *LEVELS, "low", "high", "units", "names", "verdict"]),
         "units": scores.sort_values("score", ascending=False, kind="stable"),
-        "unmatched": unmatched.assign(report=unmatched["report"].map(sides).astype(object)).dropna(subset="report"),
+        "unmatched": unmatched.assign(report=report),
         "input": changed[UNIT].drop_duplicates(),
     }
 
 
-def _difference_row(group, units):
-    protocol, method, metric = group
+LEVELS = ["before", "after", "difference"]
+
+
+def _difference(metric, units):
     low, high = interval_over_names(units, "difference")
     verdict = ""
     if not units["difference"].any():
         verdict = "same"
     elif low > 0 or high < 0:
         verdict = "better" if METRICS[metric].sign * low > 0 else "worse"
-    means = units[["level_a", "level_b", "difference"]].mean()
-    return {
-        "protocol": protocol,
-        "method": method,
-        "metric": metric,
-        "before": means["level_a"],
-        "after": means["level_b"],
-        "difference": means["difference"],
-        "low": low,
-        "high": high,
-        "units": len(units),
-        "names": units["name"].nunique(),
-        "verdict": verdict,
-    }
+    counts = {"units": len(units), "names": units["name"].nunique()}
+    return {**units[LEVELS].mean(), "low": low, "high": high, **counts, "verdict": verdict}
 
 
 def format_comparison(comparison, a, b):
-    """The result of `compare` as text for a terminal: tables, the units that moved most, what had no match."""
+    """The result of `compare` as text for a terminal: tables, the units that moved most, what has no match."""
     before, after = (f"{report['name']} ({report['date']}, commit {report['commit']})" for report in (a, b))
     parts = [f"before: {before}\nafter:  {after}"]
-    rows = comparison["rows"]
-    if len(rows):
-        for protocol, group in rows.groupby("protocol", sort=False):
-            changed = group[group["verdict"] != "same"]
-            if len(changed):
-                parts.append(f"protocol {protocol}\n{_format_differences(changed)}")
-            same = [name for name in group["method"].unique() if name not in set(changed["method"])]
-            if same:
-                parts.append(f"protocol {protocol}, the same in every unit: {', '.join(same)}")
-        parts.append(
-            "* the interval, drawn over clips or pictures, excludes zero; of twenty rows in which nothing changed, "
-            "about one does so by chance"
-        )
-    else:
-        parts.append("no record of one report has a match in the other")
+    for protocol, group in comparison["rows"].groupby("protocol", sort=False):
+        changed = group[group["verdict"] != "same"]
+        if len(changed):
+            parts.append(f"protocol {protocol}\n{_format_differences(changed)}")
+        same = [name for name in group["method"].unique() if name not in set(changed["method"])]
+        if same:
+            parts.append(f"protocol {protocol}, the same in every unit: {', '.join(same)}")
+    parts.append(
+        "* the interval, drawn over clips or pictures, excludes zero; of twenty rows in which nothing changed, about "
+        "one does so by chance"
+    )
     units = comparison["units"]
     improved, worsened = units[units["score"] > 0].head(5), units[units["score"] < 0].tail(5)[::-1]
     for title, moved in (("most improved", improved), ("most worsened", worsened)):

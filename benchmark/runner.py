@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
+from benchmark.report import UNIT, to_table
 from benchmark.study import encode_png
 from degradation import DataError
 from images import VideoError
@@ -84,19 +85,18 @@ def as_it_came(y, uv, full_range):
 
 def available_tools():
     """Return whether VMAF and ColorVideoVDP can be measured here, as two bools, and log why not."""
-    grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
-    available = []
-    for names, use in (
-        ("VMAF and MS-SSIM", lambda: metrics.vmaf_scores(grey, grey)),
-        ("ColorVideoVDP", metrics.load_colour_video_vdp),
-    ):
+
+    def works(name, function, *arguments):
         try:
-            use()
-            available.append(True)
+            function(*arguments)
         except metrics.MetricError as error:
-            logger.warning("left out: %s: %s", names, error)
-            available.append(False)
-    return available
+            logger.warning("left out: %s: %s", name, error)
+            return False
+        return True
+
+    grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
+    vmaf = works("VMAF and MS-SSIM", metrics.vmaf_scores, grey, grey)
+    return vmaf, works("ColorVideoVDP", metrics.load_colour_video_vdp)
 
 
 def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
@@ -128,7 +128,7 @@ def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
                 records.append(json.loads(path.read_text("utf-8")))
                 continue
             try:
-                sample = sample or make_sample(unit, cache_dir)
+                sample = sample or make_sample(unit)
             except (DataError, VideoError) as error:  # one bad file must not cost the hours of the others
                 logger.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
                 break
@@ -187,35 +187,35 @@ def file_digest(path):
 # Pictures
 
 
-def write_crops(units, records, methods, folder, cache_dir, student):
+def write_crops(units, records, methods, folder, student):
     """Write crops of some units, and of the frames that the student harms most.
 
     Returns:
         ``(crops, worst)`` as report.json has them.
     """
-    by_key = {record_key(unit.identity()): unit for unit in units}
     step = max(1, len(units) // CROPS)
-    worst = worst_frames(records, student)
-    wanted = [(record_key(unit.identity()), None) for unit in units[step // 2 :: step]]
-    entries = []
-    for number, (key, frame) in enumerate([*wanted, *((key, frame) for key, frame, *_ in worst)]):
-        sample = make_sample(by_key[key], cache_dir)
-        index = -1 if frame is None else sample.frames.index(frame)
-        box = detailed_box((sample.truth or sample.input)[index][0])
-        pictures = {"truth": sample.truth[index]} if sample.truth else {}
-        for method in methods:
-            pictures[method.name] = method.at(by_key[key].scale)(*sample.input[index], sample.full_range)
-        files = {}
-        for name, planes in pictures.items():
-            files[name] = f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png"
-            write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
-        identity = dict(zip(("protocol", "category", "name", "condition"), key, strict=True))
-        entries.append({**identity, "frame": sample.frames[index], "box": box, "files": files})
-    crops, harmed = entries[: len(wanted)], entries[len(wanted) :]
-    for entry, (_, _, before, after) in zip(harmed, worst, strict=True):
-        entry |= {"metric": "ssim_y", "method": student, "change": after - before}
-        entry |= {"input_value": before, "value": after}
-    return crops, harmed
+    crops = [write_crop(unit, -1, methods, folder, number) for number, unit in enumerate(units[step // 2 :: step])]
+    by_key, worst = {record_key(unit.identity()): unit for unit in units}, []
+    for case in worst_frames(records, student).to_dict("records"):
+        entry = write_crop(by_key[record_key(case)], case["frame"], methods, folder, len(crops) + len(worst))
+        figures = {"change": case["change"], "input_value": case["before"], "value": case["level"]}
+        worst.append({**entry, "metric": "ssim_y", "method": student, **figures})
+    return crops, worst
+
+
+def write_crop(unit, frame, methods, folder, number):
+    """Write what methods make of the most detailed part of a frame (-1: the last) of a unit; return the entry."""
+    sample = make_sample(unit)
+    index = sample.frames.index(frame) if frame >= 0 else -1
+    box = detailed_box((sample.truth or sample.input)[index][0])
+    pictures = {"truth": sample.truth[index]} if sample.truth else {}
+    for method in methods:
+        pictures[method.name] = method.at(unit.scale)(*sample.input[index], sample.full_range)
+    files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
+    for name, planes in pictures.items():
+        write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
+    identity = dict(zip(UNIT, record_key(unit.identity()), strict=True))
+    return {**identity, "frame": sample.frames[index], "box": box, "files": files}
 
 
 def write_png(path, frame):
@@ -241,28 +241,16 @@ def detailed_box(y, size=(240, 180)):
     return int(2 * column), int(2 * row), width, height
 
 
-def worst_frames(records, method, metric="ssim_y", count=10):
-    """Return the frames that `method` harms most against the input, worst first, one of each unit.
-
-    Returns:
-        List of ``(unit's key, frame, input's value, method's value)``; see `record_key`.
-    """
-    inputs = {record_key(record): record for record in records if record["method"] == "input"}
-    harmed = []
-    for record in records:
-        if record["method"] != method or metric not in record["metrics"]:  # real clips have no ground truth
-            continue
-        before = inputs[record_key(record)]["metrics"][metric]
-        values = zip(record["metrics"][metric], before, record["frames"], strict=True)
-        changes = [(value - came, frame, came, value) for value, came, frame in values]
-        harmed.append((*min(changes), record_key(record)))
-    harmed.sort()
-    return [(key, frame, before, after) for change, frame, before, after, key in harmed[:count] if change < 0]
+def worst_frames(records, method, count=10):
+    """Return the rows of `report.to_table` with the greatest losses of SSIM, worst first, one of each unit."""
+    table = to_table(records)
+    lost = table[(table["method"] == method) & (table["metric"] == "ssim_y") & (table["change"] < 0)]
+    return lost.sort_values("change", kind="stable").drop_duplicates(UNIT).head(count)
 
 
 def record_key(record):
     """What tells units apart."""
-    return tuple(record[name] for name in ("protocol", "category", "name", "condition"))
+    return tuple(record[name] for name in UNIT)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -271,13 +259,15 @@ def record_key(record):
 
 def describe_run(command, started):
     """Describe a run that ends now and began at `started` (of `time.perf_counter`), for a report."""
+    packages = ("torch", "openvino", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
+    installed = {package.name.lower(): package.version for package in importlib.metadata.distributions()}
     return {
         "command": command,
         "commit": git_commit(),
         "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe_machine(),
-        "versions": describe_versions(),
+        "versions": {"python": platform.python_version()} | {name: installed.get(name) for name in packages},
     }
 
 
@@ -296,18 +286,6 @@ def describe_machine():
         "system": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def describe_versions():
-    """Return the versions of the packages that decide the figures."""
-    packages = ("torch", "openvino", "opencv-python", "av", "scikit-image", "numpy", "pillow", "imageio-ffmpeg")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 def git_commit():

@@ -7,16 +7,16 @@ A viewer gets ``pictures/`` and a copy of ``scores.csv``, and gives each letter 
 (excellent). ``key.json`` says which letter was which method; who scores must not see it.
 """
 
-import csv
 import string
-from collections import defaultdict
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from benchmark.runner import write_png
-from benchmark.study import StudyError, read_key, write_key
+from benchmark.study import read_key, write_key
+from degradation import DataError
 from utils import atomic_path
 
 ENLARGEMENT, COLUMNS = 2, 3
@@ -24,15 +24,12 @@ MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
 def make_sheets(folder, scenes, seed=0):
-    """Write a sheet for each scene.
+    """Write a sheet for each scene and return the paths of the pictures.
 
     Args:
         folder: gets ``pictures/sheet-NN.png``, ``scores.csv`` to fill in, and ``key.json``.
         scenes: list of ``(name, {method: crop})``, crops BGR uint8 `(H, W, 3)`; all have the same methods.
         seed: of the order of scenes and letters.
-
-    Returns:
-        The paths of the pictures.
     """
     folder, rng, key, paths = Path(folder), np.random.default_rng(seed), {}, []
     for number, scene in enumerate(rng.permutation(len(scenes)), 1):
@@ -43,8 +40,8 @@ def make_sheets(folder, scenes, seed=0):
         paths.append(folder / "pictures" / f"{sheet}.png")
         write_png(paths[-1], draw_sheet({letter: crops[letters[letter]] for letter in letters}))
     write_key(folder, key)
-    with atomic_path(folder / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["sheet", *letters], *([sheet, *[""] * len(letters)] for sheet in key)])
+    with atomic_path(folder / "scores.csv") as temporary:
+        pd.DataFrame(columns=list(letters), index=pd.Index(key, name="sheet")).to_csv(temporary)
     return paths
 
 
@@ -62,55 +59,39 @@ def draw_sheet(crops):
 
 
 def read_scores(path, key):
-    """Read a viewer's scores: list of ``{method: score}``, one dict a sheet; sheets without scores are left out.
+    """Read a viewer's scores: a table with a row for each sheet and a column for each method, NaN where none is given.
 
     Raises:
-        StudyError: the file is no such table, names a sheet or letter that there is not, or a score is not from 1 to 5.
+        DataError: the file is no such table, names a sheet or letter that there is not, or a score is not from 1 to 5.
     """
-    rows = []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                letters = key[row.pop("sheet")]["methods"]
-                given = {letters[letter]: float(score) for letter, score in row.items() if score}
-                if not all(1 <= score <= 5 for score in given.values()):
-                    raise ValueError(f"scores are from 1 to 5, got {sorted(given.values())}")
-                if given:
-                    rows.append(given)
-    except (KeyError, ValueError, AttributeError, csv.Error) as error:
-        raise StudyError(f"{path} is not a filled-in copy of scores.csv: {error}") from error
-    return rows
+        table = pd.read_csv(path, index_col="sheet", encoding="utf-8-sig").astype(float)
+        scores = pd.DataFrame(
+            [row.rename(key[sheet]["methods"], errors="raise") for sheet, row in table.iterrows()], table.index
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a filled-in copy of scores.csv: {error}") from error
+    if not (scores.isna() | scores.ge(1) & scores.le(5)).all(axis=None):
+        raise DataError(f"{path} is not a filled-in copy of scores.csv: scores are from 1 to 5")
+    return scores
 
 
 def tally(folder, paths, method="student"):
-    """Summarise viewers' scores as a Markdown table.
+    """Summarise filled-in copies of a folder's ``scores.csv``, one a viewer, as a Markdown table.
 
-    Args:
-        folder: of `make_sheets`.
-        paths: filled-in copies of its ``scores.csv``, one a viewer.
-        method: the one that the others are compared with.
-
-    Returns:
-        A row for each method: mean score, in how many of the sheets it was worst, and how often `method` was before it,
-        ties counting half.
+    A row for each method has its mean score, in how many of the sheets it was worst, and how often `method` was before
+    it, ties counting half.
 
     Raises:
-        StudyError: there is no key, or a file is not a copy of ``scores.csv``.
+        DataError: there is no key, or a file is not a copy of ``scores.csv``.
     """
     key = read_key(folder, "sheets")
-    sheets = [scores for path in paths for scores in read_scores(path, key)]
-    if not sheets:
-        raise StudyError("the files hold no scores: give copies of scores.csv with numbers from 1 to 5")
-    scores, worst, before = defaultdict(list), defaultdict(int), defaultdict(list)
-    for given in sheets:
-        lowest = min(given.values())
-        for name, score in given.items():
-            scores[name].append(score)
-            worst[name] += score == lowest and list(given.values()).count(lowest) == 1
-            if method in given and name != method:
-                before[name].append((np.sign(given[method] - score) + 1) / 2)
+    scores = pd.concat([read_scores(path, key) for path in paths], ignore_index=True)
+    lowest = scores.eq(scores.min(axis=1), axis=0)
+    worst = lowest[lowest.sum(axis=1) == 1].sum()
     lines = [f"| method | mean score | worst | {method} before it |", "| --- | --- | --- | --- |"]
-    for name in sorted(scores, key=lambda name: -np.mean(scores[name])):
-        share = f"{100 * np.mean(before[name]):.0f} %" if before[name] else "–"
-        lines.append(f"| {name} | {np.mean(scores[name]):.2f} | {worst[name]} of {len(scores[name])} | {share} |")
+    for name, mean in scores.mean().dropna().sort_values(ascending=False, kind="stable").items():
+        before = (np.sign(scores[method] - scores[name]).mean() + 1) / 2
+        share = "–" if name == method or np.isnan(before) else f"{100 * before:.0f} %"
+        lines.append(f"| {name} | {mean:.2f} | {worst[name]} of {scores[name].count()} | {share} |")
     return "\n".join(lines)

@@ -21,8 +21,8 @@ import cv2  # before av: see video.py
 
 # isort: split
 import av
-import jinja2
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 import dataset
 import degradation
-from benchmark.peers import peers, time_1080p
-from benchmark.report import format_milliseconds, format_share
+from benchmark.page import load_template
+from benchmark.report import format_milliseconds
 from engines import make_engine
 from models import load_student
-from runtime import CheckpointError, DeviceError
+from runtime import DeviceError
 from torch_engine import TorchEngine
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
@@ -51,7 +51,7 @@ BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
 RATE = 25  # frames per second of the clip
 SAMPLES = 1920  # of its sound during a frame, at 48 kHz
-SOURCE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_size(text):
@@ -59,8 +59,7 @@ def parse_size(text):
     numbers = re.fullmatch(r"(\d+)x(\d+)", text)
     size = SIZES.get(text) or (numbers and tuple(map(int, numbers.groups())))
     if not size or min(size) < 16:
-        names = ", ".join(SIZES)
-        raise argparse.ArgumentTypeError(f"expected {names} or WIDTHxHEIGHT of at least 16x16, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a name or WIDTHxHEIGHT of at least 16x16, got {text!r}")
     return size
 
 
@@ -174,32 +173,29 @@ def time_engines(engines, size, seconds):
         A row for each engine: ``engine``, ``size`` and the figures of `summarise`.
     """
     frames = list(pan(size, FRAMES))
-    steps = {name: _step(engine, frames) for name, engine in engines.items()}
-    times = time_in_turns(steps, seconds, warm=True)
+    times = time_in_turns({name: _step(engine, frames) for name, engine in engines.items()}, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
 
 
-def _step(engine, frames):
-    """A function that shows an engine the next of some frames, over and over."""
-    shown = itertools.cycle(frames)
-    return lambda: engine(*next(shown))
+def time_peer(peer, seconds=2.0):
+    """Return the milliseconds that a `peers.Peer` takes for a frame of 1920x1080 enlarged by 2, in memory.
 
-
-def time_peers(names, device, seconds):
-    """Time peers at 1920x1080, see `peers.time_1080p`.
-
-    Returns:
-        ``(list of dicts with name, description and ms_1080p, list of reasons why others are left out)``.
+    The median of repeated calls, at least five. A peer with `shrink` above 1 would take minutes: it is measured on a
+    frame that much smaller in width and height, and the time is multiplied by the square.
     """
-    rows, left_out = [], []
-    for name in tqdm(names, desc="peers", unit="peer"):
-        try:
-            (peer,) = peers([name], device)
-        except (CheckpointError, ValueError) as error:  # weights out of reach; an FFmpeg without the filter
-            left_out.append(f"{name}: {error}".replace(str(Path.home()), "~"))
-        else:
-            rows.append({"name": name, "description": peer.description, "ms_1080p": time_1080p(peer, seconds)})
-    return rows, left_out
+    height, width = 1080 // peer.shrink, 1920 // peer.shrink
+    rng = np.random.default_rng(0)
+    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
+    uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
+    step = _step(peer.at(2), [(y, uv, False), (255 - y, uv, False)])
+    times = time_in_turns({"peer": step}, seconds, warmup=1, least=5)["peer"]
+    return peer.shrink**2 * summarise(times)["median_ms"]
+
+
+def _step(function, arguments):
+    """A function that calls another one with the next of some arguments: standing still may cost less."""
+    shown = itertools.cycle(arguments)
+    return lambda: function(*next(shown))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -232,7 +228,7 @@ def time_files(sharpener, device, size, count, seconds):
 
     Returns:
         Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
-        frame, and ``peak_memory_mib`` of inference.py in a process of its own, None with ``peak_memory_reason``.
+        frame, and ``peak_memory_mib`` of inference.py in a process of its own.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target, copy = (Path(folder) / name for name in ("source.mp4", "target.mp4", "copy.mp4"))
@@ -254,54 +250,38 @@ def time_files(sharpener, device, size, count, seconds):
                     writer.write(frame)
 
         times = time_in_turns({"whole": whole, "decode": decode, "encode": encode}, seconds, warmup=0)
-        program = [sys.executable, str(SOURCE.parent / "inference.py"), str(source), "--overwrite"]
-        options = ["-o", str(target), "--checkpoint", str(sharpener.checkpoint.resolve()), "--device", device]
-        memory, reason = peak_memory([*program, *options])
+        options = ["-o", target, "--checkpoint", sharpener.checkpoint.resolve(), "--device", device, "--overwrite"]
+        memory = peak_memory("import sys, inference; assert not inference.main(sys.argv[1:])", source, *options)
     parts = {name: summarise(found, count) for name, found in times.items()}
-    return {
-        "size": size,
-        "frames": count,
-        "kbps": kbps,
-        "engine": sharpener.description,
-        **parts,
-        "peak_memory_mib": memory,
-        "peak_memory_reason": reason,
-    }
+    engine = {"engine": sharpener.description, "peak_memory_mib": memory}
+    return {"size": size, "frames": count, "kbps": kbps, **parts, **engine}
 
 
-def peak_memory(command):
-    """Run a command and watch its peak resident memory (Linux's VmHWM).
+def peak_memory(code, *arguments):
+    """Run Python code in a process of its own and return its peak resident memory in MiB; None if this is not Linux.
 
-    `resource.getrusage` would not do: its figure for children begins with the parent's own.
-
-    Returns:
-        ``(MiB, "")``, or ``(None, why not)``.
+    Linux's VmHWM: the figure of `resource.getrusage` would begin with this process's own.
     """
-    if not Path("/proc/self/status").exists():
-        return None, "it is read from /proc, which this system does not have"
-    peak = 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            found = re.search(r"^VmHWM:\s*(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
-            peak = max(peak, int(found[1])) if found else peak  # a process that has just ended has none
-            time.sleep(0.01)
-    if process.returncode:
-        return None, f"inference.py ended with exit code {process.returncode}"
-    return peak / 1024, ""
+    if not sys.platform.startswith("linux"):
+        return None
+    code += "\nprint(open('/proc/self/status').read(), file=sys.stderr)"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(re.search(r"^VmHWM:\s*(\d+) kB", finished.stderr, re.MULTILINE)[1]) / 1024
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The whole measurement and its pages
 
 
-def measure(sharpener, device, sizes, seconds, peer_names, clip):
+def measure(sharpener, device, sizes, seconds, peers, clip):
     """Measure everything.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`, made for `device`.
         sizes: list of (width, height) for the engines.
         seconds: time for each figure.
-        peer_names: what to measure beside the student, see `peers.peers`.
+        peers: list of `peers.Peer` to measure beside the student.
         clip: ((width, height), number of frames) of the video file.
 
     Returns:
@@ -309,13 +289,15 @@ def measure(sharpener, device, sizes, seconds, peer_names, clip):
     """
     engines, left_out = list_engines(sharpener, device)
     rows = [row for size in tqdm(sizes, desc="engines", unit="size") for row in time_engines(engines, size, seconds)]
-    peer_rows, peers_left_out = time_peers(peer_names, device, seconds)
     return {
         "gmac_1080p": count_macs(load_student(sharpener.checkpoint)[0], SIZES["1080p"]) / 1e9,
         "engines": rows,
-        "peers": peer_rows,
+        "peers": [
+            {"name": peer.name, "description": peer.description, "ms_1080p": time_peer(peer, seconds)}
+            for peer in tqdm(peers, desc="peers", unit="peer")
+        ],
         "files": time_files(sharpener, device, *clip, seconds),
-        "left_out": left_out + peers_left_out,
+        "left_out": left_out,
     }
 
 
@@ -323,18 +305,18 @@ def plot(report, path):
     """Draw milliseconds over megapixels, a line for each engine with its 95th percentile as a shade above."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(row["engine"] for row in report["engines"]):
-        rows = sorted((row for row in report["engines"] if row["engine"] == name), key=_megapixels)
-        places, medians = [_megapixels(row) for row in rows], [row["median_ms"] for row in rows]
-        (line,) = axes.loglog(places, medians, "o-", label=name)
-        axes.fill_between(places, medians, [row["p95_ms"] for row in rows], color=line.get_color(), alpha=0.15)
+    table = pd.DataFrame(report["engines"])
+    table["megapixels"] = [width * height / 1e6 for width, height in table["size"]]
+    for name, rows in table.sort_values("megapixels").groupby("engine", sort=False):
+        (line,) = axes.loglog(rows["megapixels"], rows["median_ms"], "o-", label=name)
+        axes.fill_between(rows["megapixels"], rows["median_ms"], rows["p95_ms"], color=line.get_color(), alpha=0.15)
     for budget in BUDGETS:
         axes.axhline(budget, color="grey", linestyle="--", linewidth=1)
         label = f"{budget:.1f} ms, {1000 / budget:.0f} frames/s"
         axes.text(
             0.99, budget, label, transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="grey", size=8
         )
-    sizes = {_megapixels(row): size_name(row["size"]) for row in report["engines"]}
+    sizes = dict(zip(table["megapixels"], map(size_name, table["size"]), strict=True))
     axes.set_xticks(list(sizes), [f"{place:.2g}\n{name}" for place, name in sizes.items()])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -345,10 +327,6 @@ def plot(report, path):
         figure.savefig(temporary, dpi=120)
 
 
-def _megapixels(row):
-    return row["size"][0] * row["size"][1] / 1e6
-
-
 def size_name(size):
     """``1080p`` for a size of `SIZES`, else ``WIDTHxHEIGHT``."""
     names = {tuple(known): name for name, known in SIZES.items()}
@@ -356,20 +334,9 @@ def size_name(size):
 
 
 def write_report(report, folder):
-    """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md.
-
-    Returns:
-        The text of README.md.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(SOURCE / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"ms": format_milliseconds, "size": size_name, "rate": _rate, "share": format_share}
-    page = environment.get_template("speed.md").render(report)
+    """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
+    template = load_template("speed.md", ms=format_milliseconds, size=size_name, rate=_rate)
+    page = template.render(report) + "\n"
     for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ import av
 import numpy as np
 
 from benchmark.metrics import bootstrap_interval
-from degradation import FRAME_RATE
+from degradation import FRAME_RATE, DataError
 from utils import atomic_path
 
 TRAP_RULE = (
@@ -40,10 +40,6 @@ TRIALS_PER_BLOCK = 12  # to which a trap of each kind is added
 CLUSTERS_NEEDED = 5  # with fewer participants, resampling them says less than resampling votes
 
 
-class StudyError(RuntimeError):
-    """A study or an answer to it cannot be used. The message says what to do."""
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Making a study
 
@@ -54,21 +50,18 @@ def make_study(folder, scenes, seed=0, limit=None):
     Every two methods of a scene make a trial.
 
     Args:
-        folder: gets ``study.html`` and ``key.json``.
+        folder: gets ``study.html``, whose path is returned, and ``key.json``.
         scenes: iterable of ``(name, {method: picture})``. A picture is BGR uint8 `(H, W, 3)`; a clip is `(N, H, W, 3)`
             with even sides. Every scene has the method ``input``, and ``truth`` if its original is known.
         seed: of the choice of trials.
         limit: at most so many trials (traps not counted), spread evenly over pairs of methods and scenes.
 
-    Returns:
-        The path of the page.
-
     Raises:
-        StudyError: there are no scenes, or the folder holds a key already.
+        DataError: there are no scenes, or the folder holds a key already.
     """
     folder = Path(folder)
     if (folder / "key.json").exists():
-        raise StudyError(f"{folder} holds a study already, to which votes may belong: name another folder")
+        raise DataError(f"{folder} holds a study already, to which votes may belong: name another folder")
     rng = np.random.default_rng(seed)
     names, encoded, pairs = [], [], []
     for index, (name, pictures) in enumerate(scenes):
@@ -77,7 +70,7 @@ def make_study(folder, scenes, seed=0, limit=None):
         degraded = degrade(pictures.get("truth", pictures["input"]))
         encoded.append({method: data_uri(picture) for method, picture in {**pictures, "degraded": degraded}.items()})
     if not names:
-        raise StudyError("a study needs at least one scene: name a folder with pictures or videos by --data")
+        raise DataError("a study needs at least one scene: name a folder with pictures or videos by --data")
 
     methods = list(dict.fromkeys(method for index, pair in pairs for method in pair))
     media, trials, blocks, key = [], [], [], {}
@@ -173,36 +166,29 @@ def encode_clip(frames):
 
 
 def write_key(folder, key):
-    """Write ``key.json``, which says what participants see and which they must not see."""
+    """Write ``key.json``, which says what the study shows; participants must not see it."""
     with atomic_path(Path(folder) / "key.json") as temporary:
         temporary.write_text(json.dumps(key, indent=1), encoding="utf-8")
 
 
 def read_key(folder, command):
-    """Read ``key.json`` from a folder of `write_key`; a StudyError says that `command` of evaluate.py makes it."""
+    """Read ``key.json`` from a folder of `write_key`; a DataError says that `command` of evaluate.py makes it."""
     try:
         return json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StudyError(f"{folder} holds no key.json: name a folder made by evaluate.py {command}") from error
+        raise DataError(f"{folder} holds no key.json: name a folder made by evaluate.py {command}") from error
 
 
 def read_votes(path, key):
-    """Read a file of votes that the page saved.
-
-    Args:
-        path: of the file.
-        key: of the study, see `read_key`.
+    """Read a file of votes that the page saved, given the study's key; a DataError names a file that is none.
 
     Returns:
         ``(participant, votes)``; a vote is ``(trap, method shown as A, method shown as B, score of B against A)``.
-
-    Raises:
-        StudyError: the file holds something else, or votes of another study.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["study"] != key["study"]:
-            raise StudyError(f"{path} holds votes of study {content['study']}, but the folder is of {key['study']}")
+            raise DataError(f"{path} holds votes of another study")
         votes = []
         for number, vote in content["votes"].items():
             trial, score = key["trials"][number], vote["score"]
@@ -210,8 +196,8 @@ def read_votes(path, key):
                 raise ValueError(f"a score is a whole number from -3 to 3, got {score!r}")
             votes.append((trial["trap"], *trial["methods"][:: -1 if vote["swapped"] else 1], score))
         return str(content["participant"]), votes
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise StudyError(f"{path} is no file of votes that the page saved; ask for it again: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no file of votes that the page saved; ask for it again: {error}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -219,25 +205,20 @@ def read_votes(path, key):
 
 
 def summarise_study(folder, paths):
-    """Summarise votes as text with a Markdown table.
+    """Summarise files of votes, one per participant, for the study in `folder`, as text with a Markdown table.
 
-    Args:
-        folder: of `make_study`.
-        paths: files of votes, one per participant.
-
-    Returns:
-        Who counts by `TRAP_RULE`, and for every two methods the number of votes, their mean score and the share of
-        them that preferred the first one, ties counting half. Intervals are 95 % percentile bootstrap (Efron and
-        Tibshirani, 1993) over participants, or over votes if fewer than `CLUSTERS_NEEDED` participants count.
+    It says who counts by `TRAP_RULE`, and for every two methods the number of votes, their mean score and the share of
+    them that preferred the first one, ties counting half. Intervals are drawn over participants, or over votes if fewer
+    than `CLUSTERS_NEEDED` participants count.
 
     Raises:
-        StudyError: there is no study, or a file does not hold votes of it or those of a participant met before.
+        DataError: there is no study, or a file does not hold votes of it or those of a participant met before.
     """
     key, files, counted, lines = read_key(folder, "subjective"), {}, [], []
     for path in paths:
         participant, votes = read_votes(path, key)
         if participant in files:
-            raise StudyError(f"{files[participant]} and {path} are by the same participant: give only the later one")
+            raise DataError(f"{files[participant]} and {path} are by the same participant: give only the later one")
         files[participant] = path
         failures = [fails_trap(*vote) for vote in votes if vote[0]]
         if len(failures) >= 2 and 5 * sum(failures) <= len(failures):

@@ -1,4 +1,8 @@
+import json
+import os
+import shutil
 import signal
+import subprocess
 import threading
 from fractions import Fraction
 
@@ -63,6 +67,26 @@ def make_student(channels=8, blocks=1):
     return student
 
 
+def check_against_ncnn(network, param, weights):
+    """A super-resolution network of PyTorch makes of a photo what ncnn makes of it with the published files."""
+    ncnn = pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
+    patch = skimage.data.astronaut()[100:124, 200:220].astype(np.float32) / 255
+    patch = np.ascontiguousarray(patch.transpose(2, 0, 1))  # (3, 24, 20)
+    reference = ncnn.Net()
+    reference.opt.num_threads = 1
+    for option in ("vulkan_compute", "fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(reference.opt, f"use_{option}", False)
+    reference.load_param(str(param))
+    reference.load_model(str(weights))
+    with reference.create_extractor() as extractor:
+        extractor.input("data", ncnn.Mat(patch))
+        expected = np.array(extractor.extract("output")[1])  # (3, 96, 80)
+    with torch.inference_mode():
+        found = network(torch.from_numpy(patch)[None])[0].numpy()
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.ptp(expected) > 0.5  # a picture, not a constant
+
+
 def write_video(path, count=34, size=(128, 96), velocity=(1, 0.5)):
     """Write a pan over a photo as a video file, nearly without loss, and return its path as a string."""
     photo = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
@@ -95,6 +119,40 @@ def clips(tmp_path_factory):
     for number in range(6):
         write_video(folder / "clips" / f"{number}.mp4", 14, (256, 224), (1, number / 5))
     return folder
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A function that sends a command of the DevTools protocol to Chromium and returns the result."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    (their_input, our_output), (our_input, their_output) = os.pipe(), os.pipe()
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    quiet += "--disable-component-update --disable-sync --window-size=1000,800 --remote-debugging-pipe"
+    script = f'exec "$0" "$@" 3<&{their_input} 4>&{their_output}'  # the descriptors that Chromium uses
+    command = ["bash", "-c", script, chromium, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+    process = subprocess.Popen(command, pass_fds=(their_input, their_output), stderr=subprocess.DEVNULL)
+    os.close(their_input)
+    os.close(their_output)
+    session = {}
+    with open(our_output, "wb", buffering=0) as sender, open(our_input, "rb") as receiver:
+
+        def send(method, **parameters):
+            sender.write(json.dumps({"id": 1, "method": method, "params": parameters, **session}).encode() + b"\0")
+            answer = {}
+            while answer.get("id") != 1:  # else it is an event
+                answer = json.loads(b"".join(iter(lambda: receiver.read(1) or b"\0", b"\0")))
+            assert "error" not in answer and "exceptionDetails" not in answer["result"], answer
+            return answer["result"]
+
+        send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        target = send("Target.createTarget", url="about:blank")["targetId"]
+        session["sessionId"] = send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        yield send
+        session.clear()
+        send("Browser.close")
+    process.wait(timeout=30)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -38,10 +38,10 @@ def blurred(y, uv, full_range):
     return cv2.GaussianBlur(y, (0, 0), 3), uv
 
 
-def test_known_answers(picture, tmp_path):
+def test_known_answers(picture):
     by_condition = {}
     for unit in conditions.image_units([picture]):
-        sample, again = (conditions.make_sample(unit, tmp_path) for _ in range(2))
+        sample, again = (conditions.make_sample(unit) for _ in range(2))
         assert sample.input[0][0].shape == (160, 200)
         assert all((a == b).all() for a, b in zip(sample.input[0], again.input[0], strict=True))
         methods = {"input": runner.as_it_came, "blur": blurred}
@@ -61,43 +61,31 @@ def test_a_few_sources_meet_every_scale_with_every_codec_and_rate():
     units = conditions.call_units(sources)
     assert len(units) == 5 * len(conditions.CODECS) * rates
     assert len({(unit.scale, unit.codec, unit.qp, unit.kbps) for unit in units}) == len(units)
-    assert len(conditions.call_units(sources[:1], full=True)) == len(units)
+    half, quarter = conditions.draw_units(units, 0.5), conditions.draw_units(units, 0.25)
+    assert set(map(id, quarter)) < set(map(id, half)) and 0.35 < len(half) / len(units) < 0.65
     assert {unit.condition for unit in conditions.call_units(sources[:1], scales=(2,), codecs=("vp9",))} == {
         *(f"x2 vp9 qp {qp}" for qp in conditions.QUANTISERS["vp9"]),
         *(f"x2 vp9 {kbps}k" for kbps in conditions.BITRATES),
     }
 
 
-def test_a_share_of_the_units_holds_a_smaller_one():
-    units = conditions.call_units([dataclasses.replace(CAT, name=str(i)) for i in range(5)])
-    half, quarter = conditions.draw_units(units, 0.5), conditions.draw_units(units, 0.25)
-    assert set(map(id, quarter)) < set(map(id, half)) and conditions.draw_units(units, 1) == units
-    assert 0.35 < len(half) / len(units) < 0.65 and 0.15 < len(quarter) / len(units) < 0.35
-
-
-def test_a_call_is_sent_through_a_real_codec(picture, tmp_path, monkeypatch):
+def test_a_call_is_sent_through_a_real_codec():
     units = {unit.condition: unit for unit in conditions.call_units([CAT], scales=(2,), codecs=("x264",))}
-    good, bad, slow = (
-        conditions.make_sample(units[f"x2 x264 {rate}"], tmp_path) for rate in ("qp 22", "qp 37", "150k")
-    )
+    good, bad, slow = (conditions.make_sample(units[f"x2 x264 {rate}"]) for rate in ("qp 22", "qp 37", "150k"))
     assert len(good.input) == len(good.truth) == len(good.frames) == conditions.MEASURED_FRAMES
     assert good.frames[-1] == conditions.CLIP_FRAMES - 1 and good.full_range
     assert good.identity["kbps"] > 3 * bad.identity["kbps"] and 75 < slow.identity["kbps"] < 250
     scores = [runner.evaluate(sample, runner.as_it_came) for sample in (good, bad)]
     assert min(scores[0]["psnr_y"]) > 1 + max(scores[1]["psnr_y"])
     assert 0 < scores[0]["flicker_moving"][0] < 10
-    # Again the stream comes out of the cache.
-    monkeypatch.setattr(conditions, "encode_clip", lambda *_, **__: pytest.fail("encoded again"))
-    again = conditions.make_sample(units["x2 x264 qp 22"], tmp_path)
+    again = conditions.make_sample(units["x2 x264 qp 22"])
     assert all((a[0] == b[0]).all() for a, b in zip(good.input, again.input, strict=True))
 
 
-def test_videos_are_measured_in_their_own_range(video, tmp_path):
+def test_videos_are_measured_in_their_own_range(video):
     assert conditions.image_units([video]) == []
-    sample = conditions.make_sample(conditions.call_units([video], scales=(1,), codecs=("x264",))[0], tmp_path)
+    sample = conditions.make_sample(conditions.call_units([video], scales=(1,), codecs=("x264",))[0])
     assert not sample.full_range and sample.truth[0][0].shape == (256, 288)
-    with pytest.raises(DataError, match="has 36 frames, the benchmark needs 40"):
-        conditions.load_clip(video, 40, 40)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,11 +99,11 @@ METHODS = [
 ]
 
 
-def test_real_clips_are_as_they_are_and_have_no_truth(video, tmp_path):
+def test_real_clips_are_as_they_are_and_have_no_truth(video):
     (unit,) = conditions.real_units([CAT, video])
     identity = {"protocol": "real", "category": "heads", "name": "a.mp4", "condition": "as it is"}
     assert unit.identity() == identity
-    sample = conditions.make_sample(unit, tmp_path)
+    sample = conditions.make_sample(unit)
     assert sample.truth is None and not sample.full_range and sample.frames == tuple(range(10, 34))
     with VideoReader(video.path) as reader:
         came = [(frame.y, frame.uv) for frame in reader][10:34]
@@ -136,22 +124,14 @@ def test_real_clips_are_measured_against_what_came(video, tmp_path):
     assert came["edges"] == came["noise"] == [1] * 24 and came["halo"] == [0] * 24 and came["flicker"][0] > 0
     assert max(after["metrics"]["edges"]) < 0.7 and max(after["metrics"]["noise"]) < 1
     assert runner.run(units, METHODS, tmp_path, slow=["slow"]) == [before, after]  # from the cache
-    assert runner.worst_frames([before, {**after, "method": "student"}], "student") == []
+    assert not len(runner.worst_frames([before, {**after, "method": "student"}], "student"))
 
 
 @pytest.mark.parametrize(("count", "first"), [(4, 0), (30, 6)])
 def test_of_short_real_clips_less_is_left_out_before(tmp_path, count, first):
     source = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", count))
-    sample = conditions.make_sample(*conditions.real_units([source]), tmp_path)
+    sample = conditions.make_sample(*conditions.real_units([source]))
     assert sample.frames == tuple(range(first, min(count, 34))) and len(sample.input) == min(count, 24)
-
-
-def test_real_clips_that_are_too_short_are_left_out_by_name(tmp_path, caplog):
-    source = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
-    with pytest.raises(DataError, match="nothing could be measured"):
-        runner.run(conditions.real_units([source]), METHODS[:1], tmp_path)
-    assert "left out: short.mp4, as it is: the video" in caplog.text
-    assert "has 3 frames, the benchmark needs 4" in caplog.text
 
 
 def test_where_nothing_stands_still_there_is_no_flicker(tmp_path):
@@ -177,13 +157,8 @@ def test_a_few_sources_are_seen_by_every_camera_through_every_codec():
         (c, codec) for c in conditions.CAMERAS for codec in conditions.CODECS
     }
     assert len({(unit.codec, unit.qp) for unit in units}) >= 12  # of 16
-    assert all(unit.qp in conditions.QUANTISERS[unit.codec] and unit.kbps is None for unit in units)
     assert {unit.scale for unit in units} == {1, 1.5} and 0.15 < np.mean([unit.scale > 1 for unit in units]) < 0.25
     assert len({runner.record_key(unit.identity()) for unit in units}) == len(units)
-    for unit in units:
-        soft = conditions.CAMERAS[unit.camera].is_soft
-        assert unit.identity()["camera"] == ("soft" if soft else "crisp")
-        assert unit.condition == f"{unit.camera}, x{unit.scale:g} {unit.codec} qp {unit.qp}"
     assert {unit.camera for unit in units if unit.identity()["camera"] == "crisp"} == {"perfect", "crisp"}
     assert {unit.codec for unit in conditions.camera_units([CAT], ("vp9",))} == {"vp9"}
 
@@ -193,12 +168,10 @@ def camera_unit(source, camera, qp=22, scale=1):
 
 
 @pytest.mark.parametrize("kind", ["photo", "video"])
-def test_cameras_see_what_is_crisp(kind, video, tmp_path):
+def test_cameras_see_what_is_crisp(kind, video):
     """The truth is shrunk until it is crisp at its own size; what a soft camera makes of it lacks detail."""
     source = {"photo": CAT, "video": video}[kind]
-    samples = {
-        name: conditions.make_sample(camera_unit(source, name), tmp_path) for name in ("perfect", "out of focus")
-    }
+    samples = {name: conditions.make_sample(camera_unit(source, name)) for name in ("perfect", "out of focus")}
     assert len({sample.truth[0][0].shape for sample in samples.values()}) == 1
     truth = samples["perfect"].truth
     assert (
@@ -208,7 +181,7 @@ def test_cameras_see_what_is_crisp(kind, video, tmp_path):
     assert samples["perfect"].full_range == (kind == "photo") and samples["perfect"].identity["kbps"] > 0
     edges = {name: np.mean(metrics.visible_change(s.input, s.truth)["edges"]) for name, s in samples.items()}
     assert 0.9 < edges["perfect"] < 1.1 and edges["out of focus"] < 0.8
-    again = conditions.make_sample(camera_unit(source, "out of focus"), tmp_path / "other")
+    again = conditions.make_sample(camera_unit(source, "out of focus"))
     for one, two in zip(samples["out of focus"].input, again.input, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -247,9 +220,7 @@ def test_a_quarter_of_the_lines_goes_through_x265(video, tmp_path):
     units = conditions.x4_units([CAT, video])
     assert [unit.qp for unit in units] == [17, 22, 27, 32, 37, 42] and {unit.codec for unit in units} == {"x265"}
     assert [unit.identity()["condition"] for unit in units[:2]] == ["x265 qp 17", "x265 qp 22"]
-    records = runner.run(units, METHODS[:2], tmp_path)
-    assert len(records) == 12 and {record["name"] for record in records} == {"a.mp4"}
-    came = [record for record in records if record["method"] == "input"]
+    came = runner.run(units, METHODS[:1], tmp_path)
     assert all(record["scale"] == 4 and record["frames"] == list(range(22, 30)) for record in came)
     psnr = [np.mean(record["metrics"]["psnr_y"]) for record in came]
     assert psnr == sorted(psnr, reverse=True) and psnr[0] > psnr[-1] + 1
@@ -297,11 +268,8 @@ def test_worst_frames_are_those_that_lost_most():
     records = [record("a", "input", [0.9, 0.9]), record("a", "student", [0.89, 0.85])]
     records += [record("b", "input", [0.5, 0.6]), record("b", "student", [0.4, 0.7])]
     records += [record("c", "input", [0.5, 0.6]), record("c", "student", [0.6, 0.7])]
-    worst = runner.worst_frames(records, "student")
-    assert [(key[2], frame, before, after) for key, frame, before, after in worst] == [
-        ("b", 4, 0.5, 0.4),
-        ("a", 5, 0.9, 0.85),
-    ]
+    worst = runner.worst_frames(records, "student")[["name", "frame", "before", "level"]]
+    assert worst.to_numpy().tolist() == [["b", 4, 0.5, 0.4], ["a", 5, 0.9, 0.85]]
 
 
 def test_the_box_shows_detail():
@@ -340,5 +308,8 @@ def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
     records = runner.run(wanted, methods, tmp_path / "cache")
     assert [(record["name"], record["codec"]) for record in records] == [("a.png", "x264")]
     assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
+    short = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
     with pytest.raises(DataError, match="nothing could be measured"):
-        runner.run(wanted[:1], methods, tmp_path / "cache")
+        runner.run(conditions.real_units([short]), methods, tmp_path / "cache")
+    assert "left out: short.mp4, as it is: the video" in caplog.text
+    assert "has 3 frames, the benchmark needs 4" in caplog.text

@@ -106,9 +106,7 @@ def test_the_script_refuses_bad_input_in_one_line(run, checkpoint, data, tmp_pat
     for arguments, message in (
         (["--checkpoint", checkpoint, "--device", "cpu", "--data", data, "--protocol", "real", "x4"], "nothing fits"),
         (["sheets", "--checkpoint", checkpoint, "--data", data], "sheets show real clips"),
-        (["sheets", "nothing", "--tally", "a.csv"], "nothing holds no key.json"),
         (["--checkpoint", "no.pth"], "no checkpoint"),
-        (["--checkpoint", checkpoint, "--device", "cpu", "--data", "nowhere"], "no folder nowhere"),
         (["compare", "a.json", "b.json"], "cannot read the report a.json"),
         (["subjective", "nothing", "--summarise", "a.json"], "nothing holds no key.json"),
         (["subjective", "--checkpoint", checkpoint, "--data", "nowhere"], "no folder nowhere"),

@@ -97,10 +97,8 @@ def png(width, height):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((100_000, 1), r"too large \(.*134 million pixels"),
         ((1, 16_385), r"too large \(.*134 million pixels"),
         ((16_384, 8_193), r"too large \(.*134 million pixels"),
-        ((2**31 - 1, 2**31 - 1), r"too large \(.*134 million pixels"),
         ((16_384, 8_192), "damaged"),  # the largest picture: it is only cut off
     ],
 )
@@ -168,15 +166,11 @@ ENDLESS.append(ENDLESS)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read"),
         (b"just text, not weights", "cannot be read"),
-        ([1, 2], "needs `model`, `model_args` and `meta`"),
         ({"model": {}}, "needs `model`, `model_args` and `meta`"),
         (Malicious(), "refused"),
         ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be a whole number from 1 to 256"),
-        ({**GOOD, "model_args": {"channels": 4, "blocks": 10**6}}, "`blocks` must be a whole number from 0 to 32"),
         ({**GOOD, "model_args": {"channels": 4, "wide": 385}}, "`wide` must be a whole number from 0 to 384"),
-        ({**GOOD, "model_args": {"channels": 4.0}}, "`channels` must be"),
         ({**GOOD, "model_args": [4, 1]}, "`model_args` must be `channels`, `blocks` and `wide`"),
         ({**GOOD, "model_args": {"trunk_blocks": 24}}, "`model_args` must be `channels`, `blocks` and `wide`"),
         ({**GOOD, "model_args": {"channels": 4, "blocks": 2}}, "body.1.conv1.weight are missing"),
@@ -187,7 +181,6 @@ ENDLESS.append(ENDLESS)
         ({**GOOD, "model": {**GOOD["model"], "head.bias": torch.full((4,), math.inf)}}, "not finite"),
         ({**GOOD, "meta": {"a": ENDLESS}}, "`meta` must hold plain data"),
         ({**GOOD, "meta": {"a": torch.zeros(1)}}, "`meta` must hold plain data"),
-        ({**GOOD, "meta": 3}, "`meta` must hold plain data"),
         ({**GOOD, "meta": {"a": Bomb()}}, "refused .*bytearray"),
     ],
 )

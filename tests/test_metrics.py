@@ -52,11 +52,6 @@ def coded(truth):
 # Known answers
 
 
-def test_identical_pictures(truth):
-    perfect = {"psnr_y": np.inf, "ssim_y": 1.0, "psnr_rgb": np.inf, "ssim_rgb": 1.0}
-    assert metrics.picture_metrics(truth[0], truth[0]) == perfect
-
-
 def test_identical_clips(truth):
     """libvmaf gives identical clips 97.4 where nothing moves (the first frame, a still) and 100 elsewhere."""
     scores = metrics.vmaf_scores(truth, truth)
@@ -68,6 +63,8 @@ def test_identical_clips(truth):
 
 
 def test_picture_metrics_against_their_definitions(truth, coded):
+    perfect = {"psnr_y": np.inf, "ssim_y": 1.0, "psnr_rgb": np.inf, "ssim_rgb": 1.0}
+    assert metrics.picture_metrics(truth[0], truth[0]) == perfect
     (y, uv), (truth_y, truth_uv) = coded[3], truth[3]
     measured = metrics.picture_metrics((y, uv), (truth_y, truth_uv))
     assert (measured["psnr_y"], measured["ssim_y"]) == luma_metrics(y, truth_y)
@@ -78,14 +75,9 @@ def test_picture_metrics_against_their_definitions(truth, coded):
         expected, frame, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
     )
     assert measured["ssim_rgb"] == pytest.approx(by_channel, abs=1e-9)
-    assert measured["psnr_rgb"] < measured["psnr_y"]  # chroma at half the size is lost twice
-
-
-def test_rgb_of_limited_range_planes_is_that_of_full_range(truth, coded):
     limited = [to_limited_range(*planes) for planes in (coded[3], truth[3])]
-    back = [to_full_range(*planes) for planes in limited]
     measured = metrics.picture_metrics(*limited, full_range=False)
-    expected = metrics.picture_metrics(*back, full_range=True)
+    expected = metrics.picture_metrics(*(to_full_range(*planes) for planes in limited))
     assert measured["psnr_rgb"] == expected["psnr_rgb"] and measured["ssim_rgb"] == expected["ssim_rgb"]
     assert measured["psnr_y"] > expected["psnr_y"]  # luma is compared as it is: errors are smaller in 219 levels
 
@@ -128,19 +120,9 @@ def test_full_range_is_brought_to_limited_range_and_sizes_are_made_even(truth, c
     assert metrics.vmaf_scores(*odd) == metrics.vmaf_scores(*even)
 
 
-def test_ms_ssim_says_which_sizes_it_takes(truth):
+def test_the_smallest_picture_of_ms_ssim(truth):
     smallest = [(y[:176, :176], uv[:, :88, :88]) for y, uv in truth[:1]]
     assert metrics.vmaf_scores(smallest, smallest)["ms_ssim"] == [1.0]
-    small = [(y[:177, :175], uv[:, :89, :88]) for y, uv in truth[:1]]
-    with pytest.raises(MetricError, match="at least 176x176 pixels, got 174x176"):
-        metrics.vmaf_scores(small, small)
-
-
-def test_vmaf_refuses_clips_that_do_not_match(truth):
-    smaller = [(y[:-2], uv[:, :-1]) for y, uv in truth]
-    for clip, other in ((truth, truth[:-1]), (truth, smaller), ([], [])):
-        with pytest.raises(ValueError, match="one length and size"):
-            metrics.vmaf_scores(clip, other)
 
 
 def test_an_ffmpeg_that_fails_is_quoted(truth, monkeypatch, tmp_path):
@@ -249,15 +231,6 @@ def test_what_is_as_it_came_has_changed_nothing(coded):
     assert len(found["flicker"]) == 5 and max(found["flicker"]) < 1
 
 
-def test_a_blur_lowers_edges_and_makes_no_halo(truth):
-    found = [
-        metrics.visible_change(per_frame(truth, lambda y, t, s=s: degradation.blur(y, s)), truth) for s in (1, 1.6)
-    ]
-    edges = [np.mean(change["edges"]) for change in found]
-    assert 0.9 > edges[0] > edges[1] > 0.3 and max(found[1]["halo"]) == 0
-    assert max(found[1]["noise"]) < 1
-
-
 def test_noise_is_relative_to_the_sources(rng):
     noise = rng.normal(0, 1, (128, 160))
     source, louder, calmer = (grey_clip(noise_around(128, sigma * noise)) for sigma in (2, 4, 1))
@@ -265,12 +238,13 @@ def test_noise_is_relative_to_the_sources(rng):
     assert metrics.visible_change(calmer, source)["noise"] == pytest.approx([0.53], abs=0.05)
 
 
-def test_an_unsharp_mask_has_halos(truth):
-    found = [
-        metrics.visible_change(per_frame(truth, lambda y, t, a=amount: unsharp(y, a)), truth) for amount in (0.3, 1.5)
-    ]
-    halo, edges = ([np.mean(change[name]) for change in found] for name in ("halo", "edges"))
-    assert 0 < halo[0] < halo[1] and halo[1] > 1 and 1 < edges[0] < edges[1]
+def test_an_unsharp_mask_has_edges_and_halos_and_a_blur_has_neither(truth):
+    changes = [lambda y, t: degradation.blur(y, 1.6), lambda y, t: degradation.blur(y, 1)]
+    changes += [lambda y, t: unsharp(y, 0.3), lambda y, t: unsharp(y, 1.5)]
+    found = [metrics.visible_change(per_frame(truth, change), truth) for change in changes]
+    halo, edges, noise = ([np.mean(change[name]) for change in found] for name in ("halo", "edges", "noise"))
+    assert halo[0] == 0 < halo[2] < halo[3] and halo[3] > 1 and noise[0] < 1
+    assert 0.3 < edges[0] < edges[1] < 0.9 and 1 < edges[2] < edges[3]
 
 
 def test_a_halo_is_what_leaves_the_range_of_its_neighbours():
@@ -296,12 +270,6 @@ def test_flicker_is_looked_for_where_the_source_stands_still():
     assert metrics.visible_change(left, source)["flicker"] == pytest.approx([9, 9], abs=0.3)
     moving = grey_clip(*(np.full((48, 64), 50 + 100 * (t % 2), np.uint8) for t in range(3)))
     assert np.isnan(metrics.visible_change(moving, moving)["flicker"]).all()
-
-
-def test_clips_that_do_not_match_are_not_compared(truth):
-    for other in (truth[:-1], [(y[:-2], uv[:, :-1]) for y, uv in truth]):
-        with pytest.raises(ValueError):
-            metrics.visible_change(truth, other)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -344,23 +312,13 @@ def draw_slide(font_size):
     return np.asarray(page)
 
 
-@pytest.fixture(scope="module")
-def slide():
-    return draw_slide(font_size=14)
-
-
 @needs_tesseract
-def test_words_are_read_and_lost_with_sharpness(slide):
-    assert metrics.word_accuracy(slide, WORDS) > 0.9
-    assert metrics.word_accuracy(draw_slide(font_size=11), WORDS) > 0.75  # thanks to the enlargement
+def test_words_are_read_and_lost_with_sharpness():
+    slide = draw_slide(font_size=14)
     accuracies = [metrics.word_accuracy(degradation.blur(slide, sigma), WORDS) for sigma in (0.5, 2, 4)]
     assert accuracies[0] > 0.9 and accuracies[0] > accuracies[1] >= accuracies[2] and accuracies[2] < 0.1
-
-
-@needs_tesseract
-def test_nothing_is_read_in_an_empty_picture():
-    empty = np.full((100, 200), 235, np.uint8)
-    assert metrics.read_words(empty) == [] and metrics.word_accuracy(empty, WORDS) == 0
+    assert metrics.word_accuracy(draw_slide(font_size=11), WORDS) > 0.75  # thanks to the enlargement
+    assert metrics.read_words(np.full((100, 200), 235, np.uint8)) == []
 
 
 @pytest.mark.parametrize(
@@ -381,29 +339,16 @@ def test_word_accuracy_is_one_less_the_word_error_rate(monkeypatch, read, expect
     assert metrics.word_accuracy(None, ["a", "b", "c", "d"]) == expected
 
 
-def test_missing_tesseract_says_what_to_install(slide, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not metrics.tesseract_available()
-    with pytest.raises(MetricError, match="apt install tesseract-ocr"):
-        metrics.read_words(slide)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Confidence
 
 
-def test_interval_of_many_single_values_is_that_of_the_normal_distribution(rng):
-    values = rng.normal(5, 2, 400)
-    low, high = metrics.bootstrap_interval(values)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    assert metrics.bootstrap_interval(values) == (low, high) != metrics.bootstrap_interval(values, rng)
-
-
 def test_interval_resamples_clusters(rng):
-    values = rng.normal(0, 1, 12)
-    repeated = [[value] * 30 for value in values]  # thirty frames that say the same are one observation
-    assert metrics.bootstrap_interval(repeated) == pytest.approx(metrics.bootstrap_interval(values))
+    values = rng.normal(5, 2, (400, 1))
+    interval, half = metrics.bootstrap_interval(values), 1.96 * values.std() / 20
+    assert interval == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+    repeated = values.repeat(30, axis=1)  # thirty frames that say the same are one observation
+    assert metrics.bootstrap_interval(repeated) == pytest.approx(interval)
     # Only whole clusters are drawn: the mean of two is that of one, of the other, or of all their values.
     assert metrics.bootstrap_interval([[0, 0, 0], [4]]) == (0, 4)
     assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0], []])).all()

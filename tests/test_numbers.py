@@ -80,18 +80,13 @@ def same(found, expected):
     return not errors(found, expected).any()
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_extreme_pictures_are_finite(engines, name):
-    for picture, (y, uv) in extreme_pictures().items():
-        for plane in engines[name].difference(np.float32(y / 255), np.float32(uv / 255)):
-            assert plane.dtype == np.float32 and np.isfinite(plane).all(), picture
-
-
 @pytest.mark.parametrize("full_range", [True, False])
 @pytest.mark.parametrize("name", ENGINES)
 def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range):
     """What wraps around, or is cut off before the strength is applied, is off by far more than the roundings."""
     for picture, planes in extreme_pictures().items():
+        for plane in engines[name].difference(*(np.float32(plane / 255) for plane in planes)):
+            assert plane.dtype == np.float32 and np.isfinite(plane).all(), picture
         assert same(engines[name](*planes, full_range, strength=0), planes)
         once = engines[name](*planes, full_range, strength=1)
         for strength in (2, 10):
@@ -107,11 +102,11 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
 
 @pytest.mark.parametrize("full_range", [True, False])
 @pytest.mark.parametrize(("name", "limit"), [("float16", 4), ("bfloat16", 10)])
-def test_reduced_precision_agrees_with_float32(engines, name, limit, full_range):
+def test_reduced_precision_agrees_with_float32_on_extreme_pictures(engines, name, limit, full_range):
     """The gain multiplies differences in rounding by the detail, which is extreme here."""
-    for picture, planes in {**extreme_pictures(), "natural": natural_picture(61, 93)}.items():
+    for picture, planes in extreme_pictures().items():
         error = errors(engines[name](*planes, full_range), engines["float32"](*planes, full_range))
-        assert error.max() <= (2 if picture == "natural" else limit), picture
+        assert error.max() <= limit, picture
 
 
 SMALL = [(1, 1), (2, 2), (7, 3), (1, 93), (61, 1), (61, 93)]
@@ -140,14 +135,11 @@ def test_precisions_agree_on_photos_of_every_size(engines, height, width):
     assert error.mean() <= 1 and min(quality) >= 40
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (0, 16), (16, 0)])
-def test_empty_pictures_are_refused_by_name(sharpener, shape):
+def test_empty_pictures_are_refused_by_name(sharpener):
     with pytest.raises(ValueError, match="expected a frame"):
-        sharpener.sharpen(np.zeros((*shape, 3), np.uint8))
+        sharpener.sharpen(np.zeros((0, 16, 3), np.uint8))
     with pytest.raises(ValueError, match="planes with pixels"):
-        sharpener.sharpen_planes(
-            np.zeros(shape, np.uint8), np.zeros((2, *((side + 1) // 2 for side in shape)), np.uint8)
-        )
+        sharpener.sharpen_planes(np.zeros((16, 0), np.uint8), np.zeros((2, 8, 0), np.uint8))
 
 
 @pytest.mark.parametrize("name", ENGINES)

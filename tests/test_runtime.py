@@ -50,6 +50,7 @@ from runtime import (
     fold_planes,
     limit_halo,
     pad_planes,
+    refine,
     steepen,
     unfold_planes,
 )
@@ -162,6 +163,24 @@ def test_halo_is_limited_as_in_training(rng):
     expected = models.limit_halo(*planes)[0, 0].numpy()
     assert np.abs(limit_halo(sharp, y) - expected).max() <= 0.51
     assert np.abs(limit_halo(*(plane.astype(np.float32) for plane in (sharp, y))) - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("height", [1, 130, 523])
+def test_stripes_on_threads_make_the_whole_picture(rng, height):
+    shape = (height, 72)
+    y, sharp = (cv2.resize(rng.integers(0, 256, (height // 3 + 1, 24), np.uint8), shape[::-1]) for _ in range(2))
+    uv = rng.integers(0, 256, (2, (height + 1) // 2, 36), np.uint8)
+    for dtype in (np.uint8, np.float32):
+        y, sharp = y.astype(dtype), sharp.astype(dtype)
+        assert_same([refine(sharp, uv[0], y, threads=3)], [limit_halo(steepen(sharp, uv[0]), y)])
+    padded = pad_planes(y.astype(np.uint8), uv)
+    rows = padded[0].shape[0] // 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_STRIPE", rows)
+        whole = fold_planes(*padded)
+        unfolded = unfold_planes(whole[0], height, 72)
+    assert_same(fold_planes(*padded, threads=2), whole)
+    assert_same(unfold_planes(whole[0], height, 72, threads=2), unfolded)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

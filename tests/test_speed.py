@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import evaluate as ev
 from benchmark import speed
-from benchmark.peers import FILTERS
+from benchmark.peers import FILTERS, Peer
 from benchmark.runner import file_digest
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, load_student
@@ -58,15 +59,13 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     assert cv2.imread(str(folder / "speed.png")).std() > 5
 
 
-@pytest.mark.parametrize("size", ["1081p", "640", "640x", "8x360", "-640x360", "640x360x2", ""])
+@pytest.mark.parametrize("size", ["1081p", "640x", "8x360", "-640x360"])
 def test_a_wrong_size_is_refused(size, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         ev.main(["speed", f"--sizes={size}"])
     assert stopped.value.code == 2 and not list(tmp_path.iterdir())
-    assert f"expected 360p, 540p, 720p, 1080p, 1440p, 2160p or WIDTHxHEIGHT of at least 16x16, got {size!r}" in (
-        capsys.readouterr().err
-    )
+    assert f"expected a name or WIDTHxHEIGHT of at least 16x16, got {size!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(640, 360), (101, 67)])
@@ -91,7 +90,7 @@ def test_turns_alternate_until_each_had_its_time():
     assert len(busy) > 3 and sum(busy) >= 0.001
 
 
-@pytest.mark.parametrize("size", [(64, 48), (101, 67), (1300, 600)])
+@pytest.mark.parametrize("size", [(101, 67), (1300, 600)])
 def test_no_frame_of_a_pan_comes_twice(size):
     width, height = size
     frames = list(speed.pan(size, 3))
@@ -126,7 +125,18 @@ def test_the_clip_has_frames_and_sound(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_peak_memory_of_a_process():
     held = np.ones(300 << 20, np.uint8)  # ours does not count
-    mib, reason = speed.peak_memory([sys.executable, "-c", "import time; b = b'x' * (100 << 20); time.sleep(0.3)"])
-    assert 100 < mib < 200 and reason == "" and held[-1] == 1
-    mib, reason = speed.peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
-    assert mib is None and reason.endswith("exit code 3")
+    assert 100 < speed.peak_memory("import sys; b = b'x' * (int(sys.argv[1]) << 20); del b", 100) < 200
+    assert held[-1] == 1
+
+
+def test_the_time_of_a_peer_is_that_of_a_full_frame():
+    seen, scales = [], []
+
+    def method(y, uv, full_range):
+        seen.append((y.shape, uv.shape[1:], full_range))
+        time.sleep(0.002)
+        return y, uv
+
+    peer = Peer("spy", "", lambda scale: scales.append(scale) or method, shrink=8)
+    assert 2 * 8**2 <= speed.time_peer(peer, seconds=0) < 200 * 8**2
+    assert seen == [((135, 240), (68, 120), False)] * 6 and scales == [2]

@@ -3,10 +3,8 @@
 import base64
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 
@@ -20,8 +18,7 @@ import skimage.data
 
 from benchmark import study
 from benchmark.metrics import bootstrap_interval
-from benchmark.study import StudyError
-from degradation import FRAME_RATE
+from degradation import FRAME_RATE, DataError
 
 QUALITY = {"degraded": -3, "input": 0, "student": 1, "unsharp mask": 2, "truth": 3}
 METHODS = ("input", "student", "unsharp mask", "truth")
@@ -115,40 +112,6 @@ def test_clips_are_nearly_lossless(tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The page in a browser
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A function that sends a command of the DevTools protocol to Chromium and returns the result."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    (their_input, our_output), (our_input, their_output) = os.pipe(), os.pipe()
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    quiet += "--disable-component-update --disable-sync --window-size=1000,800 --remote-debugging-pipe"
-    script = f'exec "$0" "$@" 3<&{their_input} 4>&{their_output}'  # the descriptors that Chromium uses
-    command = ["bash", "-c", script, chromium, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    process = subprocess.Popen(command, pass_fds=(their_input, their_output), stderr=subprocess.DEVNULL)
-    os.close(their_input)
-    os.close(their_output)
-    session = {}
-    with open(our_output, "wb", buffering=0) as sender, open(our_input, "rb") as receiver:
-
-        def send(method, **parameters):
-            sender.write(json.dumps({"id": 1, "method": method, "params": parameters, **session}).encode() + b"\0")
-            answer = {}
-            while answer.get("id") != 1:  # else it is an event
-                answer = json.loads(b"".join(iter(lambda: receiver.read(1) or b"\0", b"\0")))
-            assert "error" not in answer and "exceptionDetails" not in answer["result"], answer
-            return answer["result"]
-
-        send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-        target = send("Target.createTarget", url="about:blank")["targetId"]
-        session["sessionId"] = send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        yield send
-        session.clear()
-        send("Browser.close")
-    process.wait(timeout=30)
 
 
 # Somebody who prefers what is brighter votes on so many pairs, or all there are, by keys and by clicks.
@@ -259,14 +222,14 @@ def test_traps_find_who_does_not_look(folder):
 def test_what_does_not_belong_together_is_refused(folder, tmp_path):
     path, other = write_votes(folder, "ann", careful), tmp_path / "other"
     study.make_study(other, scenes(), seed=4)
-    with pytest.raises(StudyError, match="holds a study already"):
+    with pytest.raises(DataError, match="holds a study already"):
         study.make_study(folder, scenes())
-    with pytest.raises(StudyError, match=r"votes-ann\.json holds votes of study"):
+    with pytest.raises(DataError, match=r"votes-ann\.json holds votes of another study"):
         study.summarise_study(other, [path])
     copy = shutil.copy(path, other)
-    with pytest.raises(StudyError, match="by the same participant"):
+    with pytest.raises(DataError, match="by the same participant"):
         study.summarise_study(folder, [path, copy])
     for damaged in ("[]", path.read_text()[:-5], re.sub('"score": -?[0-9]', '"score": 4', path.read_text())):
         path.write_text(damaged)
-        with pytest.raises(StudyError, match=r"votes-ann\.json is no file of votes that the page saved"):
+        with pytest.raises(DataError, match=r"votes-ann\.json is no file of votes that the page saved"):
             study.summarise_study(folder, [path])

