@@ -102,7 +102,7 @@ def _identity(path):
     return os.path.normcase(os.path.abspath(path))
 
 
-def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
+def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **encoding):
     """Sharpen many images and videos, with a progress bar on a terminal.
 
     A target that exists and is not older than its source is left as it is, unless `overwrite`; an older one counts as a
@@ -113,7 +113,8 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
         jobs: pairs of paths ``(source, target)``, see `plan_files`.
         compare: left half as it came, right half sharpened.
         overwrite: replace all targets.
-        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
+        size: see `inference.RealTimeSharpener.process_video_stream`.
+        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`; ``location``, whether to keep it.
 
     Returns:
         The exit code, after the counts and a line on stderr for each failure have been printed: 0, 2 if a file failed,
@@ -129,7 +130,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, **encoding):
                         present += 1
                         continue
                     check_free(target, overwrite)
-                    sharpen_file(sharpener, path, target, compare, not bar.disable, **encoding)
+                    sharpen_file(sharpener, path, target, compare, not bar.disable, size, **encoding)
                     written += 1
                 except VideoError as error:
                     failures.append(str(error))
@@ -157,11 +158,11 @@ def _is_done(path, target):
     return True
 
 
-def sharpen_file(sharpener, path, output, compare, progress=False, **encoding):
+def sharpen_file(sharpener, path, output, compare, progress=False, size=None, **encoding):
     """Sharpen one image or video file; return the statistics of a video, None for an image."""
     if is_image(existing_file(path)):
-        return sharpener.sharpen_image(path, output, compare)
-    return sharpener.process_video_stream(str(path), output, compare, progress, **encoding)
+        return sharpener.sharpen_image(path, output, compare, None, size, encoding.get("location", True))
+    return sharpener.process_video_stream(str(path), output, compare, progress, size=size, **encoding)
 
 
 def check_free(output, overwrite):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from scaling import resize_pixels
 from utils import bgr_to_planes, halve_chroma
 
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
@@ -78,7 +79,10 @@ def _from_pil(image):
     grey = values.ndim == 2
 
     def restore(sharp):
-        result = Image.fromarray(sharp if grey else np.dstack([sharp[..., ::-1], values[..., 3:]]))
+        color = sharp if grey else np.ascontiguousarray(sharp[..., ::-1])
+        if image.mode == "RGBA":
+            color = np.dstack([color, resize_pixels(values[..., 3], sharp.shape[1::-1])])
+        result = Image.fromarray(color)
         result.info = dict(image.info) if kept else {}  # a colour profile describes the mode that it came with
         return result
 

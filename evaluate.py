@@ -8,6 +8,7 @@
     python evaluate.py sheets --data FOLDER       # crops under letters, for viewers who give scores; --tally sums up
     python evaluate.py subjective                 # a blind comparison as a page; --summarise VOTES... sums up
     python evaluate.py speed                      # milliseconds by size and engine, beside peers, file to file
+    python evaluate.py size --data FOLDER         # 360, 540 and 720 lines shown at full size, beside other scalers
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
 What is measured, on what, is in benchmark/conditions.py.
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 try:
-    from benchmark import conditions, runner, sheets, speed
+    from benchmark import conditions, runner, sheets, sizes, speed
     from benchmark.metrics import MetricError
     from benchmark.page import write_report
     from benchmark.peers import FILTERS, NETWORKS, Peer, peers
@@ -275,11 +276,33 @@ def run_speed(argv):
     print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
 
 
+def run_size(argv):
+    """``evaluate.py size``: measure clips of few lines brought to full size, and write README.md."""
+    description = "What a viewer gets from a call of few lines shown at full size, beside other scalers."
+    parser = make_parser("size", description, measures=True)
+    parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
+    parser.add_argument("--lines", nargs="+", choices=sizes.SCALES, default=list(sizes.SCALES), help="default: all")
+    parser.add_argument("--frames", type=parse_count, default=4, help="measured of each stream (default: 4)")
+    parser.add_argument("--slow", nargs="+", choices=sizes.SLOW, default=[], help="networks to measure, too")
+    parser.add_argument("--name", default="size", help="the folder under results/ (default: size)")
+    arguments = parser.parse_args(argv)
+    started = time.perf_counter()
+    sources = conditions.list_sources(arguments.data, arguments.match)
+    methods = sizes.make_methods(RealTimeSharpener(arguments.checkpoint), arguments.slow)
+    figures = sizes.measure(sources, methods, arguments.lines, arguments.frames)
+    times = {name: sizes.cpu_milliseconds(make(3), 3, 2 if name in sizes.SLOW else 7) for name, make in methods.items()}
+    described = describe_run(["python", "evaluate.py", "size", *argv], started)
+    path = Path("results") / arguments.name / "README.md"
+    print(sizes.write_report(path, figures, times, described, len(sources), arguments.frames))
+
+
 def parse_arguments(argv):
     """The arguments of a measurement."""
     description = "Measure what a student gains over its input, against its peers, and how fast it is."
     parser = make_parser("", description, measures=True)
-    parser.epilog = "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective and speed."
+    parser.epilog = (
+        "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective, speed and size."
+    )
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
@@ -293,13 +316,16 @@ def parse_arguments(argv):
     choices = (*FILTERS, *NETWORKS)
     parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", help="default: all filters")
     arguments = parser.parse_args(argv)
+    if arguments.match != ["*"] and not arguments.data:
+        parser.error("--match chooses among the files of --data: name a folder")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"compare": run_comparison, "sheets": run_sheets, "subjective": run_study, "speed": run_speed}
+    commands = {"compare": run_comparison, "sheets": run_sheets, "subjective": run_study}
+    commands |= {"speed": run_speed, "size": run_size}
     try:
         if argv and argv[0] in commands:
             commands[argv[0]](argv[1:])

@@ -9,6 +9,8 @@ examples:
   python inference.py a.mp4 b.png -o out/  writes out/a.mp4 and out/b.png
   python inference.py "in/**/*.mp4"        all .mp4 in in/, at any depth
   python inference.py in/ --shard 2/3      the second of three machines
+  python inference.py a.mp4 --size 1080p   enlarged, then sharpened
+  python inference.py --screen             a part of the screen, in a window
   python inference.py rtsp://host/stream   a stream; with -o, written to a file
   python inference.py --virtual-camera     offers camera 0 to other programs
   python inference.py --demo               three clips; needs no camera or data
@@ -19,7 +21,7 @@ from Python:
   sharp = sharpener.sharpen(frame)          uint8 BGR, PIL image, tensor ...
   y, uv = sharpener.sharpen_planes(y, uv)   YUV 4:2:0
   sharpener.sharpen_image("a.jpg", "b.jpg")
-  sharpener.process_video_stream("call.mp4", "sharpened.avi")
+  sharpener.process_video_stream("call.mp4", "sharpened.avi", size="1080p")
 """
 
 import argparse
@@ -42,18 +44,23 @@ from PIL import Image
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
 from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
 from engines import make_engine
-from images import VideoError, existing_file, read_image, write_image
+from images import VideoError, existing_file, read_image, without_location, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play
 from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
-from video import VideoReader, VideoWriter, check_encoder
-from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window
+from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
+from screen import Screen, is_screen
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
+from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
+from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
 if TYPE_CHECKING:
     import torch
 
 Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
+SizeLike: TypeAlias = str | tuple[int, int]  # what `scaling.parse_size` takes
+
+log = logging.getLogger(__name__)
 
 
 class RealTimeSharpener:
@@ -97,8 +104,10 @@ class RealTimeSharpener:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
 
-    def sharpen(self, frame: Pictures, rgb: bool = False, strength: float | None = None) -> Pictures:
-        """Sharpen a picture, or each of several; return new ones of the same kind, shape and type.
+    def sharpen(
+        self, frame: Pictures, rgb: bool = False, strength: float | None = None, size: SizeLike | None = None
+    ) -> Pictures:
+        """Sharpen a picture, or each of several; return new ones of the same kind and type, and shape without `size`.
 
         The student's residual is added to the picture itself, so colour keeps its full resolution, 16 bits stay 16
         bits, and strength 0 is exactly the identity.
@@ -114,21 +123,30 @@ class RealTimeSharpener:
                 * a list or tuple of those, of any sizes, which gives a list.
             rgb: arrays are RGB instead of BGR. PIL images and tensors always are.
             strength: overrides the sharpener's own for this call.
+            size: enlarge the picture first: ``"1080p"`` (lines), ``"2x"``, ``"1920x1080"`` or ``(1920, 1080)``, a box
+                that it just fits into. Its aspect stays.
 
         Raises:
-            ValueError: shape, type, mode or range is not supported, or the strength is not a finite number from 0.
+            ValueError: shape, type, mode or range is not supported, the strength is not a finite number from 0, or
+                there is no such size.
             TypeError: it is none of those.
         """
         strength = _check_strength(self.strength if strength is None else strength)
         if isinstance(frame, list | tuple):
-            return [self.sharpen(item, rgb, strength) for item in frame]
+            return [self.sharpen(item, rgb, strength, size) for item in frame]
         if getattr(frame, "ndim", 0) == 4:
-            return stack([self.sharpen(item, rgb, strength) for item in frame]) if len(frame) else frame[:0]
+            return stack([self.sharpen(item, rgb, strength, size) for item in frame]) if len(frame) else frame[:0]
         pixels, restore = to_pixels(frame, rgb)
+        pixels = resize_pixels(pixels, target_size(_fixed_size(size), *pixels.shape[1::-1]))
         return restore(self._sharpen_pixels(pixels, strength))
 
     def sharpen_planes(
-        self, y: np.ndarray, uv: np.ndarray, full_range: bool = False, strength: float | None = None
+        self,
+        y: np.ndarray,
+        uv: np.ndarray,
+        full_range: bool = False,
+        strength: float | None = None,
+        size: SizeLike | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
@@ -137,12 +155,14 @@ class RealTimeSharpener:
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` uint8.
             full_range: luma spans 0-255 instead of video's 16-235.
             strength: overrides the sharpener's own for this call.
+            size: enlarge the frame first, see `sharpen`; chroma samples lie left, as in most video.
 
         Returns:
-            New ``(y, uv)``; at strength 0 bit for bit the same.
+            New ``(y, uv)``; at strength 0 and without `size` bit for bit the same.
 
         Raises:
-            ValueError: shapes or types do not fit, or the strength is not a finite number from 0.
+            ValueError: shapes or types do not fit, the strength is not a finite number from 0, or there is no such
+                size.
         """
         strength = _check_strength(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
@@ -150,22 +170,34 @@ class RealTimeSharpener:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
+        y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
         return self.engine(y, uv, full_range, strength)
 
     def sharpen_image(
-        self, input_path: str | Path, output_path: str | Path, compare: bool = False, strength: float | None = None
+        self,
+        input_path: str | Path,
+        output_path: str | Path,
+        compare: bool = False,
+        strength: float | None = None,
+        size: SizeLike | None = None,
+        location: bool = True,
     ) -> None:
         """Sharpen an image file into another; it is written upright, completely or not at all.
 
-        Grey stays grey, 16 bits stay 16 bits, transparency and colour profile are kept. With `compare`, the left half
-        stays as it came. `strength` overrides the sharpener's own.
+        Grey stays grey, 16 bits stay 16 bits; transparency, colour profile, EXIF and texts are kept, where it was taken
+        only with `location`. With `compare`, the left half stays as it came. `strength` overrides the sharpener's own;
+        `size` enlarges first, see `sharpen`.
 
         Raises:
             VideoError: the input cannot be read, or the output format cannot hold it.
-            ValueError: the strength is not a finite number from 0.
+            ValueError: the strength is not a finite number from 0, or there is no such size.
         """
         _check_other(input_path, output_path)
+        size = _fixed_size(size)
         picture = read_image(input_path)
+        if not location:
+            picture.metadata = without_location(picture.metadata)
+        picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
         sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
             sharp = divide_pixels(picture.pixels, sharp)
@@ -184,17 +216,22 @@ class RealTimeSharpener:
         camera_size: tuple[int, int] | None = None,
         camera_rate: float | None = None,
         virtual_camera: bool = False,
+        size: SizeLike | None = None,
+        location: bool = True,
     ) -> dict:
-        """Sharpen a camera, video file or stream, into a file, a live window or a virtual camera.
+        """Sharpen a camera, the screen, a video file or a stream, into a file, a live window or a virtual camera.
 
-        Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are copied.
-        Ctrl-C keeps what was written so far; if the input breaks off, that is in ``NAME_partial``. A camera gives its
-        newest frame each time, and is waited for if it is unplugged. Ctrl-C, or a camera that stays away, ends a
-        recording and keeps it. In a window, a live stream leaves out frames that are late, and less is sharpened if the
-        machine is too busy (see `live.LoadController`); never in a file.
+        Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
+        copied. What cannot be decoded is left out, with a warning. Ctrl-C keeps what was written so far; if the input
+        breaks off or most of it is damaged, that is in ``NAME_partial``. A camera gives its newest frame each time,
+        and is waited for if it is unplugged. Ctrl-C, or a camera that stays away, ends a recording and keeps it. In a
+        window, a live stream leaves out frames that are late, and less is sharpened if the machine is too busy (see
+        `live.LoadController`); never in a file.
 
         Args:
-            input_source: camera index, device path (``/dev/video2``), path or URL.
+            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen, see
+                `screen.Screen`: ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, and
+                ``"screen:"`` one that the user draws.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
             progress: show a progress bar.
@@ -207,75 +244,98 @@ class RealTimeSharpener:
             codec, quality: of a file that is written, see `video.VideoWriter`.
             camera_size, camera_rate: ``(width, height)`` and frames per second to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
+            size: enlarge the pictures first, see `sharpen`; upright lines and sides, as players show them. ``"window"``
+                follows the window's size.
+            location: keep a file's tags that say where it was taken.
 
         Returns:
-            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)``, ``engine`` and
-            ``output``; of what is live also ``dropped``, ``latency_ms`` and ``latency_p95_ms``, see `live.Meter.stats`,
-            and ``levels``, see `live.LoadController.frames`.
+            dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
+            ``source_size``, ``engine`` and ``output``; of what is live also ``dropped``, ``latency_ms`` and
+            ``latency_p95_ms``, see `live.Meter.stats`, and ``levels``, see `live.LoadController.frames`.
 
         Raises:
-            ValueError: the budget is not a number from 0.
+            ValueError: the budget is not a number from 0, or there is no such size.
             VideoError: the source cannot be read, the file cannot be written, or there is no display or no virtual
                 camera.
         """
+        size = _fixed_size(size) if output_path is not None or virtual_camera else size and parse_size(size)
         if output_path is not None:
             check_encoder(output_path, codec, quality)
-            if not is_camera(input_source):
-                return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality)
+            if not (is_camera(input_source) or is_screen(input_source)):
+                return self._sharpen_file(
+                    input_source, output_path, compare, progress, on_frame, codec, quality, size, location
+                )
 
-        controls, meter, saver, count, size = Controls(self.strength, compare), Meter(), None, 0, (0, 0)
+        controls, meter, saver, count = Controls(self.strength, compare, size=size), Meter(), None, 0
         with contextlib.ExitStack() as stack:
-            source, sharpen = self._open_live(stack, input_source, camera_size, camera_rate)
+            source, sharpen = self._open_live(stack, input_source, camera_size, camera_rate, controls)
+            target = _say_shrunk(input_source, None if size == WINDOW else size, *source.size)
             load = LoadController(0 if output_path is not None else frame_budget, source.rate)
             if output_path is not None:
-                screen = stack.enter_context(Recorder(output_path, source.size, source.rate, codec, quality))
+                screen = stack.enter_context(Recorder(output_path, target, source.rate, codec, quality))
             elif virtual_camera:
                 screen = stack.enter_context(VirtualCamera(source.rate))
             else:
-                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description))
+                place = source.free_place if isinstance(source, Screen) else lambda width, height: None
+                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, place))
+                if isinstance(source, Screen):
+                    source.own_window = lambda: screen.rectangle
                 saver = stack.enter_context(CaptureSaver(screen.say, source.rate))
             begin = time.perf_counter()
             pictures = play(source, sharpen, screen, controls, load, meter, saver)
             for count, picture in enumerate(_progress_bar(pictures, progress), 1):
-                size = picture.shape[1::-1]
                 if on_frame and on_frame(count - 1, picture) is False:
                     break
                 if output_path is not None:  # in a window, keys set the strength
                     controls.strength = self.strength
-        if output_path is not None:
-            count, size = screen.frames, screen.size
-        return self._statistics(count, begin, size, output_path) | meter.stats | {"levels": load.frames}
+        count = screen.frames if output_path is not None else count
+        sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
+        return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
-    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality):
+    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size, location):
         _check_other(source, output_path)
-        with (
-            VideoReader(source, audio=True) as reader,
-            VideoWriter(output_path, reader.format, reader, quality, codec) as writer,
-            read_ahead(reader) as frames,
-            write_behind(writer.write) as write,
-        ):
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(VideoReader(source, audio=True, location=location))
+            kind = reader.format
+            shape = kind.width, kind.height, kind.pixel_aspect, kind.quarter_turns % 2 == 1
+            target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
+            kind = dataclasses.replace(kind, width=target[0], height=target[1])
+            writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
+            frames = stack.enter_context(read_ahead(reader))
+            write = stack.enter_context(write_behind(writer.write))
             begin = time.perf_counter()
             for number, frame in enumerate(_progress_bar(frames, progress, reader.frame_count)):
-                y, uv = self.sharpen_planes(frame.y, frame.uv, reader.format.full_range)
+                before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
+                y, uv = self.sharpen_planes(*before, kind.full_range)
                 if compare:
-                    y, uv = divide_planes((frame.y, frame.uv), (y, uv), reader.format.upright)
+                    y, uv = divide_planes(before, (y, uv), kind.upright)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break
-        return self._statistics(number + 1, begin, (reader.format.width, reader.format.height), output_path)
+        return self._statistics(number + 1, begin, (shape[:2], target), output_path)
 
-    def _open_live(self, stack, source, camera_size, camera_rate):
+    def _open_live(self, stack, source, camera_size, camera_rate, controls):
         """Return a source for `live.play`, and the function of a frame and a strength that sharpens its frames."""
+
+        def sharpen_pixels(pixels, strength):
+            return self._sharpen_pixels(resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1])), strength)
+
+        if is_screen(source):
+            return stack.enter_context(Screen(source, draw_rectangle)), sharpen_pixels
         if is_camera(source):
-            return stack.enter_context(Camera(source, camera_size, camera_rate)), self._sharpen_pixels
+            return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
         reader = stack.enter_context(VideoReader(source))
-        timed = ((frame, float(frame.pts * reader.format.time_base)) for frame in reader)
+        kind, turned = reader.format, reader.format.quarter_turns % 2 == 1
+        timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
-        def sharpen(frame, strength):
-            return reader.to_bgr(*self.sharpen_planes(frame.y, frame.uv, reader.format.full_range, strength))
+        def sharpen_frame(frame, strength):
+            target = controls.target_size(kind.width, kind.height, turned)
+            y, uv = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
+            return reader.to_bgr(*self.sharpen_planes(y, uv, kind.full_range, strength))
 
-        return TimedSource(frames, reader.live, reader.format.rate), sharpen
+        upright = (kind.height, kind.width) if turned else (kind.width, kind.height)
+        return TimedSource(frames, reader.live, kind.rate, upright), sharpen_frame
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""
@@ -283,13 +343,14 @@ class RealTimeSharpener:
             return pixels.copy()
         return add_change(pixels, *self.engine.difference(*pixels_to_planes(pixels), strength))
 
-    def _statistics(self, frames, begin, size, output):
+    def _statistics(self, frames, begin, sizes, output):
         seconds = time.perf_counter() - begin
         return {
             "frames": frames,
             "seconds": seconds,
             "fps": frames / seconds,
-            "size": size,
+            "source_size": sizes[0],
+            "size": sizes[1],
             "engine": self.description,
             "output": output,
         }
@@ -305,6 +366,27 @@ def _check_strength(strength):
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(f"strength must be a finite number from 0, got {strength}")
     return float(strength)
+
+
+def _fixed_size(size):
+    """The `Size` that pictures of any window get."""
+    size = size and parse_size(size)
+    if size == WINDOW:
+        raise SizeError("size window is for a live window: name another, such as 1080p")
+    return size
+
+
+def _say_shrunk(source, size, width, height, *shape):
+    """The size that a source's pictures become, see `target_size`; says so if they become smaller."""
+    target = target_size(size, width, height, *shape)
+    if target < (width, height):
+        log.warning("%s: its pictures are shrunk from %dx%d to %dx%d", source, width, height, *target)
+    return target
+
+
+def _resize_picture(picture, size):
+    alpha = None if picture.alpha is None else resize_pixels(picture.alpha, size)
+    return dataclasses.replace(picture, pixels=resize_pixels(picture.pixels, size), alpha=alpha)
 
 
 def _progress_bar(frames, shown, total=None):
@@ -369,9 +451,15 @@ def main(argv=None):
 
 def _run(args):
     sources = args.sources or ["0"]
+    if args.screen is not None:
+        sources = [*args.sources, f"screen:{args.screen}"]
     live = args.virtual_camera or any(map(_is_live, sources))
-    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and args.sources)):
-        raise VideoError("a camera, a stream, --virtual-camera and --demo run alone: leave out the rest")
+    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (args.sources or args.size))):
+        raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")
+    if args.size and (args.output or args.virtual_camera or not live):
+        _fixed_size(args.size)  # refused before anything is done
+    elif args.size:
+        parse_size(args.size)
     if args.virtual_camera and (args.output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
     if args.demo:
@@ -393,7 +481,8 @@ def _run_file(args, source):
     output = args.output or default_output(existing_file(source))
     check_free(output, args.overwrite)
     sharpener = _make_sharpener(args)
-    stats = sharpen_file(sharpener, source, output, args.compare, progress=sys.stderr.isatty(), **_encoding(args))
+    progress = sys.stderr.isatty()
+    stats = sharpen_file(sharpener, source, output, args.compare, progress, args.size, **_encoding(args))
     if stats:
         _print_statistics(stats)
     print(f"written to {output}")
@@ -407,11 +496,11 @@ def _run_files(args, sources):
         raise VideoError(f"{output} is not a folder: several files go to one, name it with -o")
     part, parts = args.shard or (1, 1)
     jobs = plan_files(sources, output)[part - 1 :: parts]
-    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, **_encoding(args))
+    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, args.size, **_encoding(args))
 
 
 def _run_live(args, source):
-    """Show a camera or stream in a window, offer it as a virtual camera, or record it."""
+    """Show a camera, the screen or a stream in a window, offer it as a virtual camera, or record it."""
     if args.output is not None:
         check_free(args.output, args.overwrite)
     source = int(source) if source.isdecimal() else source
@@ -427,6 +516,7 @@ def _run_live(args, source):
         camera_size=args.camera_size,
         camera_rate=args.camera_rate,
         virtual_camera=args.virtual_camera,
+        size=args.size,
         **_encoding(args),
     )
     _print_statistics(stats)
@@ -436,7 +526,8 @@ def _run_live(args, source):
 
 
 def _is_live(source):
-    return (source.isdecimal() or "://" in source or is_camera(source)) and not Path(source).is_dir()
+    named = source.isdecimal() or "://" in source or is_camera(source) or is_screen(source)
+    return named and not Path(source).is_dir()
 
 
 def _make_sharpener(args):
@@ -444,14 +535,16 @@ def _make_sharpener(args):
 
 
 def _encoding(args):
-    return {"codec": args.codec, "quality": args.crf}
+    return {"codec": args.codec, "quality": args.crf, "location": not args.no_location}
 
 
 def _print_statistics(stats):
-    print("{frames} frames of {size[0]}x{size[1]} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(**stats))
+    sizes = " to ".join("{}x{}".format(*size) for size in dict.fromkeys((stats["source_size"], stats["size"])))
+    stats = stats | {"frames": plural(stats["frames"], "frame"), "sizes": sizes}
+    print("{frames} of {sizes} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(**stats))
     if "latency_ms" in stats:
-        latency = "{dropped} frames dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
-        print(latency.format(**stats))
+        latency = "{dropped} dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
+        print(latency.format(**stats | {"dropped": plural(stats["dropped"], "frame")}))
     levels = stats.get("levels", {})
     if any(list(levels.values())[1:]):
         print("this machine was busy: " + ", ".join(f"{name}: {count} shown" for name, count in levels.items()))
@@ -465,7 +558,7 @@ def parse_amount(text):
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text}") from error
 
 
-def parse_size(text):
+def parse_camera_size(text):
     """Parse ``WIDTHxHEIGHT`` into a pair."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
@@ -497,6 +590,11 @@ def make_parser():
     )
     add("sources", nargs="*", metavar="SOURCE", help=sources_help)
     shard_help = "of many files, do only the I-th part of N, I from 1 to N: each machine has its own I; default: all"
+    screen_help = (
+        "the screen: a monitor's number, a rectangle, such as 100,80,1280x720, or one that you draw with the mouse if "
+        "you name none"
+    )
+    add("--screen", nargs="?", const="", metavar="PART", help=screen_help)
     add("--shard", type=parse_shard, metavar="I/N", help=shard_help)
     add("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
 
@@ -504,8 +602,15 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     add("-o", "--output", metavar="PATH", help=output_help)
     add("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
+    location_help = "leave out where a picture or video was taken; by default its tags are kept"
+    add("--no-location", action="store_true", help=location_help)
     strength_help = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
     add("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
+    size_help = (
+        "enlarge first: 1080p (lines), 1920x1080 (fits into it), 2x, or window (follows the window's size); the aspect "
+        "stays; default: its own size"
+    )
+    add("--size", metavar="SIZE", help=size_help)
     add("--compare", action="store_true", help="left half as it came, right half sharpened")
     codec_help = (
         "of a video: h264, hevc, av1, vp9, ffv1, or FFmpeg's name of an encoder, such as h264_nvenc; default: h264, in "
@@ -522,7 +627,7 @@ def make_parser():
     )
     add("--budget", type=parse_amount, metavar="MS", help=budget_help)
     size_help = "size to ask a camera for, such as 1280x720; default: what it gives"
-    add("--camera-size", type=parse_size, metavar="WxH", help=size_help)
+    add("--camera-size", type=parse_camera_size, metavar="WxH", help=size_help)
     rate_help = "frames per second to ask a camera for; default: what it gives"
     add("--camera-rate", type=parse_amount, metavar="FPS", help=rate_help)
     virtual_help = "offer the sharpened picture to other programs as a camera, without a window (needs pyvirtualcam)"

@@ -1,7 +1,7 @@
 """Sharpen live: cameras, timed streams, and control of the load on a busy machine.
 
-`play` is the loop. It takes frames from a source (`Camera` or `TimedSource`), sharpens them, and shows them on a screen
-(`window.Window`, `window.VirtualCamera` or `window.Recorder`).
+`play` is the loop. It takes frames from a source (`Camera`, `TimedSource` or `screen.Screen`), sharpens them, and shows
+them on a screen (`window.Window`, `window.VirtualCamera` or `window.Recorder`).
 
 A source yields ``(frame, taken, due)``: a camera's picture ``(H, W, 3)`` uint8 BGR or a file's `video.Frame`, when it
 was taken, and when it is to be shown (None: at once), both in seconds of `time.perf_counter`. If no frame has come for
@@ -168,16 +168,18 @@ class TimedSource:
         live: whether frames come at their own rate, not as fast as they are read.
         rate: frames per second.
 
+        size: ``(width, height)`` of the upright frames.
+
     Attributes:
-        rate: frames per second.
+        rate, size: see above.
         dropped: number of frames that were left out.
         note: always empty; see `Camera`.
     """
 
     note = ""
 
-    def __init__(self, frames, live, rate):
-        self._frames, self._live, self.rate, self.dropped = frames, live, rate, 0
+    def __init__(self, frames, live, rate, size=None):
+        self._frames, self._live, self.rate, self.size, self.dropped = frames, live, rate, size, 0
 
     def __iter__(self):
         begin, previous, last_yielded = None, None, -np.inf
@@ -206,8 +208,9 @@ def play(source, sharpen, screen, controls, load, meter, saver=None):
     """Show the frames of a source until it ends or the user closes the screen; yield each picture shown.
 
     Args:
-        source: `Camera` or `TimedSource`.
-        sharpen: function of a frame and a strength that returns a uint8 BGR picture; at strength 0 the frame as it is.
+        source: `Camera`, `TimedSource` or `screen.Screen`.
+        sharpen: function of a frame and a strength that returns a uint8 BGR picture, enlarged if that is wanted; at
+            strength 0 it does no more.
         screen: `window.Window`, `window.VirtualCamera` or `window.Recorder`.
         controls: `window.Controls`.
         load: `LoadController`.
@@ -234,8 +237,8 @@ def play(source, sharpen, screen, controls, load, meter, saver=None):
 
         ready = time.perf_counter()
         wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
-        meter.dropped = source.dropped + skipped
-        screen.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
+        meter.dropped, meter.sizes = source.dropped + skipped, (source.size, shown.shape[1::-1])
+        screen.show(shown, 1000 * wait, source.note or (load.note if controls.sharpening else ""), meter)
         now = time.perf_counter()
         drawing = max(now - ready - wait, 0)  # the screen draws while it waits, and a key ends the wait
         meter.add(now, 1000 * (ready - taken + drawing))
@@ -349,10 +352,11 @@ class Meter:
 
     Attributes:
         dropped: frames of the source that were not shown.
+        sizes: ``(width, height)`` of the source's frames (None if unknown) and of those shown.
     """
 
     def __init__(self):
-        self.dropped = 0
+        self.dropped, self.sizes = 0, (None, None)
         self._times, self._latencies = deque(maxlen=31), array("f")
 
     def add(self, seconds, milliseconds):
@@ -362,11 +366,12 @@ class Meter:
 
     @property
     def text(self):
-        """Rate and latency of the last frames, for the window."""
+        """Rate, latency and sizes of the last frames, for the window."""
         span = self._times[-1] - self._times[0] if self._times else 0
         rate = (len(self._times) - 1) / span if span else 0
         latency = np.mean(self._latencies[-30:]) if self._latencies else 0
-        return f"{rate:.0f} FPS, {latency:.0f} ms, {self.dropped} dropped"
+        sizes = " to ".join("{}x{}".format(*size) for size in dict.fromkeys(self.sizes) if size)
+        return ", ".join(filter(None, [f"{rate:.0f} FPS, {latency:.0f} ms, {self.dropped} dropped", sizes]))
 
     @property
     def stats(self):

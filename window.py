@@ -22,10 +22,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from images import Picture, VideoError, write_image
 from pipeline import write_behind
+from scaling import WINDOW, Size, parse_size, target_size
+from screen import LEAST_SIDE, desktop_size
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 _QUEUE_LENGTH = 8  # frames that wait for an encoder: at 1080p, 50 MB
+_SETTLED = 0.3  # seconds for which a window must have kept its size: each size costs a compilation
+_SIZES = (None, *map(parse_size, ("1.5x", "2x", "3x")), WINDOW)  # through which a key goes
 
 KEYS = (
     ("space", "sharpening on / off"),
@@ -34,6 +38,7 @@ KEYS = (
     ("[  ]  mouse", "move the divider"),
     ("p", "save a picture"),
     ("r", "start / stop recording"),
+    ("z", "size: x1.5, x2, x3, the window's"),
     ("f", "full screen"),
     ("o", "this text on / off"),
     ("h", "help"),
@@ -69,6 +74,8 @@ class Controls:
         strength: see `inference.RealTimeSharpener`; keys change it within 0-2.
         divider: position at which before and after meet, 0 (left) to 1 (right).
         snapshot: whether a picture is to be saved.
+        size: `scaling.Size` to bring pictures to; None for their own.
+        window_size: ``(width, height)`` that the window has for the picture; None if there is no window yet.
     """
 
     strength: float = 1.0
@@ -81,6 +88,11 @@ class Controls:
     recording: bool = False
     snapshot: bool = False
     closed: bool = False
+    size: Size | None = None
+    window_size: tuple | None = None
+
+    def __post_init__(self):
+        self._sizes = _SIZES if self.size in _SIZES else (self.size, *_SIZES)
 
     def press(self, key):
         """Apply a key: a character, ``left`` or ``right``; unknown ones do nothing."""
@@ -93,6 +105,8 @@ class Controls:
             self.drag(self.divider + moved[key])
         elif key == "p":
             self.snapshot = True
+        elif key == "z":
+            self.size = self._sizes[(self._sizes.index(self.size) + 1) % len(self._sizes)]
         elif key in ("q", "esc"):
             self.closed = True
 
@@ -100,6 +114,13 @@ class Controls:
         """Move the divider to `position`, 0-1, if there is one."""
         if self.comparing:
             self.divider = min(max(position, 0.0), 1.0)
+
+    def target_size(self, width, height, turned=False):
+        """Return the ``(width, height)`` to bring a frame to: see `scaling.target_size`."""
+        size = self.size
+        if size == WINDOW:
+            size = self.window_size and Size(*self.window_size)
+        return target_size(size, width, height, turned=turned)
 
 
 def key_name(code):
@@ -117,17 +138,16 @@ class Window:
         title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: description of the engine, for the overlay.
+        place: function of the window's width and height that returns where it goes, ``(x, y)``; None for anywhere.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine=""):
-        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
+    def __init__(self, title, controls, engine="", place=lambda width, height: None):
+        self.title, self.controls, self._engine, self._place = title, controls, engine, place
         check_display()
-        self.title, self.controls, self._engine = title, controls, engine
-        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        cv2.setMouseCallback(title, self._drag)
+        self._last_size, self._resized = None, -np.inf
         self._shown, self._full_screen = None, False
         self._numbers, self._refreshed = "", -np.inf
         self._message, self._expires = "", -np.inf
@@ -139,21 +159,23 @@ class Window:
             note: text for the overlay.
             meter: `live.Meter`, whose numbers the overlay shows.
         """
-        if self._shown is None:
-            height, width = frame.shape[:2]
-            scale = min(1, 1280 / width, 720 / height)  # most screens have room for that
-            cv2.resizeWindow(self.title, round(scale * width), round(scale * height))
+        if self._shown is None:  # not before, as the screen may be the source: its first picture is without a window
+            _open_window(self.title)
+            cv2.setMouseCallback(self.title, self._drag)
+        if self._shown is None or (self._shown.shape != frame.shape and self.controls.size != WINDOW):
+            self._fit_window(*frame.shape[1::-1])
         self._shown = frame
         picture = frame.copy()  # somebody may be encoding the frame
         self._draw_overlay(picture, note, meter)
         cv2.imshow(self.title, picture)
         self.controls.press(key_name(cv2.waitKeyEx(max(round(milliseconds), 1))))
-        if not self._visible():
+        if not _is_visible(self.title):
             self.controls.closed = True
         elif self.controls.full_screen != self._full_screen:
             self._full_screen = self.controls.full_screen
             state = cv2.WINDOW_FULLSCREEN if self._full_screen else cv2.WINDOW_NORMAL
             cv2.setWindowProperty(self.title, cv2.WND_PROP_FULLSCREEN, state)
+        self._watch_size()
 
     def idle(self, note=""):
         """Handle keys while there is no new frame."""
@@ -168,8 +190,32 @@ class Window:
         return self
 
     def __exit__(self, *error):
-        with contextlib.suppress(cv2.error):  # the user may have closed it already
-            cv2.destroyWindow(self.title)
+        _close_window(self.title)
+
+    @property
+    def rectangle(self):
+        """Where its picture lies on the desktop: ``(x, y, width, height)``; None if it is not shown."""
+        with contextlib.suppress(cv2.error):
+            x, y, width, height = cv2.getWindowImageRect(self.title)
+            return (x, y, width, height) if self._shown is not None and width > 0 else None
+
+    def _fit_window(self, width, height):
+        """Give the window a picture's size, as far as the screen has room; at first, put it where it goes."""
+        room = (1280, 720) if self.controls.size in (None, WINDOW) else _window_room()
+        scale = min(1, room[0] / width, room[1] / height)
+        size = round(scale * width), round(scale * height)
+        cv2.resizeWindow(self.title, *size)
+        if self._shown is None and (place := self._place(*size)):
+            cv2.moveWindow(self.title, *place)
+
+    def _watch_size(self):
+        """Note the size that the window has for the picture, when it has settled."""
+        rectangle, now = self.rectangle, time.perf_counter()
+        size = rectangle and rectangle[2:]
+        if size is None or size != self._last_size:
+            self._last_size, self._resized = size, now
+        elif now - self._resized >= _SETTLED and _differ(size, self.controls.window_size):
+            self.controls.window_size = size
 
     def _draw_overlay(self, picture, note, meter):
         now, controls = time.perf_counter(), self.controls
@@ -189,12 +235,6 @@ class Window:
             panel = text_panel(tuple(f"{key}:  {meaning}" for key, meaning in KEYS), round(1.2 * font_size))
             top, left = ((picture.shape[axis] - panel.shape[axis]) // 2 for axis in (0, 1))
             draw_panel(picture, panel, max(left, 0), max(top, 0))
-
-    def _visible(self):
-        try:
-            return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1
-        except cv2.error:  # Qt's answer if the last window is closed
-            return False
 
     def _drag(self, event, x, y, flags, _):
         if flags & cv2.EVENT_FLAG_LBUTTON and self._shown is not None:
@@ -218,6 +258,77 @@ def draw_panel(picture, panel, left, top):
     region = picture[top : top + panel.shape[0], left : left + panel.shape[1]]
     if region.size:
         region[:] = cv2.addWeighted(region, 0.3, panel[: region.shape[0], : region.shape[1]], 1, 0)
+
+
+def draw_rectangle(picture):
+    """Show a picture and let the user draw a rectangle on it with the mouse; return its ``(x, y, width, height)``.
+
+    Raises:
+        VideoError: there is no display, or the user draws none.
+    """
+    check_display()
+    title, corners, drawn = "Draw a rectangle", [], []
+
+    def follow(event, x, y, *_):
+        if event == cv2.EVENT_LBUTTONDOWN:
+            corners[:] = [(x, y), (x, y)]
+        elif corners:
+            corners[1] = (x, y)
+            if event == cv2.EVENT_LBUTTONUP:
+                (left, top), (right, bottom) = (map(function, *corners) for function in (min, max))
+                corners.clear()
+                if min(right - left, bottom - top) >= LEAST_SIDE:  # else it was a click
+                    drawn.append((left, top, right - left, bottom - top))
+
+    _open_window(title)
+    try:
+        height, width = picture.shape[:2]
+        scale = min(1, *(room / side for room, side in zip(_window_room(), (width, height), strict=True)))
+        cv2.resizeWindow(title, round(scale * width), round(scale * height))
+        cv2.setMouseCallback(title, follow)
+        panel = text_panel(("Draw a rectangle with the mouse: what it holds is sharpened. Esc: quit",), 24)
+        while not drawn:
+            shown = picture.copy()
+            draw_panel(shown, panel, 12, 12)
+            if corners:
+                cv2.rectangle(shown, *corners, (255, 255, 255), 3)
+                cv2.rectangle(shown, *corners, (0, 0, 0), 1)
+            cv2.imshow(title, shown)
+            if key_name(cv2.waitKeyEx(20)) in ("q", "esc") or not _is_visible(title):
+                raise VideoError('no rectangle was drawn: name it, as in --screen "100,80,1280x720"')
+    finally:
+        _close_window(title)
+    return drawn[0]
+
+
+def _open_window(title):
+    os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
+    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+
+
+def _close_window(title):
+    with contextlib.suppress(cv2.error):  # the user may have closed it already
+        cv2.destroyWindow(title)
+        cv2.waitKey(1)  # macOS closes it only then
+
+
+def _is_visible(title):
+    try:
+        return cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:  # Qt's answer if the last window is closed
+        return False
+
+
+@functools.cache
+def _window_room():
+    """The ``(width, height)`` that a window may have, its frame and the desktop's bars taken off."""
+    width, height = desktop_size() or (1400, 850)
+    return 0.92 * width, 0.86 * height
+
+
+def _differ(size, other):
+    """Whether a window's size is another one, not only rounded otherwise."""
+    return other is None or any(abs(side - old) > 2 for side, old in zip(size, other, strict=True))
 
 
 def check_display():

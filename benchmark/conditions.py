@@ -308,8 +308,11 @@ def _rate_name(qp, kbps):
     return f"{kbps}k" if qp is None else f"qp {qp}"
 
 
-def send(clip, unit, last=MEASURED_FRAMES):
+def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
     """Scale a clip down, send it through the unit's codec, and scale it up again.
+
+    Args:
+        enlarge: scale it up with Lanczos; else the frames are as they were decoded.
 
     Returns:
         ``(the last frames, kbit/s)``.
@@ -319,7 +322,7 @@ def send(clip, unit, last=MEASURED_FRAMES):
     packets = encode_clip(small, unit.codec, unit.qp, unit.kbps)
     decoded = decode_clip(packets, unit.codec)[-last:]
     kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / FRAME_RATE)
-    return [resize_planes(*planes, size) if unit.scale != 1 else planes for planes in decoded], kbps
+    return [resize_planes(*planes, size) if enlarge and unit.scale != 1 else planes for planes in decoded], kbps
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -353,6 +353,8 @@ def test_meter():
         meter.add(index / 25, index)
     meter.dropped = 3
     assert meter.text == "25 FPS, 84 ms, 3 dropped"  # of the last 30
+    meter.sizes = (640, 360), (1920, 1080)
+    assert meter.text.endswith("dropped, 640x360 to 1920x1080")
     assert meter.stats == pytest.approx({"dropped": 3, "latency_ms": 49.5, "latency_p95_ms": 94.05})
 
 

@@ -21,6 +21,7 @@ import inference
 import window
 from images import VideoError
 from live import LoadController
+from scaling import WINDOW, parse_size
 from tests.conftest import CONSTANT, encode, pictures, read_times
 from tests.test_cli import run_script
 from tests.test_inference import ROOT, noise
@@ -57,6 +58,10 @@ def pressed(keys, **chosen):
         ("q", {}, {"closed": True}),
         (["esc"], {}, {"closed": True}),
         (["", "x", "Q"], {}, {}),
+        ("z", {}, {"size": parse_size("1.5x")}),
+        ("zzzzz", {}, {}),  # all sizes, the window's the last
+        ("z", {"size": parse_size("1080p")}, {"size": None}),
+        ("zzzzz", {"size": parse_size("1080p")}, {"size": WINDOW}),
     ],
 )
 def test_keys(keys, chosen, changed):
@@ -146,25 +151,6 @@ def test_a_recorder_that_is_behind_says_so(tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A real window and real keys
-
-
-@pytest.fixture
-def display():
-    """Name of a virtual display."""
-    if shutil.which("Xvfb") is None:
-        pytest.skip("Xvfb is not installed")
-    read_end, write_end = os.pipe()
-    server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(write_end), "-screen", "0", "640x480x24"],
-        pass_fds=[write_end],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        number = pipe.readline().strip()
-    yield f":{number}"
-    server.terminate()
-    server.wait()
 
 
 def test_a_video_plays_in_a_window(exported, tmp_path, display):

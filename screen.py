@@ -1,0 +1,182 @@
+"""The screen as a source: a rectangle of it, or a monitor, as pictures for `live.play`.
+
+mss reads the screen on Linux with X11, on Windows and on macOS.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import sys
+import time
+
+import cv2
+import mss
+import numpy as np
+from mss.exception import ScreenShotError
+
+from images import VideoError
+from utils import first_line
+
+_RATE = 30  # pictures a second
+LEAST_SIDE = 16  # pixels of a rectangle
+_FORMS = 'write a monitor\'s number, such as 2, or a rectangle, such as "100,80,1280x720"'
+
+log = logging.getLogger(__name__)
+
+
+def is_screen(source):
+    """Return whether `source` names the screen: ``screen:``, ``screen:2`` or ``screen:100,80,1280x720``."""
+    return str(source).startswith("screen:")
+
+
+class Screen:
+    """Yields pictures of a part of the screen, at most 30 a second, each taken when it is asked for.
+
+    Args:
+        source: ``screen:`` and a monitor's number from 1, or ``X,Y,WIDTHxHEIGHT`` in the desktop's coordinates, or
+            nothing for what `draw` returns.
+        draw: function of a picture of the whole desktop that returns a rectangle ``(x, y, width, height)`` of it.
+
+    Attributes:
+        size: ``(width, height)`` of the pictures.
+        rate: of the pictures, a second.
+        dropped: number of pictures that nobody was in time for.
+        region, desktop: ``(x, y, width, height)`` of what is shown, and of all monitors together.
+        own_window: function that returns such a rectangle of the window that shows the pictures; None if none does.
+
+    Raises:
+        VideoError: the screen cannot be read, or it has no such part.
+    """
+
+    rate, own_window = _RATE, None
+
+    def __init__(self, source="screen:", draw=None):
+        _check_system()
+        self._mss = _call(mss.MSS)
+        try:
+            monitors = [_rectangle(monitor) for monitor in _call(lambda: self._mss.monitors)]
+            self.desktop, self.dropped = monitors[0], 0
+            text = str(source).removeprefix("screen:")
+            self.region = self._drawn(draw) if draw and not text else find_region(text, monitors)
+            self.size = self._grab(self.region).shape[1::-1]  # on some screens a point has several pixels
+        except BaseException:
+            self._mss.close()
+            raise
+
+    def __iter__(self):
+        due = time.perf_counter()
+        while True:
+            now = time.perf_counter()
+            time.sleep(max(due - now, 0))
+            self.dropped += max(int((now - due) * self.rate), 0)
+            taken = time.perf_counter()
+            due = max(due + 1 / self.rate, taken)
+            yield self._grab(self.region), taken, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._mss.close()
+
+    @property
+    def note(self):
+        """What the user should know; usually empty."""
+        own = self.own_window and self.own_window()
+        return "this window is part of the picture: move it away" if own and _overlap(own, self.region) else ""
+
+    def free_place(self, width, height):
+        """Return ``(x, y)`` at which a window of this size lies beside the region, or None if there is no room."""
+        x, y, across, down = self.region
+        left, top, *_ = self.desktop
+        for place in ((x + across, y), (x - width, y), (x, y + down), (x, y - height), (left, top)):
+            window = (*place, width, height)
+            if _contains(self.desktop, window) and not _overlap(window, self.region):
+                return place
+        return None
+
+    def _grab(self, region):
+        """Take a picture: ``(H, W, 3)`` uint8 BGR."""
+        shot = _call(lambda: self._mss.grab(dict(zip(("left", "top", "width", "height"), region, strict=True))))
+        return cv2.cvtColor(np.frombuffer(shot.raw, np.uint8).reshape(shot.height, shot.width, 4), cv2.COLOR_BGRA2BGR)
+
+    def _drawn(self, draw):
+        picture = self._grab(self.desktop)
+        scale = self.desktop[2] / picture.shape[1]
+        x, y, width, height = (round(side * scale) for side in draw(picture))
+        return self.desktop[0] + x, self.desktop[1] + y, width, height
+
+
+def find_region(text, monitors):
+    """Return the rectangle that a text means, see `Screen`.
+
+    Args:
+        monitors: rectangles ``(x, y, width, height)``; the first is that of all monitors together.
+
+    Raises:
+        VideoError: it means none, or one that is off the screen.
+    """
+    if re.fullmatch(r"[0-9]{1,3}", text):
+        if not 1 <= int(text) < len(monitors):
+            raise VideoError(f"there is no monitor {text}: this desktop has 1 to {len(monitors) - 1}")
+        return monitors[int(text)]
+    numbers = re.fullmatch(r"(-?[0-9]{1,6}),(-?[0-9]{1,6}),([0-9]{1,6})x([0-9]{1,6})", text)
+    if numbers is None:
+        raise VideoError(f"{text or 'nothing'} names no part of the screen: {_FORMS}")
+    region = tuple(map(int, numbers.groups()))
+    if min(region[2:]) < LEAST_SIDE or not _contains(monitors[0], region):
+        x, y, width, height = monitors[0]
+        raise VideoError(
+            f"the rectangle {text} is too small or not all on the screen: at least {LEAST_SIDE}x{LEAST_SIDE} pixels "
+            f"within {x},{y},{width}x{height}"
+        )
+    return region
+
+
+def desktop_size():
+    """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
+    with contextlib.suppress(VideoError), _call(mss.MSS) as reader:
+        return _call(lambda: _rectangle(reader.monitors[1])[2:])
+    return None
+
+
+def _check_system():
+    """Refuse where the screen would come out black."""
+    if sys.platform.startswith("linux") and os.environ.get("WAYLAND_DISPLAY"):
+        raise VideoError(
+            "Wayland does not let programs read the screen: log in to a session with X11 (Xorg); or let OBS capture "
+            "the screen, start its virtual camera, and sharpen that camera"
+        )
+    if sys.platform == "darwin":
+        graphics = ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
+        if not graphics.CGPreflightScreenCaptureAccess():
+            raise VideoError(
+                "macOS does not let this program read the screen: allow your terminal in System Settings, Privacy & "
+                "Security, Screen Recording, and start it again"
+            )
+
+
+def _call(function):
+    """Call mss; a `VideoError` says why that fails."""
+    try:
+        return function()
+    except (ScreenShotError, OSError) as error:
+        raise VideoError(
+            f"the screen cannot be read ({first_line(error)}): run this in a desktop session, X11 on Linux"
+        ) from error
+
+
+def _rectangle(monitor):
+    return monitor["left"], monitor["top"], monitor["width"], monitor["height"]
+
+
+def _overlap(a, b):
+    return all(a[axis] < b[axis] + b[axis + 2] and b[axis] < a[axis] + a[axis + 2] for axis in (0, 1))
+
+
+def _contains(outer, inner):
+    return all(
+        outer[axis] <= inner[axis] and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2] for axis in (0, 1)
+    )

@@ -1,0 +1,103 @@
+"""The screen as a source."""
+
+import os
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from images import VideoError
+from screen import Screen, find_region, is_screen
+from tests.conftest import pictures
+from tests.test_cli import run_script
+from tests.test_inference import ROOT
+from video import VideoReader
+
+MONITORS = [(-1280, 0, 3200, 1080), (0, 0, 1920, 1080), (-1280, 0, 1280, 720)]
+STILL = """
+import cv2, sys
+cv2.namedWindow("still", cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+cv2.moveWindow("still", 0, 0)
+while True:
+    cv2.imshow("still", cv2.imread(sys.argv[1]))
+    cv2.waitKey(200)
+"""
+
+
+def test_parts_of_the_screen():
+    assert is_screen("screen:") and is_screen("screen:2") and not is_screen("screen.mp4") and not is_screen(0)
+    assert find_region("2", MONITORS) == MONITORS[2]
+    assert find_region("-1280,80,1280x720", MONITORS) == (-1280, 80, 1280, 720)
+    for text, message in [
+        ("0", "there is no monitor 0: this desktop has 1 to 2"),
+        ("3", "no monitor 3"),
+        ("1900,0,100x100", "not all on the screen"),
+        ("0,0,4x400", "too small"),
+        ("banana", "names no part of the screen"),
+        ("", "names no part of the screen"),
+    ]:
+        with pytest.raises(VideoError, match=message):
+            find_region(text, MONITORS)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [({}, "cannot be read"), ({"DISPLAY": ":4242"}, "cannot be read"), ({"WAYLAND_DISPLAY": "wayland-0"}, "X11")],
+)
+def test_without_a_screen_it_says_what_to_do(exported, environment, message):
+    result = run_script("--screen", "1", "--checkpoint", exported, **environment)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1) and message in result.stderr
+
+
+def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, display, monkeypatch):
+    still = np.full((96, 128, 3), (200, 90, 30), np.uint8)
+    still[20:60, 30:90] = (20, 160, 240)
+    cv2.imwrite(str(tmp_path / "still.png"), still)
+    player = subprocess.Popen(
+        [sys.executable, "-c", STILL, tmp_path / "still.png"], env=os.environ | {"DISPLAY": display}
+    )
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    try:
+        with Screen("screen:0,0,128x96") as screen:
+            end = time.monotonic() + 30
+            for picture, taken, due in screen:
+                assert time.monotonic() < end and taken and due is None
+                if np.array_equal(picture, still):
+                    break
+            screen.own_window = lambda: (100, 0, 300, 300)
+            assert "move it away" in screen.note
+            screen.own_window = lambda: (128, 0, 300, 300)
+            assert not screen.note
+            assert screen.free_place(300, 300) == (128, 0) and screen.free_place(1200, 300) is None
+        stats = sharpener.process_video_stream(
+            "screen:0,0,128x96", tmp_path / "out.mp4", quality=0, size="2x", on_frame=lambda number, _: number < 4
+        )
+    finally:
+        player.kill()
+        player.wait()
+    assert (stats["frames"], stats["source_size"], stats["size"]) == (5, (128, 96), (256, 192))
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        error = pictures(reader)[-1].astype(int) - sharpener.sharpen(still, size="2x")
+    assert np.abs(error).mean() < 2
+
+
+def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display):
+    code = "import window, numpy; print(window.draw_rectangle(numpy.full((300, 400, 3), 90, numpy.uint8)))"
+    drawing = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"DISPLAY": display}, stdout=subprocess.PIPE, text=True
+    )
+    act = ["search", "--sync", "--onlyvisible", "--name", "Draw a rectangle", "sleep", "1"]
+    for place, button in ((("50", "60"), "mousedown"), (("150", "140"), None), (("250", "160"), "mouseup")):
+        act += ["mousemove", *place, "sleep", "0.3", *([button, "1", "sleep", "0.3"] if button else [])]
+    try:
+        subprocess.run(["xdotool", *act], env={"DISPLAY": display}, check=True, timeout=60)
+        output, _ = drawing.communicate(timeout=60)
+    except FileNotFoundError:
+        pytest.skip("xdotool is not installed")
+    finally:
+        drawing.kill()
+    assert output.strip() == "(50, 60, 200, 100)"
