@@ -301,7 +301,7 @@ def parse_arguments(argv):
     description = "Measure what a student gains over its input, against its peers, and how fast it is."
     parser = make_parser("", description, measures=True)
     parser.epilog = (
-        "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective, speed, size."
+        "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective, speed and size."
     )
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
@@ -316,6 +316,8 @@ def parse_arguments(argv):
     choices = (*FILTERS, *NETWORKS)
     parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", help="default: all filters")
     arguments = parser.parse_args(argv)
+    if arguments.match != ["*"] and not arguments.data:
+        parser.error("--match chooses among the files of --data: name a folder")
     arguments.name = arguments.name or ("quick" if arguments.quick else "latest")
     return arguments
 

@@ -41,25 +41,22 @@ from tqdm import tqdm
 from config import MACHINE_KEYS, Config, ConfigError, make_config
 from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
-from models import (
+from models import INPUT_GAIN, load_student
+from runtime import (
     DETAIL_GAIN,
     DETAIL_RADIUS,
     DETAIL_SIGMA,
-    HALO_SHARE,
-    INPUT_GAIN,
-    NEIGHBOURS,
-    RELEASED_STUDENT,
-    CheckpointError,
-    load_student,
-)
-from runtime import (
     FOLDED,
     GAIN_STEPS,
     GAINS,
+    HALO_SHARE,
     MEANS,
-    STRENGTH_LIMIT,
+    NEIGHBOURS,
+    RELEASED_STUDENT,
+    CheckpointError,
     DeviceError,
     artefact_path,
+    checkpoint_digest,
     fold_planes,
     network_notes,
     pad_planes,
@@ -444,23 +441,24 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
 # The file for browsers
 
 
-def web_file(student):
-    """The student as web/network.js reads it, as bytes.
+def web_file(checkpoint):
+    """The student of a checkpoint as web/network.js reads it, as bytes.
 
     `WEB_MAGIC`, then two little-endian uint32: `WEB_VERSION` and the length of a header in JSON, then the header and
     float16 numbers. They are 4x4 matrices, of four inputs and four outputs each: of every convolution those of its
     kernel ``(k*k, ceil(I/4), ceil(O/4))``, input after input, and its biases, filled with zeros.
     """
+    student, _ = load_student(checkpoint)
     header = {
         **student.args,
         "dilations": [block.conv1.dilation[0] for block in student.body],
+        "digest": checkpoint_digest(checkpoint),
         "inputGain": INPUT_GAIN,
         "detailGain": DETAIL_GAIN,
         "detailSigma": DETAIL_SIGMA,
         "detailRadius": DETAIL_RADIUS,
         "neighbours": NEIGHBOURS,
         "haloShare": HALO_SHARE,
-        "strengthLimit": STRENGTH_LIMIT,
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4)
@@ -479,10 +477,9 @@ def _matrices(conv):
 
 def export_web(checkpoint, output=None):
     """Write a checkpoint's `web_file`, by default the one that the page in web/ loads; returns its path."""
-    student, _ = load_student(checkpoint)
-    path = Path(output or WEB_FILE)
+    content, path = web_file(checkpoint), Path(output or WEB_FILE)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(web_file(student))
+        temporary.write_bytes(content)
     return path
 
 

@@ -77,6 +77,8 @@ def read_image(path):
 
 def is_image(path):
     """Return whether a file is a picture by its content, or claims to be one by its name."""
+    if Path(path).suffix.lower() in (".mjpeg", ".mjpg"):  # a video, though its content begins as a JPEG
+        return False
     try:
         if _is_heic(path):
             return True
@@ -110,30 +112,38 @@ def write_image(path, picture):
     if picture.alpha is not None:
         color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
         pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
-    options = {"icc_profile": picture.color_profile, **picture.metadata, **_SAVE_OPTIONS.get(suffix, {})}
+    options, metadata = {"icc_profile": picture.color_profile, **_SAVE_OPTIONS.get(suffix, {})}, picture.metadata
+    if suffix in (".tif", ".tiff") and "exif" in metadata:
+        metadata = metadata | {"compression": None}  # libtiff compresses, but cannot write the parts of EXIF
     try:
         with atomic_path(path) as temporary:
-            if deep:
-                temporary.write_bytes(_encode_16_bits(pixels, suffix, options))
-            else:
-                Image.fromarray(_swap_red_and_blue(pixels)).save(temporary, **options)
+            try:
+                _save(temporary, pixels, options | metadata)
+            except Exception as error:  # damaged EXIF raises anything: struct.error, RuntimeError, ValueError ...
+                if not metadata or isinstance(error, OSError):
+                    raise
+                _save(temporary, pixels, options)
+                log.warning("%s: EXIF and texts are not kept: they are damaged or too long", path)
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
-    if deep and suffix != ".png" and (picture.color_profile or picture.metadata):
+    if deep and suffix != ".png" and (picture.color_profile or metadata):
         log.warning(
             "%s: profile, EXIF and texts of a 16-bit picture are not kept in %s; a .png keeps them", path, suffix
         )
 
 
-def _encode_16_bits(pixels, suffix, options):
-    """Encode with OpenCV; in a PNG, add the chunks that Pillow writes for the options to a picture of one pixel."""
-    data = cv2.imencode(suffix, pixels)[1].tobytes()
-    if suffix != ".png":
-        return data
-    small = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(small, "PNG", **options)
-    chunks = small.getvalue()[33 : small.getvalue().rindex(b"IDAT") - 4]  # signature and IHDR: 33 bytes
-    return data[:33] + chunks + data[33:]
+def _save(path, pixels, options):
+    """Save with Pillow, or 16 bits with OpenCV: a PNG then gets the chunks that Pillow gives a picture of one pixel."""
+    if pixels.dtype == np.uint8:
+        Image.fromarray(_swap_red_and_blue(pixels)).save(path, **options)
+        return
+    data = cv2.imencode(path.suffix, pixels)[1].tobytes()
+    if path.suffix.lower() == ".png":
+        small = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(small, "PNG", **options)
+        chunks = small.getvalue()[33 : small.getvalue().rindex(b"IDAT") - 4]  # signature and IHDR: 33 bytes
+        data = data[:33] + chunks + data[33:]
+    path.write_bytes(data)
 
 
 def existing_file(path):
@@ -205,6 +215,16 @@ def _read_metadata(file):
         metadata["pnginfo"] = PngImagePlugin.PngInfo()
         for key, text in texts.items():
             metadata["pnginfo"].add_itxt(key, info.get(key, text))  # XMP without orientation
+    return metadata
+
+
+def without_location(metadata):
+    """Return a `Picture`'s metadata without the place where it was taken."""
+    metadata, exif = {key: value for key, value in metadata.items() if key in ("exif", "dpi", "comment")}, Image.Exif()
+    if "exif" in metadata:
+        exif.load(metadata["exif"])
+        exif.pop(ExifTags.IFD.GPSInfo, None)
+        metadata["exif"] = exif.tobytes()
     return metadata
 
 

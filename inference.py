@@ -44,13 +44,17 @@ from PIL import Image
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
 from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
 from engines import make_engine
-from images import VideoError, existing_file, read_image, write_image
+from images import VideoError, existing_file, read_image, without_location, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play
 from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
+<<<<<<< HEAD
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
+=======
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
+>>>>>>> h-S
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -58,7 +62,11 @@ if TYPE_CHECKING:
     import torch
 
 Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
+<<<<<<< HEAD
+SizeLike: TypeAlias = str | tuple[int, int]  # what `scaling.parse_size` takes
+=======
 SizeLike = str | tuple[int, int]  # what `scaling.parse_size` takes
+>>>>>>> h-S
 
 log = logging.getLogger(__name__)
 
@@ -180,19 +188,28 @@ class RealTimeSharpener:
         compare: bool = False,
         strength: float | None = None,
         size: SizeLike | None = None,
+        location: bool = True,
     ) -> None:
         """Sharpen an image file into another; it is written upright, completely or not at all.
 
-        Grey stays grey, 16 bits stay 16 bits, transparency and colour profile are kept. With `compare`, the left half
-        stays as it came. `strength` overrides the sharpener's own; `size` enlarges first, see `sharpen`.
+        Grey stays grey, 16 bits stay 16 bits; transparency, colour profile, EXIF and texts are kept, where it was taken
+        only with `location`. With `compare`, the left half stays as it came. `strength` overrides the sharpener's own;
+        `size` enlarges first, see `sharpen`.
 
         Raises:
             VideoError: the input cannot be read, or the output format cannot hold it.
             ValueError: the strength is not a finite number from 0, or there is no such size.
         """
+<<<<<<< HEAD
+        _check_other(input_path, output_path)
+        size = _fixed_size(size)
+=======
         size = _fixed_size(size)
         _check_other(input_path, output_path)
+>>>>>>> h-S
         picture = read_image(input_path)
+        if not location:
+            picture.metadata = without_location(picture.metadata)
         picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
         sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
@@ -213,14 +230,16 @@ class RealTimeSharpener:
         camera_rate: float | None = None,
         virtual_camera: bool = False,
         size: SizeLike | None = None,
+        location: bool = True,
     ) -> dict:
         """Sharpen a camera, the screen, a video file or a stream, into a file, a live window or a virtual camera.
 
-        Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are copied.
-        Ctrl-C keeps what was written so far; if the input breaks off, that is in ``NAME_partial``. A camera gives its
-        newest frame each time, and is waited for if it is unplugged. Ctrl-C, or a camera that stays away, ends a
-        recording and keeps it. In a window, a live stream leaves out frames that are late, and less is sharpened if the
-        machine is too busy (see `live.LoadController`); never in a file.
+        Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
+        copied. What cannot be decoded is left out, with a warning. Ctrl-C keeps what was written so far; if the input
+        breaks off or most of it is damaged, that is in ``NAME_partial``. A camera gives its newest frame each time,
+        and is waited for if it is unplugged. Ctrl-C, or a camera that stays away, ends a recording and keeps it. In a
+        window, a live stream leaves out frames that are late, and less is sharpened if the machine is too busy (see
+        `live.LoadController`); never in a file.
 
         Args:
             input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen, see
@@ -240,6 +259,7 @@ class RealTimeSharpener:
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
             size: enlarge the pictures first, see `sharpen`; upright lines and sides, as players show them. ``"window"``
                 follows the window's size.
+            location: keep a file's tags that say where it was taken.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
@@ -255,7 +275,9 @@ class RealTimeSharpener:
         if output_path is not None:
             check_encoder(output_path, codec, quality)
             if not (is_camera(input_source) or is_screen(input_source)):
-                return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality, size)
+                return self._sharpen_file(
+                    input_source, output_path, compare, progress, on_frame, codec, quality, size, location
+                )
 
         controls, meter, saver, count = Controls(self.strength, compare, size=size), Meter(), None, 0
         with contextlib.ExitStack() as stack:
@@ -283,10 +305,14 @@ class RealTimeSharpener:
         sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
+<<<<<<< HEAD
+    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size, location):
+=======
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
+>>>>>>> h-S
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
-            reader = stack.enter_context(VideoReader(source, audio=True))
+            reader = stack.enter_context(VideoReader(source, audio=True, location=location))
             kind = reader.format
             shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
@@ -526,15 +552,16 @@ def _make_sharpener(args):
 
 
 def _encoding(args):
-    return {"codec": args.codec, "quality": args.crf}
+    return {"codec": args.codec, "quality": args.crf, "location": not args.no_location}
 
 
 def _print_statistics(stats):
     sizes = " to ".join("{}x{}".format(*size) for size in dict.fromkeys((stats["source_size"], stats["size"])))
-    print("{frames} frames of {sizes} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(sizes=sizes, **stats))
+    stats = stats | {"frames": plural(stats["frames"], "frame"), "sizes": sizes}
+    print("{frames} of {sizes} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(**stats))
     if "latency_ms" in stats:
-        latency = "{dropped} frames dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
-        print(latency.format(**stats))
+        latency = "{dropped} dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
+        print(latency.format(**stats | {"dropped": plural(stats["dropped"], "frame")}))
     levels = stats.get("levels", {})
     if any(list(levels.values())[1:]):
         print("this machine was busy: " + ", ".join(f"{name}: {count} shown" for name, count in levels.items()))
@@ -592,6 +619,8 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     add("-o", "--output", metavar="PATH", help=output_help)
     add("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
+    location_help = "leave out where a picture or video was taken; by default its tags are kept"
+    add("--no-location", action="store_true", help=location_help)
     strength_help = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
     add("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
     size_help = (

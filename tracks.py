@@ -13,7 +13,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from utils import count, first_line
+from utils import first_line, plural
 
 _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
 _STREAM_TAGS = ("language", "title")
@@ -128,7 +128,8 @@ class _Track:
         self._source, self._name, self._container, self._path = source, name, container, path
         self._avi = container.format.name == "avi"
         self._end, self._left_out, self._recoded, self._gap = None, 0, False, False
-        self._text = source.type == "subtitle" and source.codec_context.codec.canonical_name in _PLAIN_TEXT
+        codec = source.codec_context and source.codec_context.codec.canonical_name
+        self._text = source.type == "subtitle" and codec in _PLAIN_TEXT
         self.stream = self._add_stream()
 
     def write(self, packet):
@@ -140,7 +141,11 @@ class _Track:
 
     def flush(self):
         if self._left_out:
-            log.warning("%s: %s, %s left out: damaged", self._path, self._name, count(self._left_out, "packet"))
+            log.warning("%s: %s, %s left out: damaged", self._path, self._name, plural(self._left_out, "packet"))
+        if self._gap:
+            log.warning(
+                "%s: %s has pauses, which AVI cannot hold: take .mp4 to keep it in step", self._path, self._name
+            )
 
     def _add_stream(self):
         source, context = self._source, self._source.codec_context
@@ -155,12 +160,12 @@ class _Track:
 
     def _set_time(self, packet):
         """Make sure that a packet has times, which follow the last one's; return whether it is to be written."""
-        unit, sound = packet.time_base, self._source.type == "audio"
+        unit, sound, duration = packet.time_base, self._source.type == "audio", packet.duration or 0
         if packet.pts is None:
-            packet.pts = self._end if packet.dts is None else packet.dts
+            packet.pts = self._end if packet.dts is None else packet.dts  # None at the beginning
         if packet.pts is None:
             raise ValueError("no time stamp")
-        if sound and packet.pts * unit + (packet.duration * unit or _TOLERANCE * 2) < -Fraction(1, 1000):
+        if sound and packet.pts * unit + (duration * unit or 2 * _TOLERANCE) < -Fraction(1, 1000):
             return False  # from before the cut of a trimmed clip
         if self._source.type == "subtitle" and bytes(packet) == b"\0\0":
             return False  # with which .mp4 fills pauses
@@ -171,7 +176,7 @@ class _Track:
             packet.pts = max(packet.pts, packet.dts)
             if self._avi and sound and (packet.pts - self._end) * unit > 2 * _TOLERANCE:
                 self._gap = True
-        self._last, self._end = packet.dts, packet.pts + packet.duration
+        self._last, self._end = packet.dts, packet.pts + duration
         return True
 
     def _write(self, packet):

@@ -126,7 +126,7 @@ def first_line(error):
     return text.strip().split("\n")[0][:200] or type(error).__name__
 
 
-def count(number, noun):
+def plural(number, noun):
     """Return a number with its noun: ``1 frame``, ``2 frames``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

@@ -37,7 +37,7 @@ import numpy as np
 from images import VideoError, existing_file
 from pipeline import run_to_end
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, count, first_line, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -50,6 +50,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_MAX_REORDERED = 17  # frames that a decoder may hold back to bring them into order
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
 
@@ -60,6 +61,8 @@ _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
 )
+
+_LOCATION = re.compile("location|gps|geo", re.IGNORECASE)  # in names of tags
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +155,7 @@ class VideoReader:
     Args:
         source: path or URL.
         audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_packets`).
+        location: keep where it was taken in `metadata`.
 
     Attributes:
         format: the `VideoFormat`.
@@ -169,13 +173,15 @@ class VideoReader:
             planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
-    def __init__(self, source, audio=False):
+    def __init__(self, source, audio=False, location=True):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
         self._container = self._open()
         try:
             self._choose_streams(audio)
+            if not location:
+                self.metadata = {key: self.metadata[key] for key in self.metadata if not _LOCATION.search(key)}
             self._check_streams()
             self._rate = self.video_stream.average_rate or self.video_stream.guessed_rate or Fraction(25)
             self.frame_count = self._estimate_count()
@@ -326,9 +332,9 @@ class VideoReader:
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio
         rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
-        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own, re.IGNORECASE)
+        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own)
         width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
-        top, bottom, left, right = map(int, crop.groups()) if crop else (0, 0, 0, 0)
+        left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             top = bottom = left = right = 0
         self._crop, self._uncropped = (top, left), (height, width)
@@ -420,7 +426,7 @@ class VideoReader:
         for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
-                log.warning("%s: %s %s, near %s", self.name, count(len(times), "frame"), what, places)
+                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
         if len(gaps) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         if self._cut and self.video_stream.frames:
@@ -438,6 +444,10 @@ class VideoReader:
                 elif packet.size:  # the empty packet at the end only flushes decoders
                     self._packets.append(packet)
                     self._packets_met += 1
+        if self._cut:
+            flushing = av.Packet()
+            flushing.stream = self.video_stream
+            yield flushing
 
     def _check_length(self, number):
         """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
@@ -449,7 +459,7 @@ class VideoReader:
         else:
             return  # the duration is estimated, or perhaps that of audio which is not read
         if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
-            log.warning("%s ends early: %d of about %s", self.name, number, count(self.frame_count or 0, "frame"))
+            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
 class _Timeline:
@@ -463,11 +473,13 @@ class _Timeline:
     def __init__(self, container, stream, live):
         untimed = container.format.flags & av.format.Flags.no_timestamps.value
         self._opened = time.monotonic() if live and untimed else None
-        self._stream, self._format = stream, container.format.name
+        self._stream, self._avi = stream, container.format.name == "avi"
+        # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
+        self._broadcast = container.format.name in ("mpegts", "mpeg")
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first_dts, self._delay, self._previous_pts, self.end = None, None, None, 0
+        self._first, self._delay, self._previous_pts, self.end = [], None, None, 0  # the first packets' times
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -481,7 +493,7 @@ class _Timeline:
         elif not -_BACK <= seconds - last <= _GAP:
             if part < newest:  # another stream came to the next part before
                 part += 1
-            elif seconds < last or (self._jumps and seconds + self._shifts[part] > self.end + _GAP):  # not a mere gap
+            elif seconds < last or (self._broadcast and seconds + self._shifts[part] > self.end + _GAP):
                 self._shifts.append(self.end - seconds)
                 part += 1
         self._latest[packet.stream.index] = part, seconds
@@ -489,14 +501,9 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-        if packet.stream.index == self._stream.index and self._first_dts is None:
-            self._first_dts = packet.dts
+        if packet.stream.index == self._stream.index and len(self._first) <= _MAX_REORDERED:
+            self._first.append(packet.dts)
         self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
-
-    @property
-    def _jumps(self):
-        """Whether times may also jump forward where parts were joined; elsewhere that is a long pause."""
-        return self._format in ("mpegts", "mpeg")
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
@@ -504,10 +511,11 @@ class _Timeline:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
         step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
-        if self._format == "avi":  # it has no other times than the order of its packets
+        if self._avi:  # it has no other times than the order of its packets
             if self._delay is None and frame.dts is not None:
                 reordered = self._stream.codec_context.has_b_frames
-                self._delay = min(frame.dts - self._first_dts, (reordered + 1) * step if reordered else 0)
+                latest = self._first[: reordered + 2][-1] if reordered else self._first[0]
+                self._delay = min(frame.dts, latest) - self._first[0]
             frame.pts = None if frame.dts is None else frame.dts - self._delay
         if frame.pts is None:
             frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
@@ -789,9 +797,9 @@ class VideoWriter:
             if isinstance(error, VideoError):
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
-                raise VideoError(f"{error}; the {count(self._frames, 'frame')} before are in {partial}") from error
+                raise VideoError(f"{error}; the {plural(self._frames, 'frame')} before are in {partial}") from error
         if error is not None:
-            log.warning("%s: interrupted, its first %s are kept", self.path, count(self._frames, "frame"))
+            log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
 
     def _add_stream(self):
         upload = {"hwaccel": av.codec.hwaccel.HWAccel("vaapi")} if self._encoder.endswith("_vaapi") else {}
@@ -803,7 +811,8 @@ class VideoWriter:
                 f"{self._suffix} does not hold what {self._encoder} writes: use one of {fitting}, or .mkv"
             ) from None
         # AVI and WebM cannot say that a picture is turned or mirrored.
-        self._turned = self.format.display_matrix is not None and self._suffix in (".avi", ".webm")
+        unknown = self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix")
+        self._turned = self.format.display_matrix is not None and unknown
         height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
         stream.width, stream.height = width, height
         if not (self._settings and self._settings.odd) and (width % 2 or height % 2):

@@ -336,7 +336,7 @@ def size_name(size):
 def write_report(report, folder):
     """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
     template = load_template("speed.md", ms=format_milliseconds, size=size_name, rate=_rate)
-    page = template.render(report) + "\n"
+    page = template.render(report)
     for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -40,16 +40,21 @@ class Browser:
         finally:
             self._session = session
 
+    def attach(self, target):
+        """Send what follows to a page or a worker, by its target's identifier."""
+        session = self.send_to_browser("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = {"sessionId": session}
+
     def open(self, url):
-        """Open a page instead of the one before, if any, and send what follows to it."""
+        """Open a page instead of the one before, if any, and attach to it; returns its target."""
         if self._session:
             self.send("Page.close")
         target = self.send_to_browser("Target.createTarget", url=url)["targetId"]
-        attached = self.send_to_browser("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = {"sessionId": attached["sessionId"]}
+        self.attach(target)
         self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
+        return target
 
-    def until(self, condition, seconds=30):
+    def until(self, condition, seconds=60):
         """Wait until an expression is true on the page; fails if it takes longer."""
         end = time.monotonic() + seconds
         while not self.run(condition):

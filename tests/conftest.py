@@ -161,6 +161,7 @@ def browser(tmp_path):
 CONSTANT = [40 * index for index in range(20)]  # milliseconds
 VARIABLE = [0, 40, 45, 120, 400, 433, 466, 1000, 1001, 1500]
 QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # clockwise
+MIRROR = (-65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 
 
 def planes(index, width=64, height=48):
@@ -183,6 +184,9 @@ def encode(
     heard=range(0, 1000, 20),
     options=None,
     draw=planes,
+    rate=48000,
+    muxing=None,
+    unit=Fraction(1, 1000),
 ):
     """Write a video with PyAV itself and return its path.
 
@@ -191,13 +195,16 @@ def encode(
         audio: codec of a track of noise, or None.
         heard: where that has its pieces of 20 ms, in milliseconds.
         draw: function of a number, width and height that gives the planes.
+        rate: of the audio.
+        muxing: options of the container.
+        unit: of the video's time stamps, in seconds.
     """
     heard = list(heard) if audio else []
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, time_base=Fraction(1, 1000), options=options or {})
+    with av.open(str(path), "w", options=muxing or {}) as container:
+        stream = container.add_stream(codec, rate=25, time_base=unit, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
-        stream.codec_context.time_base = Fraction(1, 1000)
-        sound = container.add_stream(audio, rate=48000, layout="mono") if audio else None
+        stream.codec_context.time_base = unit
+        sound = container.add_stream(audio, rate=rate, layout="mono") if audio else None
         for index, time in enumerate(times):
             frame, (y, uv) = av.VideoFrame(*size, pixel_format), draw(index, *size)
             for plane, values in zip(frame.planes, (y, *uv), strict=False):
@@ -218,7 +225,7 @@ def encode(
 
 def noise(start, duration):
     """Audio of so many milliseconds that begins at so many."""
-    samples = np.random.default_rng(start).normal(0, 0.1, (1, 48 * duration)).astype(np.float32)
+    samples = np.random.default_rng(abs(start)).normal(0, 0.1, (1, 48 * duration)).astype(np.float32)
     frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = 48000, 48 * start, Fraction(1, 48000)
     return frame
@@ -281,6 +288,15 @@ def brightness_order(path):
     """The numbers of frames made with `planes`, as they come out."""
     with VideoReader(path) as reader:
         return [round((np.median(frame.y) - 40) / 8) for frame in reader]
+
+
+def spoil(path, kind, numbers, rng):
+    """Replace packets of a kind in a file by noise."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        for packet in [packet for packet in container.demux(**{kind: 0}) if packet.size][numbers]:
+            data[packet.pos : packet.pos + packet.size] = rng.integers(0, 256, packet.size, np.uint8).tobytes()
+    path.write_bytes(data)
 
 
 def packets(path, kind):

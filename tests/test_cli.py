@@ -26,7 +26,7 @@ from video import VideoReader
 # One source
 
 
-def run_script(*arguments, **environment):
+def run_script(*arguments, cwd=None, **environment):
     clean = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     return subprocess.run(
         [sys.executable, ROOT / "inference.py", *map(str, arguments)],
@@ -34,7 +34,7 @@ def run_script(*arguments, **environment):
         text=True,
         timeout=60,
         env=clean | environment,
-        cwd=Path(arguments[0]).parent if arguments and Path(arguments[0]).parent.is_dir() else ROOT,
+        cwd=cwd or (Path(arguments[0]).parent if arguments and Path(arguments[0]).parent.is_dir() else ROOT),
     )
 
 
@@ -134,6 +134,32 @@ def test_existing_output_needs_overwrite(sharpen, tmp_path):
     assert np.array_equal(read_image(tmp_path / "in_sharpened.png").pixels, noise(16, 20))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="it has neither such names nor links")
+def test_odd_names_and_links(exported, tmp_path):
+    video = encode(tmp_path / os.fsdecode(b"caf\xe9.mp4"), times=CONSTANT)
+    result = run_script(video, "--checkpoint", exported, LANG="en_US.UTF-8")
+    assert (result.returncode, result.stderr) == (0, "") and "caf?_sharpened.mp4" in result.stdout
+    make_images(tmp_path, "-in.png", "real.png")
+    (tmp_path / "link.png").symlink_to("real.png")
+    result = run_script(
+        "--checkpoint", exported, "-o", tmp_path / "link.png", "--overwrite", "--", "-in.png", cwd=tmp_path
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "link.png").is_symlink() and read_image(tmp_path / "real.png").pixels.shape == (16, 20, 3)
+
+
+def test_an_image_is_not_its_own_output(sharpen, tmp_path):
+    make_images(tmp_path, "in.png")
+    code, _, err = sharpen("in.png", "-o", "in.png", "--overwrite")
+    assert code == 2 and "is the input itself" in err[0]
+
+
+def test_passwords_are_not_shown(capsys):
+    assert main(["rtsp://jane:s3cret@127.0.0.1:9/cam?password=s3cret"]) == 2
+    err = capsys.readouterr().err
+    assert "s3cret" not in err and "rtsp://***@127.0.0.1:9/cam" in err
+
+
 def test_demo_needs_nothing(sharpener, tmp_path, capsys):
     run_demo(sharpener, tmp_path, seconds=0.4)
     names = {path.name for path in tmp_path.iterdir()}
@@ -177,7 +203,7 @@ def shift_time(path, seconds):
     os.utime(path, (status.st_atime, status.st_mtime + seconds))
 
 
-def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
+def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path, caplog):
     folder = tmp_path / "holiday"
     make_images(folder, "one.png", "deeper/two.jpg", "deeper/.hidden.png", ".thumbnails/one.png")
     encode(folder / "deeper" / "clip.mp4", times=CONSTANT)
@@ -189,6 +215,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
     assert names_below(tmp_path / "holiday_sharpened") == ["deeper/clip.mp4", "deeper/two.jpg", "one.png"]
     assert "3 written, 0 already there, 2 failed" in out
     assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
+    assert "holiday: left out, as neither a picture nor a video by its name: notes.txt" in caplog.text
 
 
 @pytest.mark.parametrize("output", ["sharp", "holiday/sharp/"])

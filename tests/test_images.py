@@ -1,13 +1,15 @@
-"""Reading and writing of images: depth, transparency, orientation, profiles, and what is refused."""
+"""Reading and writing of images: depth, transparency, orientation, profiles, EXIF, names, and what is refused."""
 
+import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from images import Picture, VideoError, read_image, write_image
+from images import Picture, VideoError, is_image, read_image, write_image
 
 
 @pytest.fixture
@@ -110,3 +112,69 @@ def test_deep_tiffs_that_would_be_misread_are_refused(tmp_path, rng, tag, value)
     path.write_bytes(data.replace(entry, struct.pack("<HHII", tag, 3, 1, value)))
     with pytest.raises(VideoError, match="separate planes or a negative"):
         read_image(path)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".avif"])
+def test_exif_and_resolution_are_kept(tmp_path, photo, suffix, deep):
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0112: 6, 0x8298: "(c) Jane", 0x8825: {1: "N"}})
+    Image.fromarray(photo).save(tmp_path / "in.jpg", exif=exif, dpi=(300, 300), comment="hello")
+    picture = read_image(tmp_path / "in.jpg")
+    if deep and suffix != ".png":
+        return
+    if deep:
+        picture.pixels = picture.pixels.astype(np.uint16) * 257
+    write_image(tmp_path / f"out{suffix}", picture)
+    with Image.open(tmp_path / f"out{suffix}") as image:
+        found = image.getexif()
+        assert (found[0x010F], found[0x8298], found.get_ifd(0x8825)) == ("Maker", "(c) Jane", {1: "N"})
+        assert found.get(0x0112, 1) == 1 and image.size == (30, 40)
+        assert suffix in (".webp", ".avif") or image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_the_location_can_be_left_out(tmp_path, photo, sharpener):
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x8825: {1: "N"}})
+    Image.fromarray(photo).save(tmp_path / "in.jpg", exif=exif)
+    sharpener.sharpen_image(tmp_path / "in.jpg", tmp_path / "out.jpg", location=False)
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.getexif()[0x010F] == "Maker" and not image.getexif().get_ifd(0x8825)
+
+
+def test_exif_that_cannot_be_written_does_not_cost_the_picture(tmp_path, photo, caplog):
+    write_image(tmp_path / "out.jpg", Picture(photo, metadata={"exif": bytes(100_000)}))
+    assert read_image(tmp_path / "out.jpg").pixels.shape == photo.shape and "EXIF and texts are not kept" in caplog.text
+
+
+def test_a_transparent_grey_of_16_bits_is_kept(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
+    cv2.imwrite(str(tmp_path / "in.png"), grey)
+    data = (tmp_path / "in.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">H", 5000)
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "in.png").write_bytes(data[:33] + chunk + data[33:])
+    picture = read_image(tmp_path / "in.png")
+    assert np.array_equal(picture.pixels[..., 0], grey) and np.array_equal(
+        picture.alpha, np.where(grey == 5000, 0, 65535)
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_names_need_not_be_utf8(tmp_path, photo, suffix):
+    path, deep = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode()), suffix != ".jpg"
+    write_image(path, Picture(photo.astype(np.uint16) * 257 if deep else photo))
+    assert read_image(path).pixels.shape == photo.shape
+
+
+def test_a_picture_is_known_by_its_content(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "photo", "JPEG")
+    for suffix in (".jfif", ".jpe"):
+        write_image(tmp_path / f"photo{suffix}", read_image(tmp_path / "photo"))
+        with Image.open(tmp_path / f"photo{suffix}") as image:
+            assert image.format == "JPEG"
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    assert is_image(tmp_path / "photo") and is_image(tmp_path / "photo.heic") and not is_image(__file__)
+    with pytest.raises(VideoError, match=r"photo.heic is (a HEIC picture: pip install pillow-heif|not an image)"):
+        read_image(tmp_path / "photo.heic")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from av.subtitles.subtitle import SubtitleSet
 
-from tests.conftest import CONSTANT, copy, encode, noise, packets
+from tests.conftest import CONSTANT, copy, encode, noise, packets, read_times, spoil
 from video import VideoReader
 
 ASS_HEADER = b"""[Script Info]
@@ -144,6 +144,7 @@ def test_audio_and_video_are_interleaved(tmp_path):
         ("in.avi", "pcm_mulaw", "out.mkv"),
         ("in.mkv", "libopus", "out.mov"),  # whose writer refuses it when it begins
         ("in.mkv", "eac3", "out.avi"),
+        ("in.ts", "aac", "out.avi"),
     ],
 )
 def test_audio_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, source, codec, target):
@@ -180,3 +181,97 @@ def test_a_gap_in_the_audio_of_a_transport_stream_stays(tmp_path):
         spans.append([audio[0][1] - first, audio[-1][1] - first])
     assert spans[0][1] - spans[0][0] > 13_000
     np.testing.assert_allclose(*spans, atol=50)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is wrong with it never costs the picture
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".avi", ".mp4", ".mkv"])
+def test_lost_packets_of_sound_cost_no_picture(tmp_path, rng, caplog, suffix):
+    source = encode(tmp_path / "in.ts", audio="aac")
+    data = bytearray(source.read_bytes())
+    places = [place for place in range(0, len(data), 188) if data[place + 1] & 31 == 1 and data[place + 2] == 1]
+    for place in places[5::9]:  # transport packets of sound
+        data[place + 10 : place + 188] = rng.integers(0, 256, 178, np.uint8).tobytes()
+    source.write_bytes(data)
+    copy(source, tmp_path / f"out{suffix}")
+    assert len(read_times(tmp_path / f"out{suffix}")) == len(CONSTANT)
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.audio
+
+
+def test_a_packet_that_cannot_be_decoded_is_silence(tmp_path, rng, caplog):
+    spoil(source := encode(tmp_path / "in.mp4", audio="aac"), "audio", slice(20, 22), rng)
+    copy(source, tmp_path / "out.webm")
+    assert read_times(tmp_path / "out.webm") == CONSTANT
+    assert "sound track 1 (aac), " in caplog.text and "left out: damaged" in caplog.text
+    with av.open(str(tmp_path / "out.webm")) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) == pytest.approx(48000, abs=2000)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_sound_that_changes_its_rate_is_converted(tmp_path, caplog, suffix):
+    parts = [
+        encode(tmp_path / f"{rate}.ts", times=range(0, 1000, 40), audio="aac", rate=rate) for rate in (48000, 32000)
+    ]
+    (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    copy(tmp_path / "in.ts", tmp_path / f"out{suffix}")
+    assert "sound track 1 (aac) is converted to" in caplog.text and "rate or channels change" in caplog.text
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        frames = list(container.decode(audio=0))
+    assert {frame.sample_rate for frame in frames} == {48000}
+    assert sum(frame.samples for frame in frames) == pytest.approx(2.1 * 48000, abs=6000)
+
+
+def test_a_rate_that_no_encoder_knows_is_resampled(tmp_path):
+    copy(encode(tmp_path / "in.avi", audio="pcm_u8", rate=11024), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].codec_context.rate == 11025
+        assert sum(frame.samples for frame in container.decode(audio=0)) == pytest.approx(11025, abs=800)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_subtitles_that_are_not_utf8_are_read_as_windows_1252(tmp_path, film, caplog, suffix):
+    film.write_bytes(film.read_bytes().replace(b"Good morning", b"Sch\xf6ne Tage!"))
+    copy(film, tmp_path / f"out{suffix}")
+    assert "subtitle track 1 (subrip, ita) is not UTF-8" in caplog.text
+    ((data, *_), _) = track_packets(tmp_path / f"out{suffix}", "subtitle")[0]
+    assert "Schöne Tage!".encode() in data
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_what_was_cut_off_a_clip_is_not_heard(tmp_path, suffix):
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:  # sound begins a second before the picture: an edit list
+        video, sound = container.add_stream("libx264", rate=25, width=64, height=48), container.add_stream("aac", 48000)
+        for start in range(-1000, 1000, 20):
+            container.mux(sound.encode(noise(start, 20)))
+        for _ in range(25):
+            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+        for stream in (video, sound):
+            container.mux(stream.encode(None))
+    copy(tmp_path / "in.mp4", tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        spans = [(p.pts * p.time_base, p.duration * p.time_base) for p in container.demux(audio=0) if p.size]
+    assert spans[0][0] > -0.05 and sum(length for _, length in spans) == pytest.approx(1, abs=0.06)
+
+
+def test_apple_tags_are_kept(tmp_path):
+    source, tags = (
+        encode(tmp_path / "plain.mp4"),
+        {"com.apple.quicktime.make": "Apple", "location": "+48.1000+011.5000/"},
+    )
+    with (
+        av.open(str(source)) as container,
+        av.open(str(tmp_path / "in.mov"), "w", options={"movflags": "use_metadata_tags"}) as phone,
+    ):
+        stream = phone.add_stream_from_template(container.streams.video[0])
+        phone.metadata.update(tags)
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                phone.mux(packet)
+    for suffix in (".mov", ".mp4"):
+        copy(tmp_path / "in.mov", tmp_path / f"out{suffix}")
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert tags.items() <= container.metadata.items()

@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,10 +17,12 @@ import cv2
 import numpy as np
 import pytest
 
+from conversion import divide_planes
 from images import VideoError
 from pipeline import read_ahead, write_behind
 from tests.conftest import (
     CONSTANT,
+    MIRROR,
     QUARTER_TURN,
     VARIABLE,
     brightness_order,
@@ -31,6 +34,7 @@ from tests.conftest import (
     pictures,
     planes,
     read_times,
+    spoil,
 )
 from video import Frame, VideoFormat, VideoReader, VideoWriter, check_encoder, plane_pixels
 
@@ -194,6 +198,38 @@ def test_pictures_are_upright(tmp_path):
     assert picture[:20].mean() > 180 and picture[-20:].mean() < 60  # what was left comes to the top
 
 
+def test_mirrored_pictures_are_shown_as_players_show_them(tmp_path):
+    y, uv = planes(0)
+    y[:, :32], y[:, 32:] = 200, 50
+    with VideoWriter(tmp_path / "in.mp4", VideoFormat(64, 48, Fraction(25), display_matrix=MIRROR)) as writer:
+        writer.write(Frame(y, uv))
+    copy(tmp_path / "in.mp4", tmp_path / "out.webm")  # which has no tag for it
+    for name in ("in.mp4", "out.webm"):
+        with VideoReader(tmp_path / name) as reader:
+            (picture,) = pictures(reader)
+        assert picture[:, :20].mean() < 60 and picture[:, -20:].mean() > 180
+        divided = divide_planes((y, uv), (0 * y, 0 * uv), VideoFormat(64, 48, 25, display_matrix=MIRROR).upright)[0]
+        assert (divided[:, 32:] == 50).all() and not divided[:, :28].any()  # what is shown left stays
+
+
+def test_what_the_container_crops_is_left_out(tmp_path):
+    data = encode(tmp_path / "in.mp4").read_bytes()
+    clap = struct.pack(">I4s8i", 40, b"clap", 48, 1, 40, 1, 0, 1, 2, 1)
+    place = data.index(b"avcC") - 4
+    data = bytearray(data[:place] + clap + data[place:])
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        place = data.rindex(name) - 4
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + 40).to_bytes(4, "big")
+    (tmp_path / "in.mp4").write_bytes(data)
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        assert (reader.format.width, reader.format.height) == (48, 40)
+        first = next(iter(reader))
+    assert first.y.shape == (40, 48) and first.uv.shape == (2, 20, 24)
+    with av.open(str(tmp_path / "in.mp4")) as container:
+        whole = plane_pixels(next(container.decode(video=0)).planes[0])
+    assert np.array_equal(first.y, whole[6:46, 8:56])
+
+
 @pytest.mark.parametrize("value_range", [1, 2])
 @pytest.mark.parametrize("pixel_format", ["yuv422p", "yuv444p", "gray", "nv12"])
 def test_other_8_bit_formats_keep_their_range(tmp_path, caplog, pixel_format, value_range):
@@ -352,12 +388,7 @@ def test_broken_videos_are_refused(tmp_path, kind, message):
 def test_damage_is_a_gap_and_if_it_is_most_of_a_file_a_partial_one(tmp_path, rng, caplog, damage):
     options = {"crf": "5", "g": "10", "bf": "0"}
     source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), size=(128, 96), audio="aac", options=options)
-    data = bytearray(source.read_bytes())
-    with av.open(str(source)) as container:
-        spoilt = [packet for packet in container.demux(video=0) if packet.size][20 : 20 + damage]
-    for packet in spoilt:
-        data[packet.pos : packet.pos + packet.size] = rng.integers(0, 256, packet.size, dtype=np.uint8).tobytes()
-    source.write_bytes(data)
+    spoil(source, "video", slice(20, 20 + damage), rng)
     if damage < 50:
         copy(source, tmp_path / "out.mp4")
         assert f"{damage} frame{'s' * (damage > 1)} could not be decoded, near 00:00.8" in caplog.text
@@ -472,6 +503,55 @@ def test_transport_streams_that_were_joined_follow_each_other(tmp_path, suffix):
     assert len(steps) == 49 and (np.delete(steps, [0, 24]) == 40).all() and 40 <= steps[24] <= 240
     with av.open(str(tmp_path / f"out{suffix}")) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) >= 2 * 48000
+
+
+def test_recordings_that_were_joined_follow_each_other_in_webm(tmp_path):
+    part = encode(tmp_path / "part.webm", "libvpx", times=range(0, 1000, 40), audio="libopus", muxing={"live": "1"})
+    (tmp_path / "in.webm").write_bytes(2 * part.read_bytes())
+    copy(tmp_path / "in.webm", tmp_path / "out.mp4")
+    times, heard = read_times(tmp_path / "out.mp4"), packets(tmp_path / "out.mp4", "audio")
+    assert len(times) == 50 and (np.diff(times) >= 39).all() and 1920 <= times[-1] <= 2100
+    assert (np.diff([pts for _, pts in heard]) > 0).all()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_b_frames_in_avi_come_at_their_times(tmp_path, suffix):
+    encode(tmp_path / "in.avi", options={"bf": "2", "b_strategy": "0"}, unit=Fraction(1, 25))
+    assert copy(tmp_path / "in.avi", tmp_path / f"out{suffix}") == CONSTANT
+    assert read_times(tmp_path / f"out{suffix}") == CONSTANT
+    assert brightness_order(tmp_path / f"out{suffix}") == list(range(20))
+
+
+def test_a_size_that_changes_becomes_the_largest(tmp_path, caplog):
+    sizes = ((64, 48), (128, 96), (96, 72))
+    parts = [encode(tmp_path / f"{w}.webm", "libvpx", size=(w, h), muxing={"live": "1"}) for w, h in sizes]
+    (tmp_path / "in.webm").write_bytes(b"".join(part.read_bytes() for part in parts))
+    copy(tmp_path / "in.webm", tmp_path / "out.mp4")
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert (reader.format.width, reader.format.height) == (128, 96)
+        assert len(list(reader)) == 60
+    assert "changes from 64x48 yuv420p to 128x96 yuv420p near 00:00.8" in caplog.text
+
+
+def test_a_fragmented_file_that_was_cut_gives_what_it_has(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", options={"g": "5"}, muxing={"movflags": "frag_keyframe+empty_moov"})
+    data = source.read_bytes()
+    source.write_bytes(data[: data.rindex(b"mdat") + 60])
+    copy(source, tmp_path / "out.mp4")
+    assert len(read_times(tmp_path / "out.mp4")) >= 15 and "ends early" in caplog.text
+
+
+def test_the_default_video_track_is_taken(tmp_path, caplog):
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        streams = [container.add_stream("libx264", rate=25, width=side, height=side) for side in (32, 64)]
+        streams[0].disposition, streams[1].disposition = 0, 1
+        for stream in streams:
+            for packet in [*stream.encode(av.VideoFrame(stream.width, stream.height, "yuv420p")), *stream.encode(None)]:
+                container.mux(packet)
+    copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert reader.format.width == 64
+    assert "not kept: video track 1 (h264)" in caplog.text
 
 
 def test_a_transport_stream_that_begins_late_begins_at_once(tmp_path):

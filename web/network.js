@@ -8,7 +8,7 @@ const MAGIC = "RTSS", VERSION = 1; // of the file
 const CELLS = 8; // cells of 4x4 pixels a side of a workgroup, an invocation for each
 const TILE = 16; // pixels a side of a workgroup of `finish`, an invocation for each
 
-/** Read a student's file: its header, `weights` (the bits of float16) and where they are of each of the `layers`. */
+/** Read a student's file: its header, `weights`, and where among them those of each of the `layers` are. */
 function parseStudent(buffer) {
   const text = (begin, end) => new TextDecoder().decode(buffer.slice(begin, end));
   if (text(0, 4) !== MAGIC) throw new Error("This is no file of `export.py --web`.");
@@ -27,15 +27,9 @@ function parseStudent(buffer) {
     blocks: dilations.map((dilation) => [layer(channels, wide, 9, dilation), layer(wide, channels, 1)]),
     tail: layer(channels, 28, 9, 1),
   };
-  student.weights = new Uint16Array(buffer.slice(12 + length));
+  student.weights = new Float16Array(buffer.slice(12 + length));
   if (student.weights.length !== 16 * size) throw new Error("The student's file is cut off.");
   return student;
-}
-
-/** The number that 16 bits stand for, none of which is infinite. */
-function fromHalf(bits) {
-  const exponent = (bits >> 10) & 31, mantissa = (bits & 1023) / 1024;
-  return (bits >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + mantissa) : 2 ** -14 * mantissa);
 }
 
 /** WGSL of all passes; those that read the frame are functions of its type. `half`: convolutions in float16. */
@@ -160,16 +154,13 @@ function makeShaders(student, half) {
     " change: texture_storage_2d<rgba16float, write>")}
     const GAUSSIAN = array(${gaussian.map((weight) => weight / total)});
     var<workgroup> tile: array<vec2f, ${side * side}>; // restored luma, luma
-    var<workgroup> blurred: array<f32, ${rim}>; // restored luma, in rows
-    var<workgroup> least: array<vec4f, ${rim}>; // the least of both, and of their negatives, in rows
+    var<workgroup> rows: array<vec3f, ${rim}>; // in rows: restored luma blurred, least luma, greatest luma
 
-    // models.steepen: detail is multiplied, within the range of the neighbours.
-    fn steepen(restored: f32, blurred: f32, gain: f32, least: vec4f) -> f32 {
-      return clamp(restored + gain * (restored - blurred), least.x, -least.z);
+    fn steepen(restored: f32, blurred: f32, gain: f32) -> f32 { // models.steepen
+      return saturate(restored + gain * (restored - blurred));
     }
-    // models.limit_halo: of what leaves the range of the frame's own neighbours, a share stays.
-    fn limit_halo(sharp: f32, least: vec4f) -> f32 {
-      return mix(clamp(sharp, least.y, -least.w), sharp, ${haloShare});
+    fn limit_halo(sharp: f32, least: f32, greatest: f32) -> f32 { // models.limit_halo
+      return mix(clamp(sharp, least, greatest), sharp, ${haloShare});
     }
     @compute @workgroup_size(${TILE}, ${TILE}) fn run(@builtin(global_invocation_id) id: vec3u,
         @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
@@ -182,32 +173,28 @@ function makeShaders(student, half) {
       }
       workgroupBarrier();
       for (var i = i32(local); i < ${rim}; i += ${TILE * TILE}) {
-        var sum = 0.0;
-        var low = vec4f(9);
+        var row = vec3f(0, 9, -9);
         for (var k = 0; k < ${gaussian.length}; k++) {
           let value = tile[i / ${TILE} * ${side} + i % ${TILE} + k];
-          sum += GAUSSIAN[k] * value.x;
-          low = min(low, vec4f(value, -value));
+          row = vec3f(row.x + GAUSSIAN[k] * value.x, min(row.y, value.y), max(row.z, value.y));
         }
-        blurred[i] = sum;
-        least[i] = low;
+        rows[i] = row;
       }
       workgroupBarrier();
       if (any(vec2i(id.xy) > last)) { return; }
-      var sum = 0.0;
-      var low = vec4f(9);
+      var all = vec3f(0, 9, -9);
       for (var k = 0; k < ${gaussian.length}; k++) {
-        sum += GAUSSIAN[k] * blurred[i32(local) + ${TILE} * k];
-        low = min(low, least[i32(local) + ${TILE} * k]);
+        let row = rows[i32(local) + ${TILE} * k];
+        all = vec3f(all.x + GAUSSIAN[k] * row.x, min(all.y, row.y), max(all.z, row.z));
       }
       let value = tile[(i32(local) / ${TILE} + ${radius}) * ${side} + i32(local) % ${TILE} + ${radius}];
       let half = textureSampleLevel(halves, linear, (vec2f(id.xy) + 0.5) / 2 / vec2f(textureDimensions(halves)), 0);
-      let y = limit_halo(steepen(value.x, sum, half.z, low), low) - value.y;
+      let y = limit_halo(steepen(value.x, all.x, half.z), all.y, all.z) - value.y;
       let rgb = vec3f(y + 1.402 * half.y, y - 0.344136 * half.x - 0.714136 * half.y, y + 1.772 * half.x);
       textureStore(change, id.xy, vec4f(rgb, 0));
     }`;
 
-  // Frame and change -> canvas, enlarged by Catmull and Rom's cubic, which leaves pixels alone where nothing is enlarged.
+  // Frame and change -> canvas, enlarged by Catmull and Rom's cubic, which changes no pixel where nothing is enlarged.
   const draw = (type) => `${framePass(type, " change: texture_2d<f32>")}
     @vertex fn corners(@builtin(vertex_index) i: u32) -> @builtin(position) vec4f {
       return vec4f(f32(i % 2) * 4 - 1, f32(i / 2) * 4 - 1, 0, 1); // a triangle around the canvas
@@ -244,7 +231,7 @@ class Network {
     if (!adapter) throw new Error("WebGPU finds no graphics processor.");
     const half = adapter.features.has("shader-f16"), { STORAGE, COPY_DST } = GPUBufferUsage;
     const device = await adapter.requestDevice({ requiredFeatures: half ? ["shader-f16"] : [] });
-    const weights = half ? student.weights : Float32Array.from(student.weights, fromHalf);
+    const weights = half ? student.weights : new Float32Array(student.weights);
     const buffer = device.createBuffer({ size: weights.byteLength, usage: STORAGE | COPY_DST });
     device.queue.writeBuffer(buffer, 0, weights);
     const network = Object.assign(new Network(), {
@@ -337,10 +324,8 @@ class Picture {
     }
     const size = ["Width", "Height"].map((side) => // of a video, of a VideoFrame, of others
       source[`video${side}`] ?? source[`display${side}`] ?? source[side.toLowerCase()]);
-    if (this.memory.copy?.width !== size[0] || this.memory.copy.height !== size[1]) {
-      this.memory.copy?.destroy();
-      this.memory.copy = this.texture(size, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
-    }
+    this.memory.copy?.destroy();
+    this.memory.copy = this.texture(size, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
     device.queue.copyExternalImageToTexture({ source }, { texture: this.memory.copy }, size);
     return ["texture_2d<f32>", this.memory.copy];
   }

@@ -9,11 +9,12 @@ const LEVELS = [
   { scale: 0.5, every: 2, text: ", lowest working size, every other frame" },
 ];
 const PERIOD = 1000; // milliseconds over which costs are averaged
-const EASE = 0.6, PATIENCE = 5; // a level is left if the one before would take this share of the time for so many periods
+const EASE = 0.6, PATIENCE = 5; // a level is left if the one before would need this share of the time, so many periods
 const TICK = 250; // milliseconds between two looks at the element
 const WORKING_PIXELS = 1920 * 1080, CANVAS_SIDE = 4096; // most of them
 const FOLLOWED = ["objectFit", "objectPosition", "transform", "transformOrigin", "scale", "rotate", "translate",
   "borderRadius", "padding", "zIndex"];
+const FOREIGN = "The video is another site's and cannot be read.";
 const LOSSES = 3; // of the graphics device, after which a page leaves it alone
 
 /** Chooses the level from what frames cost; `LEVELS.length` is off. */
@@ -51,8 +52,7 @@ class Sharpener {
   constructor(video, student, report) {
     Object.assign(this, { video, student, report, amount: 1, sparesBattery: false, interval: 33, cost: null });
     this.canvas = document.createElement("canvas");
-    this.canvas.style.cssText = "display:none; margin:0; border:0; background:none; pointer-events:none;"
-      + "box-sizing:border-box";
+    this.canvas.style.cssText = "margin:0; border:0; background:none; pointer-events:none; box-sizing:border-box";
     navigator.getBattery?.().then((battery) => { this.battery = battery; });
     this.toggle(true);
     this.wait({});
@@ -84,7 +84,8 @@ class Sharpener {
     if (this.stopped) return this.stopped;
     if (video.mediaKeys) return "The video is protected.";
     if (this.sparesBattery && battery && !battery.charging) return "Off on battery.";
-    return document.hidden || !video.isConnected || !video.clientWidth || video.readyState < 2 ? "There is no picture." : "";
+    const seen = !document.hidden && video.isConnected && video.clientWidth && video.readyState > 1;
+    return seen ? "" : "There is no picture.";
   }
 
   /** What is done at this moment, in words. */
@@ -113,7 +114,7 @@ class Sharpener {
       if (this.obstacle) return;
       if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
       const begin = performance.now(), { output, working } = this.sizes(), before = String(this.picture.size);
-      [this.canvas.width, this.canvas.height] = output;
+      if (!this.fits(output)) [this.canvas.width, this.canvas.height] = output;
       this.picture.draw(this.video, working, this.amount);
       await network.device.queue.onSubmittedWorkDone();
       const now = performance.now();
@@ -124,7 +125,7 @@ class Sharpener {
       this.drawn = !network.failure;
       if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
     } catch (error) {
-      this.toggle(false, error.name === "SecurityError" ? "The video is another site's and cannot be read." : error.message);
+      this.toggle(false, error.name === "SecurityError" ? FOREIGN : error.message);
     } finally {
       this.busy = false;
       this.place();
@@ -141,6 +142,10 @@ class Sharpener {
     const limit = Math.min(1, scale, Math.sqrt(WORKING_PIXELS / (size[0] * size[1]))) * LEVELS[this.load.level].scale;
     const scaled = (factor) => size.map((side) => Math.max(8, Math.round(factor * side)));
     return { output: scaled(scale), working: scaled(limit) };
+  }
+
+  fits(size) {
+    return size[0] === this.canvas.width && size[1] === this.canvas.height;
   }
 
   /** Put the canvas over the video, or take it away. */
@@ -165,10 +170,12 @@ class Sharpener {
   }
 
   tick() {
-    const { canvas, obstacle } = this;
+    if (!this.obstacle && !this.fits(this.sizes().output)) this.sharpen(); // the video may stand still
+    if (this.obstacle && !this.busy) {
+      this.drawn = false;
+      this.picture?.free();
+    }
     this.place();
-    if (obstacle && !this.busy) this.picture?.free();
-    if (!obstacle && String(this.sizes().output) !== String([canvas.width, canvas.height])) this.sharpen();
     this.report(this);
   }
 }
