@@ -50,11 +50,7 @@ from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-<<<<<<< HEAD
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
-=======
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tqdm
->>>>>>> h-S
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -62,11 +58,7 @@ if TYPE_CHECKING:
     import torch
 
 Pictures: TypeAlias = "np.ndarray | Image.Image | torch.Tensor | list | tuple"  # what `RealTimeSharpener.sharpen` takes
-<<<<<<< HEAD
 SizeLike: TypeAlias = str | tuple[int, int]  # what `scaling.parse_size` takes
-=======
-SizeLike = str | tuple[int, int]  # what `scaling.parse_size` takes
->>>>>>> h-S
 
 log = logging.getLogger(__name__)
 
@@ -200,13 +192,8 @@ class RealTimeSharpener:
             VideoError: the input cannot be read, or the output format cannot hold it.
             ValueError: the strength is not a finite number from 0, or there is no such size.
         """
-<<<<<<< HEAD
         _check_other(input_path, output_path)
         size = _fixed_size(size)
-=======
-        size = _fixed_size(size)
-        _check_other(input_path, output_path)
->>>>>>> h-S
         picture = read_image(input_path)
         if not location:
             picture.metadata = without_location(picture.metadata)
@@ -305,11 +292,7 @@ class RealTimeSharpener:
         sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
-<<<<<<< HEAD
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size, location):
-=======
-    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
->>>>>>> h-S
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True, location=location))

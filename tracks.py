@@ -5,6 +5,7 @@ a packet that cannot be decoded, copied, timed or written: it is mended, or left
 each track says so. It never costs the picture.
 """
 
+import contextlib
 import io
 import logging
 import math
@@ -202,11 +203,9 @@ class _ConvertedAudio(_Track):
     """Decodes sound, whatever its rate and channels, and encodes it; gaps become silence."""
 
     def flush(self):
-        try:
-            self._encode(self._source.decode(None))
-            self._container.mux(self.stream.encode(None))
-        except (ValueError, NotImplementedError):
-            self._left_out += 1
+        with contextlib.suppress(ValueError, NotImplementedError):
+            self._write(None)
+        self._container.mux(self.stream.encode(None))
         super().flush()
 
     def _add_stream(self):
@@ -223,12 +222,9 @@ class _ConvertedAudio(_Track):
 
     def _write(self, packet):
         try:
-            frames = packet.decode()
+            frames = self._source.decode(packet)
         except av.FFmpegError as error:
             raise ValueError(first_line(error)) from error
-        self._encode(frames)
-
-    def _encode(self, frames):
         for frame in frames:
             form = frame.sample_rate, frame.layout.name, frame.format.name
             if form != self._form:

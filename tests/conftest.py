@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from browser import chromium
 
 import runtime
 from degradation import animate
@@ -123,36 +123,11 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
-    """A function that sends a command of the DevTools protocol to Chromium and returns the result."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    (their_input, our_output), (our_input, their_output) = os.pipe(), os.pipe()
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    quiet += "--disable-component-update --disable-sync --window-size=1000,800 --remote-debugging-pipe"
-    script = f'exec "$0" "$@" 3<&{their_input} 4>&{their_output}'  # the descriptors that Chromium uses
-    command = ["bash", "-c", script, chromium, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    process = subprocess.Popen(command, pass_fds=(their_input, their_output), stderr=subprocess.DEVNULL)
-    os.close(their_input)
-    os.close(their_output)
-    session = {}
-    with open(our_output, "wb", buffering=0) as sender, open(our_input, "rb") as receiver:
-
-        def send(method, **parameters):
-            sender.write(json.dumps({"id": 1, "method": method, "params": parameters, **session}).encode() + b"\0")
-            answer = {}
-            while answer.get("id") != 1:  # else it is an event
-                answer = json.loads(b"".join(iter(lambda: receiver.read(1) or b"\0", b"\0")))
-            assert "error" not in answer and "exceptionDetails" not in answer["result"], answer
-            return answer["result"]
-
-        send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-        target = send("Target.createTarget", url="about:blank")["targetId"]
-        session["sessionId"] = send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        yield send
-        session.clear()
-        send("Browser.close")
-    process.wait(timeout=30)
+    """A function that sends a command of the DevTools protocol to a page in Chromium and returns the result."""
+    with chromium(tmp_path, "--headless --disable-gpu --window-size=1000,800") as browser:
+        browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        browser.open("about:blank")
+        yield browser.send
 
 
 # ----------------------------------------------------------------------------------------------------------------------

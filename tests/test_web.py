@@ -316,8 +316,8 @@ def test_it_steps_down_and_up(browser, site):
     levels = browser.run("""(() => {
         const load = new LoadController(), found = [];
         for (let now = 0, cost; now < 30000; now += cost) {
-          cost = now < 5000 ? 50 : 5;
-          load.add(load.level < 3 ? cost : cost, 33, now);
+          cost = now < 3500 ? 50 : 5;
+          load.add(cost, 33, now);
           if (found.at(-1) !== load.level) found.push(load.level);
         }
         return [found, LEVELS.length];
