@@ -102,11 +102,11 @@ FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
-ANSWERS = {  # what a narrow student learns (`train.answered`): strength of a larger one's answer, share of the truth
-    "real": (1.2, 0.0),
-    "soft call": (1.1, 0.25),
-    "text": (1.0, 1.0),
-    "other": (1.0, 0.5),
+ANSWERS = {  # what a narrow student learns: strength of a larger one's answer, share of the truth (`train.answer_loss`)
+    "real": (1.25, 0.0),
+    "soft": (1.0, 0.3),
+    "crisp": (0.8, 0.3),
+    "text": (1.0, 0.6),
 }
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
@@ -685,7 +685,7 @@ def answer_kind(pair, kind):
         return "real"
     if pair.description["source"] == "rendered" or Path(pair.description["source"]).parent.name == "text":
         return "text"
-    return "soft call" if kind == "call" and pair.description["soft"] else "other"
+    return "soft" if kind == "image" or pair.description["soft"] else "crisp"
 
 
 def _painted(y, pattern, box):

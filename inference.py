@@ -297,7 +297,7 @@ class RealTimeSharpener:
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True, location=location))
             kind = reader.format
-            shape = kind.width, kind.height, kind.pixel_aspect, kind.quarter_turns % 2 == 1
+            shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
             kind = dataclasses.replace(kind, width=target[0], height=target[1])
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
@@ -325,16 +325,16 @@ class RealTimeSharpener:
         if is_camera(source):
             return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
         reader = stack.enter_context(VideoReader(source))
-        kind, turned = reader.format, reader.format.quarter_turns % 2 == 1
+        kind = reader.format
         timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
         def sharpen_frame(frame, strength):
-            target = controls.target_size(kind.width, kind.height, turned)
+            target = controls.target_size(kind.width, kind.height, kind.turned)
             y, uv = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
             return reader.to_bgr(*self.sharpen_planes(y, uv, kind.full_range, strength))
 
-        upright = (kind.height, kind.width) if turned else (kind.width, kind.height)
+        upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
         return TimedSource(frames, reader.live, kind.rate, upright), sharpen_frame
 
     def _sharpen_pixels(self, pixels, strength):

@@ -5,6 +5,7 @@ a packet that cannot be decoded, copied, timed or written: it is mended, or left
 each track says so. It never costs the picture.
 """
 
+import contextlib
 import io
 import logging
 import math
@@ -153,7 +154,7 @@ class _Track:
             late = (source.start_time or 0) * source.time_base - max(source.container.start_time or 0, 0) / 10**6
             if late > _TOLERANCE or source.container.format.name in ("mpegts", "mpeg"):
                 raise ValueError("without time stamps a gap would be lost")
-            if context.name in ("vorbis", "eac3", "dca"):
+            if context.name in ("aac", "vorbis", "eac3", "dca"):
                 raise ValueError("without time stamps their packets would be taken for other lengths")
         _check_fit(source, self._container)
         return _add_copy(source, self._container)
@@ -202,11 +203,9 @@ class _ConvertedAudio(_Track):
     """Decodes sound, whatever its rate and channels, and encodes it; gaps become silence."""
 
     def flush(self):
-        try:
-            self._encode(self._source.decode(None))
-            self._container.mux(self.stream.encode(None))
-        except (ValueError, NotImplementedError):
-            self._left_out += 1
+        with contextlib.suppress(ValueError, NotImplementedError):
+            self._write(None)
+        self._container.mux(self.stream.encode(None))
         super().flush()
 
     def _add_stream(self):
@@ -223,12 +222,9 @@ class _ConvertedAudio(_Track):
 
     def _write(self, packet):
         try:
-            frames = packet.decode()
+            frames = self._source.decode(packet)
         except av.FFmpegError as error:
             raise ValueError(first_line(error)) from error
-        self._encode(frames)
-
-    def _encode(self, frames):
         for frame in frames:
             form = frame.sample_rate, frame.layout.name, frame.format.name
             if form != self._form:

@@ -41,6 +41,7 @@ from config import MACHINE_KEYS, Config, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
 from models import (
     CHECKPOINT_DIR,
+    INPUT_GAIN,
     CheckpointError,
     Student,
     collapse,
@@ -59,7 +60,8 @@ from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
-STRENGTHS = (0.5, 2.0)  # at which a larger student's answers are learnt
+ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
+ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 
 
@@ -206,22 +208,32 @@ def distillation_loss(output, batch, config, step):
     return terms
 
 
-def answered(batch, larger, rng):
-    """A batch whose goal is the answer of a larger student, mixed with the truth, at a random strength.
+def answer_loss(predicted, larger, batch):
+    """The loss of a student that learns what a larger one says, before the strength is applied.
 
     A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
-    is safest left out. An answer follows from the input. How both are mixed is in `dataset.ANSWERS`.
+    is safest left out. An answer follows from the input. Some of the truth is mixed in, see `dataset.ANSWERS`.
+
+    Args:
+        predicted: `models.Student.predict` of the batch's input.
+        larger: the `models.Student` that knows more.
+        batch: collated items of `PairDataset`.
 
     Returns:
-        ``(batch, strength)``: the student is to give the goal at this strength.
+        As `distillation_loss`.
     """
-    strength = rng.uniform(*STRENGTHS)
     amount, share = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
     with torch.no_grad():
-        answer = larger(*batch["input"], strength * amount)
-        truth = (came + strength * (goal - came) for came, goal in zip(batch["input"], batch["goal"], strict=True))
-        goal = tuple(torch.lerp(*planes, share) for planes in zip(answer, truth, strict=True))
-    return batch | {"goal": goal, "target": goal[0], "taught": torch.zeros_like(batch["taught"])}, strength
+        *residuals, gain = (amount * answer for answer in larger.predict(*batch["input"]))
+    missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
+    goals = [torch.lerp(*planes, share) for planes in zip(residuals, missing, strict=True)] + [gain * (1 - share)]
+    errors = [
+        F.smooth_l1_loss(scale * found.float(), scale * goal, beta=ANSWER_BETA)
+        for scale, found, goal in zip(ANSWER_SCALES, predicted, goals, strict=True)
+    ]
+    terms = dict(zip(("luma", "chroma", "gain"), errors, strict=True))
+    terms["loss"] = terms["luma"] + 0.5 * terms["chroma"] + terms["gain"]
+    return terms
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -380,7 +392,9 @@ def train(config, resume=False):
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, seconds = state["epoch"], state["seconds"]
-    parallel = DistributedDataParallel(student) if world_size > 1 else student
+    parallel = Predictor(student) if larger else student
+    if world_size > 1:
+        parallel = DistributedDataParallel(parallel)
 
     log = RunLog(folder, first_epoch) if main_process else None
     for epoch in range(first_epoch, config.epochs):
@@ -393,12 +407,12 @@ def train(config, resume=False):
             batch = to_device(batch, device)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
-            strength = 1.0
-            if larger:
-                batch, strength = answered(batch, larger, np.random.default_rng((config.seed, step)))
             with autocast(config, device):
-                output = [plane.float() for plane in parallel(*batch["input"], strength)]
-            terms = distillation_loss(output, batch, config, step)
+                output = parallel(*batch["input"])
+            if larger:
+                terms = answer_loss(output, larger, batch)
+            else:
+                terms = distillation_loss([plane.float() for plane in output], batch, config, step)
             optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
@@ -479,6 +493,17 @@ def make_network(config):
     if initial.args != student.args:
         raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change either")
     return initial.train(), meta
+
+
+class Predictor(torch.nn.Module):
+    """A student that is called for what it predicts: DistributedDataParallel knows `forward` only."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, y, uv):
+        return self.student.predict(y, uv)
 
 
 @torch.no_grad()

@@ -101,12 +101,17 @@ class VideoFormat:
         """Whether luma spans 0-255 instead of 16-235."""
         return self.value_range == _RANGE_FULL
 
+    @property
+    def turned(self):
+        """Whether width and height change places where a frame is shown."""
+        return self.display_matrix is not None and abs(self.display_matrix[1]) > abs(self.display_matrix[0])
+
     def upright(self, pixels):
         """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
         if self.display_matrix is None:
             return pixels
         a, b, _, c, d = self.display_matrix[:5]
-        if abs(b) > abs(a):
+        if self.turned:
             pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
         return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
@@ -362,7 +367,7 @@ class VideoReader:
     def _survey(self):
         """Return the largest size of a file's keyframes, and the streams of sound whose rate or channels change."""
         sizes, forms = {(0, 0)}, {}
-        with contextlib.suppress(av.FFmpegError), open_video(self.source) as container:
+        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video, sound = container.streams[self.video_stream.index], container.streams.audio
             video.codec_context.options, video.codec_context.thread_count = {"max_pixels": str(MAX_VIDEO_SIDE**2)}, 1
             for packet in container.demux(video, *(stream for stream in sound if stream.codec_context)):
@@ -431,7 +436,10 @@ class VideoReader:
     def _video_packets(self):
         """Yield the packets of video; collect those of the tracks."""
         packets = self._container.demux(self.video_stream, *self.tracks)
-        with contextlib.suppress(*((av.InvalidDataError,) if self._cut else ())):  # where it was cut
+        ends = (
+            (IndexError, av.InvalidDataError) if self._cut else (IndexError,)
+        )  # PyAV's, if streams came up on the way
+        with contextlib.suppress(*ends):
             for packet in packets:
                 self._timeline.add(packet)
                 if packet.stream.index == self.video_stream.index:
@@ -439,10 +447,9 @@ class VideoReader:
                 elif packet.size:  # the empty packet at the end only flushes decoders
                     self._packets.append(packet)
                     self._packets_met += 1
-        if self._cut:
-            flushing = av.Packet()
-            flushing.stream = self.video_stream
-            yield flushing
+        flushing = av.Packet()
+        flushing.stream = self.video_stream
+        yield flushing
 
     def _check_length(self, number):
         """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""

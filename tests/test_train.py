@@ -315,19 +315,22 @@ def test_a_narrow_student_starts_from_the_channels_of_a_wider_one(cache):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_larger_students_answer_is_the_goal_at_any_strength():
+def test_the_goal_lies_between_a_larger_students_answer_and_the_truth():
     torch.manual_seed(0)
     larger = Student(8, 1)
     torch.nn.init.normal_(larger.tail.weight, std=0.1)
     planes = torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)
     truth = tuple(torch.rand_like(plane) for plane in planes)
-    batch = {"input": planes, "goal": truth, "taught": torch.ones(2), "answer": torch.tensor([[1.2, 0], [1, 1]])}
-    found, strength = training.answered(batch, larger, np.random.default_rng(0))
-    answer = larger(*planes, 1.2 * strength)
-    for before, true, said, goal in zip(planes, truth, answer, found["goal"], strict=True):
-        torch.testing.assert_close(goal[0], said[0])
-        torch.testing.assert_close(goal[1], before[1] + strength * (true - before)[1])
-    assert found["target"] is found["goal"][0] and not found["taught"].any()
+    batch = {"input": planes, "goal": truth, "answer": torch.tensor([[1.2, 0], [1, 1]])}
+    *residuals, gain = larger.predict(*planes)
+    missing = [true - before for true, before in zip(truth, planes, strict=True)]
+    wanted = [torch.stack([1.2 * said[0], lost[1]]) for said, lost in zip(residuals, missing, strict=True)]
+    wanted.append(torch.stack([1.2 * gain[0], 0 * gain[1]]))
+    assert training.answer_loss(wanted, larger, batch)["loss"] < 1e-9
+    for index, name in enumerate(("luma", "chroma", "gain")):
+        other = [plane + 0.1 * (number == index) for number, plane in enumerate(wanted)]
+        terms = training.answer_loss(other, larger, batch)
+        assert terms[name] > 1e-4 and terms["loss"] >= 0.5 * terms[name]
 
 
 def test_a_run_can_learn_from_a_larger_student(cache, whole, tmp_path):
