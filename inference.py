@@ -50,7 +50,7 @@ from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm, without_password
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -372,6 +372,7 @@ def _say_shrunk(source, size, width, height, *shape):
     """The size that a source's pictures become, see `target_size`; says so if they become smaller."""
     target = target_size(size, width, height, *shape)
     if target < (width, height):
+        source = without_password(str(source))
         log.warning("%s: its pictures are shrunk from %dx%d to %dx%d", source, width, height, *target)
     return target
 
@@ -442,11 +443,10 @@ def main(argv=None):
 
 
 def _run(args):
-    sources = args.sources or ["0"]
-    if args.screen is not None:
-        sources = [*args.sources, f"screen:{args.screen}"]
+    given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
+    sources = given or ["0"]
     live = args.virtual_camera or any(map(_is_live, sources))
-    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (args.sources or args.size))):
+    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (given or args.size))):
         raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")
     if args.size and (args.output or args.virtual_camera or not live):
         _fixed_size(args.size)  # refused before anything is done
