@@ -114,7 +114,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **
         compare: left half as it came, right half sharpened.
         overwrite: replace all targets.
         size: see `inference.RealTimeSharpener.process_video_stream`.
-        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`; ``location``, whether to keep it.
+        encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
 
     Returns:
         The exit code, after the counts and a line on stderr for each failure have been printed: 0, 2 if a file failed,
@@ -161,7 +161,7 @@ def _is_done(path, target):
 def sharpen_file(sharpener, path, output, compare, progress=False, size=None, **encoding):
     """Sharpen one image or video file; return the statistics of a video, None for an image."""
     if is_image(existing_file(path)):
-        return sharpener.sharpen_image(path, output, compare, None, size, encoding.get("location", True))
+        return sharpener.sharpen_image(path, output, compare, size=size)
     return sharpener.process_video_stream(str(path), output, compare, progress, size=size, **encoding)
 
 

@@ -44,13 +44,13 @@ from PIL import Image
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
 from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
 from engines import make_engine
-from images import VideoError, existing_file, read_image, without_location, write_image
+from images import VideoError, existing_file, read_image, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play
 from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm, without_password
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -180,13 +180,11 @@ class RealTimeSharpener:
         compare: bool = False,
         strength: float | None = None,
         size: SizeLike | None = None,
-        location: bool = True,
     ) -> None:
         """Sharpen an image file into another; it is written upright, completely or not at all.
 
-        Grey stays grey, 16 bits stay 16 bits; transparency, colour profile, EXIF and texts are kept, where it was taken
-        only with `location`. With `compare`, the left half stays as it came. `strength` overrides the sharpener's own;
-        `size` enlarges first, see `sharpen`.
+        Grey stays grey, 16 bits stay 16 bits; transparency, colour profile, EXIF and texts are kept. With `compare`,
+        the left half stays as it came. `strength` overrides the sharpener's own; `size` enlarges first, see `sharpen`.
 
         Raises:
             VideoError: the input cannot be read, or the output format cannot hold it.
@@ -195,8 +193,6 @@ class RealTimeSharpener:
         _check_other(input_path, output_path)
         size = _fixed_size(size)
         picture = read_image(input_path)
-        if not location:
-            picture.metadata = without_location(picture.metadata)
         picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
         sharp = self.sharpen(picture.pixels, strength=strength)
         if compare:
@@ -217,7 +213,6 @@ class RealTimeSharpener:
         camera_rate: float | None = None,
         virtual_camera: bool = False,
         size: SizeLike | None = None,
-        location: bool = True,
     ) -> dict:
         """Sharpen a camera, the screen, a video file or a stream, into a file, a live window or a virtual camera.
 
@@ -246,7 +241,6 @@ class RealTimeSharpener:
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
             size: enlarge the pictures first, see `sharpen`; upright lines and sides, as players show them. ``"window"``
                 follows the window's size.
-            location: keep a file's tags that say where it was taken.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
@@ -262,9 +256,7 @@ class RealTimeSharpener:
         if output_path is not None:
             check_encoder(output_path, codec, quality)
             if not (is_camera(input_source) or is_screen(input_source)):
-                return self._sharpen_file(
-                    input_source, output_path, compare, progress, on_frame, codec, quality, size, location
-                )
+                return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality, size)
 
         controls, meter, saver, count = Controls(self.strength, compare, size=size), Meter(), None, 0
         with contextlib.ExitStack() as stack:
@@ -292,10 +284,10 @@ class RealTimeSharpener:
         sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
-    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size, location):
+    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
-            reader = stack.enter_context(VideoReader(source, audio=True, location=location))
+            reader = stack.enter_context(VideoReader(source, audio=True))
             kind = reader.format
             shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
@@ -380,6 +372,7 @@ def _say_shrunk(source, size, width, height, *shape):
     """The size that a source's pictures become, see `target_size`; says so if they become smaller."""
     target = target_size(size, width, height, *shape)
     if target < (width, height):
+        source = without_password(str(source))
         log.warning("%s: its pictures are shrunk from %dx%d to %dx%d", source, width, height, *target)
     return target
 
@@ -450,11 +443,10 @@ def main(argv=None):
 
 
 def _run(args):
-    sources = args.sources or ["0"]
-    if args.screen is not None:
-        sources = [*args.sources, f"screen:{args.screen}"]
+    given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
+    sources = given or ["0"]
     live = args.virtual_camera or any(map(_is_live, sources))
-    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (args.sources or args.size))):
+    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (given or args.size))):
         raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")
     if args.size and (args.output or args.virtual_camera or not live):
         _fixed_size(args.size)  # refused before anything is done
@@ -535,7 +527,7 @@ def _make_sharpener(args):
 
 
 def _encoding(args):
-    return {"codec": args.codec, "quality": args.crf, "location": not args.no_location}
+    return {"codec": args.codec, "quality": args.crf}
 
 
 def _print_statistics(stats):
@@ -602,8 +594,6 @@ def make_parser():
     output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
     add("-o", "--output", metavar="PATH", help=output_help)
     add("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
-    location_help = "leave out where a picture or video was taken; by default its tags are kept"
-    add("--no-location", action="store_true", help=location_help)
     strength_help = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
     add("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
     size_help = (

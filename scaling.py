@@ -67,7 +67,8 @@ def parse_size(size):
 def target_size(size, width, height, pixel_aspect=None, turned=False, limit=MAX_IMAGE_SIDE):
     """Return the ``(width, height)`` to bring a picture to. Its aspect stays, and so do rotation and pixel aspect.
 
-    A side that `size` does not name becomes the nearest even number, as encoders want it.
+    A picture that has the size already stays as it is. Of another, a side that `size` does not name becomes the nearest
+    even number, as encoders want it.
 
     Args:
         size: `Size`, not `WINDOW`; None leaves the picture as it is.
@@ -79,13 +80,15 @@ def target_size(size, width, height, pixel_aspect=None, turned=False, limit=MAX_
     Raises:
         SizeError: the result is too large.
     """
-    if size is None or size.factor == 1:
+    if size is None:
         return width, height
     scale = size.factor
     if scale is None:
         shown = [width * Fraction(pixel_aspect or 1), Fraction(height)]
         boxes = zip((size.width, size.height), shown[::-1] if turned else shown, strict=True)
         scale = min(most / side for most, side in boxes if most is not None)
+    if scale == 1:
+        return width, height
     exact = (width * scale, height * scale)
     named = size.width, size.height
     target = tuple(int(side) if side in named else max(2 * round(side / 2), 2) for side in exact)
@@ -102,7 +105,7 @@ def resize_pixels(pixels, size):
     height, width = pixels.shape[:2]
     if (width, height) == tuple(size):
         return pixels
-    resized = cv2.resize(pixels, size, interpolation=_kernel(size[0] / width))
+    resized = cv2.resize(pixels, size, interpolation=_kernel(size[0] / width, size[1] / height))
     return np.clip(resized, 0, 1) if pixels.dtype == np.float32 else resized  # integers are saturated
 
 
@@ -121,8 +124,8 @@ def resize_planes(y, uv, size, chroma_location=None):
     return resize_pixels(y, size), np.stack([_resize_chroma(plane, scale, shift)[:height, :width] for plane in uv])
 
 
-def _kernel(scale):
-    return cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+def _kernel(*scale):
+    return cv2.INTER_CUBIC if max(scale) > 1 else cv2.INTER_AREA
 
 
 def _resize_chroma(plane, scale, shift):
@@ -131,7 +134,7 @@ def _resize_chroma(plane, scale, shift):
         plane = cv2.sepFilter2D(plane, -1, *map(_cubic_weights, shift), borderType=cv2.BORDER_REPLICATE)
     right, bottom = (1 + int(1 / k) for k in scale)
     plane = cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(plane, None, fx=scale[0], fy=scale[1], interpolation=_kernel(scale[0]))
+    return cv2.resize(plane, None, fx=scale[0], fy=scale[1], interpolation=_kernel(*scale))
 
 
 def _cubic_weights(shift):

@@ -378,9 +378,11 @@ def train(config, resume=False):
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
     crops = dataset.PairDataset(pairs, config)
 
-    larger = load_student(config.larger)[0].to(device) if config.larger else None
-    if larger and not config.initial:
-        narrow(larger, student, crops)
+    larger = load_student(config.larger)[0] if config.larger else None
+    if larger:
+        if not config.initial:
+            narrow(larger, student, crops)
+        larger.to(device)
     if config.branch_width:
         widen(student, config.branch_width)
     student = student.to(device, memory_format=torch.channels_last)
@@ -512,7 +514,12 @@ def narrow(larger, student, crops, count=64):
 
     Args:
         crops: `dataset.PairDataset`.
+
+    Raises:
+        TrainingError: it is not wider, or differs in more than that.
     """
+    if larger.args != student.args | {"wide": max(larger.args["wide"], student.args["wide"])}:
+        raise TrainingError(f"larger: a network of {larger.args} is no wider one than {student.args}: change either")
     chosen = np.random.default_rng(0).choice(len(crops.pairs), count)
     inputs = [crops[0, position, index]["input"] for position, index in enumerate(chosen.tolist())]
     hidden = []

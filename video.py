@@ -62,8 +62,6 @@ _VIDEO_FORMATS = (
     "yuv4mpegpipe,gif"
 )
 
-_LOCATION = re.compile("location|gps|geo", re.IGNORECASE)  # in names of tags
-
 log = logging.getLogger(__name__)
 
 
@@ -155,7 +153,6 @@ class VideoReader:
     Args:
         source: path or URL.
         audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_packets`).
-        location: keep where it was taken in `metadata`.
 
     Attributes:
         format: the `VideoFormat`.
@@ -173,15 +170,13 @@ class VideoReader:
             planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
-    def __init__(self, source, audio=False, location=True):
+    def __init__(self, source, audio=False):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
         self._container = self._open()
         try:
             self._choose_streams(audio)
-            if not location:
-                self.metadata = {key: self.metadata[key] for key in self.metadata if not _LOCATION.search(key)}
             self._check_streams()
             self._rate = self.video_stream.average_rate or self.video_stream.guessed_rate or Fraction(25)
             self.frame_count = self._estimate_count()

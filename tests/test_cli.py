@@ -257,6 +257,7 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
         (["y/a.png", "0"], "run alone"),
         (["y/a.png", "rtsp://localhost/stream"], "run alone"),
         (["--demo", "y"], "run alone"),
+        (["--demo", "--screen"], "run alone"),
         (["--shard", "1/2"], "run alone"),
         (["--screen", "2", "y/a.png"], "run alone"),
         (["y", "--size", "banana"], "banana is no size"),

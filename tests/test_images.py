@@ -133,15 +133,6 @@ def test_exif_and_resolution_are_kept(tmp_path, photo, suffix, deep):
         assert suffix in (".webp", ".avif") or image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
-def test_the_location_can_be_left_out(tmp_path, photo, sharpener):
-    exif = Image.Exif()
-    exif.update({0x010F: "Maker", 0x8825: {1: "N"}})
-    Image.fromarray(photo).save(tmp_path / "in.jpg", exif=exif)
-    sharpener.sharpen_image(tmp_path / "in.jpg", tmp_path / "out.jpg", location=False)
-    with Image.open(tmp_path / "out.jpg") as image:
-        assert image.getexif()[0x010F] == "Maker" and not image.getexif().get_ifd(0x8825)
-
-
 def test_exif_that_cannot_be_written_does_not_cost_the_picture(tmp_path, photo, caplog):
     write_image(tmp_path / "out.jpg", Picture(photo, metadata={"exif": bytes(100_000)}))
     assert read_image(tmp_path / "out.jpg").pixels.shape == photo.shape and "EXIF and texts are not kept" in caplog.text

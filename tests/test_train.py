@@ -337,6 +337,8 @@ def test_a_run_can_learn_from_a_larger_student(cache, whole, tmp_path):
     config = tiny_config(cache, tmp_path / "small", larger=str(whole / "student.pth"), wide=4, epochs=1)
     student, meta = load_student(training.train(config))
     assert student.args == {"channels": 8, "blocks": 1, "wide": 4} and meta["config"]["larger"] == config.larger
+    with pytest.raises(training.TrainingError, match="no wider one"):
+        training.train(tiny_config(cache, tmp_path / "other", larger=config.larger, channels=16))
 
 
 @pytest.mark.parametrize(
