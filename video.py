@@ -820,7 +820,7 @@ class VideoWriter:
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
-            context.sample_aspect_ratio = tags.pixel_aspect
+            context.sample_aspect_ratio = 1 / tags.pixel_aspect if self._turned and tags.turned else tags.pixel_aspect
         if tags.display_matrix is not None and not self._turned:
             self._stream.set_display_matrix(tags.display_matrix)
 
