@@ -300,9 +300,7 @@ def parse_arguments(argv):
     """The arguments of a measurement."""
     description = "Measure what a student gains over its input, against its peers, and how fast it is."
     parser = make_parser("", description, measures=True)
-    parser.epilog = (
-        "`evaluate.py COMMAND --help` tells of the other commands: compare, sheets, subjective, speed and size."
-    )
+    parser.epilog = "`evaluate.py COMMAND --help` tells of the others: compare, sheets, subjective, speed and size."
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")

@@ -268,7 +268,7 @@ class RealTimeSharpener:
             elif virtual_camera:
                 screen = stack.enter_context(VirtualCamera(source.rate))
             else:
-                place = source.free_place if isinstance(source, Screen) else lambda width, height: None
+                place = source.free_place if isinstance(source, Screen) else None
                 screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, place))
                 if isinstance(source, Screen):
                     source.own_window = lambda: screen.rectangle

@@ -167,8 +167,7 @@ class TimedSource:
         frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None if no frame has come.
         live: whether frames come at their own rate, not as fast as they are read.
         rate: frames per second.
-
-        size: ``(width, height)`` of the upright frames.
+        size: ``(width, height)`` of the upright frames, None if unknown.
 
     Attributes:
         rate, size: see above.

@@ -25,14 +25,13 @@ import cv2
 import numpy as np
 
 from pipeline import in_parallel
-from utils import first_line
+from utils import first_line, processor_quota, usable_cores
 
 log = logging.getLogger(__name__)
 
 RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_student_model.pth"
-ARTEFACT_FORMAT = (
-    6  # of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes
-)
+# Of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes.
+ARTEFACT_FORMAT = 6
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
@@ -322,7 +321,7 @@ class OpenVINOEngine:
         self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
         self._properties = {"PERFORMANCE_HINT": "LATENCY"}
         self._threads = threads or usable_cores()
-        if device == "CPU" and (threads := threads or _quota()):
+        if device == "CPU" and (threads := threads or processor_quota()):
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if folder := _usable_folder(cache):
             self._properties["CACHE_DIR"] = str(folder)
@@ -501,25 +500,3 @@ def _usable_folder(folder):
         for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
             blob.unlink()
     return folder
-
-
-def usable_cores():
-    """How many cores this process may use."""
-    return _quota() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-
-
-def _quota():
-    """How many cores' time a container's quota (Linux cgroups 2 and 1) leaves to this process; None if unlimited.
-
-    OpenVINO knows which cores it may use, but not for how long.
-    """
-    for quota, period in (
-        ("/sys/fs/cgroup/cpu.max", None),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            words = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
-            limit, length = (int(word) for word in words)
-            if limit > 0 and limit / length < len(os.sched_getaffinity(0)):
-                return max(1, limit // length)
-    return None

@@ -16,9 +16,8 @@ from runtime import (
     DeviceError,
     check_size,
     refine,
-    usable_cores,
 )
-from utils import first_line
+from utils import first_line, usable_cores
 
 log = logging.getLogger(__name__)
 

@@ -243,8 +243,8 @@ class _ConvertedAudio(_Track):
         if late > _LONGEST_GAP * self._rate:
             raise ValueError("its time stamp is wrong")
         if late > _TOLERANCE * self._rate or self._position == 0:
-            for begin in range(0, late, self._rate):
-                self._push(np.zeros((len(samples), min(self._rate, late - begin)), np.float32))
+            for done in range(0, late, self._rate):
+                self._push(np.zeros((len(samples), min(self._rate, late - done)), np.float32))
         if late < 0 and (-late > _TOLERANCE * self._rate or self._position == 0):
             samples = samples[:, -late:]
         if samples.size:

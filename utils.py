@@ -1,4 +1,4 @@
-"""Tools shared by the other modules: metrics, colour planes, files, progress bars.
+"""Tools shared by the other modules: metrics, colour planes, processors, files, progress bars.
 
 This repository uses two picture layouts:
 
@@ -114,6 +114,32 @@ _LUMA_TO_FULL = _lookup_table(lambda v: (v - 16) * 255 / 219)
 _CHROMA_TO_FULL = _lookup_table(lambda v: (v - 128) * 255 / 224 + 128)
 _LUMA_TO_LIMITED = _lookup_table(lambda v: v * 219 / 255 + 16)
 _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Processors
+
+
+def usable_cores():
+    """How many cores this process may use."""
+    return processor_quota() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+def processor_quota():
+    """How many cores' time a container's quota (Linux cgroups 2 and 1) leaves to this process; None if unlimited.
+
+    OpenVINO knows which cores it may use, but not for how long.
+    """
+    for quota, period in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            words = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
+            limit, length = (int(word) for word in words)
+            if limit > 0 and limit / length < len(os.sched_getaffinity(0)):
+                return max(1, limit // length)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2  # before av, whose own libxcb would hang OpenCV's windows on Linux
+import cv2  # noqa: F401, before av, whose own libxcb would hang OpenCV's windows on Linux
 
 # isort: split
 import av
@@ -36,8 +36,9 @@ import numpy as np
 
 from images import VideoError, existing_file
 from pipeline import run_to_end
+from scaling import resize_planes
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -292,8 +293,7 @@ class VideoReader:
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
         stream.thread_type = "SLICE" if self._remote else "AUTO"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        stream.codec_context.thread_count = min(max(1, cores // 2), 8)
+        stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
 
     def _check_size(self, width, height):
         if max(width, height) > MAX_VIDEO_SIDE:
@@ -348,11 +348,7 @@ class VideoReader:
 
     def _fit(self, y, uv):
         """Scale planes to the size of the video, and crop them."""
-        if y.shape != self._uncropped:
-            height, width = self._uncropped
-            y = cv2.resize(y, (width, height), interpolation=cv2.INTER_CUBIC)
-            chroma = (width + 1) // 2, (height + 1) // 2
-            uv = np.stack([cv2.resize(plane, chroma, interpolation=cv2.INTER_CUBIC) for plane in uv])
+        y, uv = resize_planes(y, uv, self._uncropped[::-1], self.format.chroma_location)
         (top, left), (height, width) = self._crop, (self.format.height, self.format.width)
         if (height, width) == self._uncropped:
             return y, uv
@@ -431,10 +427,8 @@ class VideoReader:
     def _video_packets(self):
         """Yield the packets of video; collect those of the tracks."""
         packets = self._container.demux(self.video_stream, *self.tracks)
-        ends = (
-            (IndexError, av.InvalidDataError) if self._cut else (IndexError,)
-        )  # PyAV's, if streams came up on the way
-        with contextlib.suppress(*ends):
+        # PyAV raises IndexError if streams came up on the way.
+        with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
             for packet in packets:
                 self._timeline.add(packet)
                 if packet.stream.index == self.video_stream.index:
@@ -720,9 +714,8 @@ class VideoWriter:
             self._temporary = stack.enter_context(atomic_path(self.path))
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
-            if self._suffix in _QUICKTIME and any(
-                key.startswith("com.") for key in getattr(self._source, "metadata", ())
-            ):
+            tags = self._source.metadata if self._source else {}
+            if self._suffix in _QUICKTIME and any(key.startswith("com.") for key in tags):
                 options["movflags"] = "use_metadata_tags"  # else Apple's location, date and maker are lost
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
@@ -827,7 +820,7 @@ class VideoWriter:
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
-            context.sample_aspect_ratio = tags.pixel_aspect
+            context.sample_aspect_ratio = 1 / tags.pixel_aspect if self._turned and tags.turned else tags.pixel_aspect
         if tags.display_matrix is not None and not self._turned:
             self._stream.set_display_matrix(tags.display_matrix)
 

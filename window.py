@@ -138,13 +138,13 @@ class Window:
         title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: description of the engine, for the overlay.
-        place: function of the window's width and height that returns where it goes, ``(x, y)``; None for anywhere.
+        place: function of the window's width and height that returns where it goes, ``(x, y)``, or None for anywhere.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine="", place=lambda width, height: None):
+    def __init__(self, title, controls, engine="", place=None):
         self.title, self.controls, self._engine, self._place = title, controls, engine, place
         check_display()
         self._last_size, self._resized = None, -np.inf
@@ -205,7 +205,7 @@ class Window:
         scale = min(1, room[0] / width, room[1] / height)
         size = round(scale * width), round(scale * height)
         cv2.resizeWindow(self.title, *size)
-        if self._shown is None and (place := self._place(*size)):
+        if self._shown is None and self._place and (place := self._place(*size)):
             cv2.moveWindow(self.title, *place)
 
     def _watch_size(self):

@@ -65,7 +65,7 @@ def measure(sources, methods, lines, last):
                 unit = Unit("call", source, f"{name} x264 qp {qp}", SCALES[name], "x264", qp)
                 small, _ = send(clip, unit, last, enlarge=False)
                 for label, make in methods.items():
-                    count = min(_SLOW_FRAMES, last) if label in SLOW else last
+                    count = _SLOW_FRAMES if label in SLOW else last
                     outputs = [make(unit.scale)(*planes, full_range, (width, height)) for planes in small[-count:]]
                     truth = clip[-count:]
                     figures = [picture_metrics(*pair, full_range) for pair in zip(outputs, truth, strict=True)]

@@ -132,7 +132,7 @@ def test_interlaced_frames_become_progressive(tmp_path, caplog, times):
 # Colours and shape
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
 @pytest.mark.parametrize("value_range", [1, 2])
 def test_tags_pass_through(tmp_path, caplog, suffix, value_range):
     colours = {"value_range": value_range, "matrix": 6, "primaries": 5, "transfer": 8}
@@ -145,9 +145,9 @@ def test_tags_pass_through(tmp_path, caplog, suffix, value_range):
         tags = vars(reader.format)
         assert reader.format.full_range == (value_range == 2)
     assert {name: tags[name] for name in colours} == colours
-    if suffix == ".webm":
-        assert (tags["width"], tags["height"]) == (48, 64)  # turned
-        assert "cannot keep pixels of 4/3" in caplog.text and tags["display_matrix"] is None
+    if suffix in (".webm", ".avi"):
+        assert (tags["width"], tags["height"], tags["display_matrix"]) == (48, 64, None)  # turned
+        assert "cannot keep pixels of 4/3" in caplog.text or tags["pixel_aspect"] == Fraction(3, 4)
     else:
         assert {name: tags[name] for name in shape} == shape
 
