@@ -103,8 +103,8 @@ GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
 ANSWERS = {  # what a narrow student learns: strength of a larger one's answer, share of the truth (`train.answer_loss`)
-    "real": (1.25, 0.0),
-    "soft": (1.0, 0.3),
+    "real": (1.5, 0.0),
+    "soft": (1.1, 0.3),
     "crisp": (0.8, 0.3),
     "text": (1.0, 0.6),
 }

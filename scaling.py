@@ -1,7 +1,7 @@
 """Sizes: what ``--size`` means for a picture, and the enlarging of planes and pixels to it.
 
 Pictures are enlarged with a bicubic kernel before the student sharpens them: from 360 to 1080 lines, Lanczos takes
-eight times as long for the same quality once sharpened (results/size).
+eight times as long for the same quality once sharpened (results/size/kernels.md).
 """
 
 import dataclasses

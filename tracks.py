@@ -154,7 +154,7 @@ class _Track:
             late = (source.start_time or 0) * source.time_base - max(source.container.start_time or 0, 0) / 10**6
             if late > _TOLERANCE or source.container.format.name in ("mpegts", "mpeg"):
                 raise ValueError("without time stamps a gap would be lost")
-            if context.name in ("vorbis", "eac3", "dca"):
+            if context.name in ("aac", "vorbis", "eac3", "dca"):
                 raise ValueError("without time stamps their packets would be taken for other lengths")
         _check_fit(source, self._container)
         return _add_copy(source, self._container)

@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 
 from benchmark.conditions import QUANTISERS, Unit, load_clip, send
-from benchmark.metrics import MetricError, picture_metrics, vmaf_scores
+from benchmark.metrics import MS_SSIM_SIDE, MetricError, picture_metrics, vmaf_scores
 from benchmark.peers import FFmpegFilter, peers
 from degradation import resize_planes as resize_lanczos
 from scaling import resize_planes as resize_bicubic
@@ -72,7 +72,7 @@ def measure(sources, methods, lines, last):
                     scores = found[name, label]
                     for metric in ("psnr_y", "ssim_y"):
                         scores[metric] += [frame[metric] for frame in figures]
-                    if label not in SLOW:  # of a single frame there is no motion
+                    if label not in SLOW and min(height, width) > MS_SSIM_SIDE:  # a single frame has no motion
                         try:
                             scores["vmaf_neg"] += vmaf_scores(outputs, truth, full_range)["vmaf_neg"]
                         except MetricError:

@@ -118,7 +118,7 @@ def test_planes_get_the_scaled_residual_rounded_and_luma_the_gain(full_range, st
     exact = np.clip(uv + strength * chroma * duv.numpy(), 0, 255)
     assert np.abs(sharp_uv - exact).max() <= 0.501  # rounded, not truncated
     restored = (torch.from_numpy(y) + strength * luma * dy).round().clamp(0, 255)[None]
-    steep = steepen(restored, strength * gain[None])
+    steep = 255 * steepen(restored / 255, strength * gain[None])
     assert (steep - restored).abs().max() > 2  # so does the gain
     exact = limit_halo(steep, torch.from_numpy(y)[None, None].double())[0, 0].numpy()
     assert np.percentile(np.abs(sharp_y - exact), 99) <= 2.1  # detail is rounded before it is multiplied

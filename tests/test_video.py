@@ -57,7 +57,7 @@ def test_every_frame_once_in_order_at_its_time_and_the_audio_as_it_was(tmp_path,
     assert brightness_order(target) == list(range(len(times)))
     before, after = packets(source, "audio"), packets(target, "audio")
     assert len(before) > 40 and before[0][1] < 0  # what the decoder needs to begin with moves no frame
-    assert suffix == ".webm" or [data for data, _ in after] == [data for data, _ in before]
+    assert suffix in (".avi", ".webm") or [data for data, _ in after] == [data for data, _ in before]
     assert suffix != ".mp4" or after == before  # time stamps too
 
 
