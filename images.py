@@ -69,6 +69,8 @@ def read_image(path):
         deep = _has_16_bits(path, file)
         _check_supported(path, file, deep)
         file.load()
+        with contextlib.suppress(Exception):  # Pillow reads EXIF once; damage there must not cost the picture
+            file.getexif()
         pixels, profile = _read_16_bits(path, file) if deep else None, file.info.get("icc_profile")
         picture = _read_8_bits(path, file) if pixels is None else _split_alpha(pixels, profile)
         picture.metadata = _read_metadata(file)

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from images import Picture, VideoError, write_image
 from pipeline import write_behind
-from scaling import WINDOW, Size, parse_size, target_size
+from scaling import WINDOW, Size, SizeError, parse_size, target_size
 from screen import LEAST_SIDE, desktop_size
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
@@ -116,11 +116,14 @@ class Controls:
             self.divider = min(max(position, 0.0), 1.0)
 
     def target_size(self, width, height, turned=False):
-        """Return the ``(width, height)`` to bring a frame to: see `scaling.target_size`."""
+        """Return the ``(width, height)`` to bring a frame to, its own if `size` is too large: no key may end a call."""
         size = self.size
         if size == WINDOW:
             size = self.window_size and Size(*self.window_size)
-        return target_size(size, width, height, turned=turned)
+        try:
+            return target_size(size, width, height, turned=turned)
+        except SizeError:
+            return width, height
 
 
 def key_name(code):

@@ -133,7 +133,9 @@ def test_exif_and_resolution_are_kept(tmp_path, photo, suffix, deep):
         assert suffix in (".webp", ".avif") or image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
-def test_exif_that_cannot_be_written_does_not_cost_the_picture(tmp_path, photo, caplog):
+def test_damaged_exif_does_not_cost_the_picture(tmp_path, photo, caplog):
+    Image.fromarray(photo).save(tmp_path / "in.png", exif=b"Exif\0\0 garbage " * 9)
+    assert read_image(tmp_path / "in.png").pixels.shape == photo.shape
     write_image(tmp_path / "out.jpg", Picture(photo, metadata={"exif": bytes(100_000)}))
     assert read_image(tmp_path / "out.jpg").pixels.shape == photo.shape and "EXIF and texts are not kept" in caplog.text
 

@@ -68,6 +68,10 @@ def test_keys(keys, chosen, changed):
     assert pressed(keys, **chosen) == pytest.approx(changed)
 
 
+def test_a_size_that_would_be_too_large_leaves_the_picture_as_it_is():
+    assert Controls(size=parse_size("3x")).target_size(6016, 3384) == (6016, 3384)
+
+
 def test_every_key_in_the_help_does_something():
     for keys, _ in window.KEYS:
         for key in keys.replace("mouse", "").split():
