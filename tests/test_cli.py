@@ -312,10 +312,10 @@ def test_a_file_that_fails_does_not_stop_the_others(sharpen, tmp_path, monkeypat
     else:
         sharpen_image = RealTimeSharpener.sharpen_image
 
-        def failing(self, path, *arguments):
+        def failing(self, path, *arguments, **options):
             if path.name == "b.png":
                 raise fault
-            return sharpen_image(self, path, *arguments)
+            return sharpen_image(self, path, *arguments, **options)
 
         monkeypatch.setattr(RealTimeSharpener, "sharpen_image", failing)
     code, out, err = sharpen("a.png", "b.png", "missing.png", "c.png")
@@ -330,10 +330,10 @@ def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monk
     (tmp_path / "in" / "a.png").touch()
     sharpen_image = RealTimeSharpener.sharpen_image
 
-    def interrupted(self, path, *arguments):
+    def interrupted(self, path, *arguments, **options):
         if path.name == "c.png":
             signal.raise_signal(signal.SIGINT)
-        return sharpen_image(self, path, *arguments)
+        return sharpen_image(self, path, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(RealTimeSharpener, "sharpen_image", interrupted)

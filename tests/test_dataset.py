@@ -351,8 +351,8 @@ def test_text_keeps_its_truth_and_real_video_has_none(rng):
     expected = [("rendered", "clean", False, "text"), ("train/text/a.png", "call", True, "text")]
     expected += [
         ("a.mp4", "real", True, "real"),
-        ("a.mp4", "call", True, "soft call"),
-        ("a.png", "call", False, "other"),
+        ("a.mp4", "call", True, "soft"),
+        ("a.png", "call", False, "crisp"),
     ]
     for source, kind, soft, name in expected:
         pair = dataset.Pair(picture, picture, kind == "real", {"source": source, "kind": kind, "soft": soft})
