@@ -17,7 +17,7 @@ from benchmark.metrics import MS_SSIM_SIDE, MetricError, picture_metrics, vmaf_s
 from benchmark.peers import FFmpegFilter, peers
 from degradation import resize_planes as resize_lanczos
 from scaling import resize_planes as resize_bicubic
-from utils import atomic_path
+from utils import atomic_path, plural
 
 SCALES = {"360p": 3, "540p": 2, "720p": 1.5}
 METRICS = {"psnr_y": "PSNR", "ssim_y": "SSIM", "vmaf_neg": "VMAF-NEG"}
@@ -108,8 +108,8 @@ def write_report(path, figures, milliseconds, described, clips, last):
         [
             "# From few lines to full size",
             "",
-            f"{clips} clips, scaled down, through low-delay x264 at QP {', '.join(map(str, QUANTISERS['x264']))}, and "
-            "brought back to their own size",
+            f"{plural(clips, 'clip')}, scaled down, through low-delay x264 at QP "
+            f"{', '.join(map(str, QUANTISERS['x264']))}, and brought back to full size",
             f"by each method; mean over the last {last} frames of each stream ({_SLOW_FRAMES} for networks). The time "
             "is processor time of all cores together, in",
             "milliseconds for a frame from 640x360 to 1920x1080, enlarging included.",
