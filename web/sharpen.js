@@ -72,7 +72,7 @@ class Sharpener {
 
   close() {
     this.toggle(false);
-    clearInterval(this.timer);
+    this.timer = clearInterval(this.timer);
     this.video.cancelVideoFrameCallback(this.handle);
     this.canvas.remove();
     this.picture?.free();
@@ -151,7 +151,7 @@ class Sharpener {
   /** Put the canvas over the video, or take it away. */
   place() {
     const { video, canvas } = this, style = getComputedStyle(video), full = video.matches(":fullscreen");
-    if (!video.isConnected) return canvas.remove();
+    if (!this.timer || !video.isConnected) return canvas.remove();
     if (canvas.previousSibling !== video) video.after(canvas);
     if (full !== canvas.hasAttribute("popover")) { // above an element in full screen lie only such
       canvas.popover = full ? "manual" : null;
