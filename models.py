@@ -89,16 +89,6 @@ def local_mean(folded):
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
-def within_neighbours(sharp, y):
-    """`sharp`, limited to the range that the 7x7 neighbours of each pixel have in `y`: luma ``(N, 1, H, W)``."""
-
-    def greatest(plane):
-        rows = F.max_pool2d(plane, (NEIGHBOURS, 1), stride=1, padding=(NEIGHBOURS // 2, 0))
-        return F.max_pool2d(rows, (1, NEIGHBOURS), stride=1, padding=(0, NEIGHBOURS // 2))
-
-    return torch.minimum(torch.maximum(sharp, -greatest(-y)), greatest(y))
-
-
 def steepen(y, gain):
     """Add detail to luma, `gain` times.
 
@@ -123,7 +113,12 @@ def limit_halo(sharp, y):
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """
-    inside = within_neighbours(sharp, y)
+
+    def greatest(plane):
+        rows = F.max_pool2d(plane, (NEIGHBOURS, 1), stride=1, padding=(NEIGHBOURS // 2, 0))
+        return F.max_pool2d(rows, (1, NEIGHBOURS), stride=1, padding=(0, NEIGHBOURS // 2))
+
+    inside = torch.minimum(torch.maximum(sharp, -greatest(-y)), greatest(y))
     return inside + HALO_SHARE * (sharp - inside)
 
 
