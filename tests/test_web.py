@@ -44,7 +44,7 @@ const pixels = (source, width, height) => {
 };
 const draw = (network, source, width, height, strength) => {
   const canvas = new OffscreenCanvas(width, height), picture = new Picture(network, canvas);
-  picture.draw(source, [width, height], strength);
+  picture.draw(new VideoFrame(source, {timestamp: 0}), [width, height], strength);
   const result = pixels(canvas, width, height);
   picture.free();
   if (network.failure) throw new Error(network.failure);
@@ -365,7 +365,7 @@ def test_it_survives(browser, site):
         seen.push("removed");
 
         Object.defineProperty(document, "hidden", {value: true, configurable: true});
-        await until(() => !shown(one) && !one.sharpener.picture.size.length);
+        await until(() => !shown(one) && !one.sharpener.picture.size);
         delete document.hidden;
         await drawn(one);
         seen.push("hidden");
