@@ -337,15 +337,18 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder):
     def click():
         browser.send_to_browser("Extensions.triggerAction", id=extension, targetId=tab)
 
+    panel = "document.querySelector('div[popover]').shadowRoot"
     click()
     browser.until("document.querySelector('video + canvas')?.style.display === 'block'")
-    browser.until("document.querySelector('[popover] span').textContent.startsWith('160×96 → 320×192')")
+    browser.until(f"{panel}.querySelector('span').textContent.startsWith('160×96 → 320×192')")
     assert browser.run("document.querySelector('canvas').style.transform") == "matrix(-1, 0, 0, 1, 0, 0)"
-    browser.until("document.querySelector('[popover] span').textContent === 'Off: this machine is too slow.'")
+    browser.until(f"{panel}.querySelector('span').textContent === 'Off: this machine is too slow.'")
     browser.run("document.querySelector('video').requestFullscreen()")
-    browser.run("document.querySelector('[popover] button').click()")
+    browser.run(f"{panel}.querySelector('button').click()")
     browser.until("document.querySelector('video + canvas:popover-open')?.style.display === 'block'")
-    browser.run("document.exitFullscreen()")
+    changed = "new Promise((done) => document.addEventListener('fullscreenchange', done, {once: true}))"
+    browser.run(f"Promise.all([document.exitFullscreen(), {changed}]).then(() => {{}})")
+    assert browser.run("document.querySelector('canvas:not([popover])').style.width") == "320px"
     click()
     browser.until("!document.querySelector('canvas, [popover]')")
 
@@ -364,6 +367,16 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
           one.stop();
           shared.network = null;
         }};
+        const battery = {{charging: false}};
+        navigator.getBattery = async () => battery;
+        const unplugged = add();
+        await until(() => shown(unplugged)); // nobody asked it to spare the battery
+        unplugged.sharpener.sparesBattery = true;
+        await until(() => !shown(unplugged));
+        found.push(unplugged.sharpener.status);
+        battery.charging = true;
+        await drawn(unplugged);
+        unplugged.stop();
         const tainted = add();
         Object.assign(tainted.video, {{srcObject: null, src: "{foreign}"}});
         await reason(tainted);
@@ -376,6 +389,7 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
     )
     other.shutdown()
     assert reasons == [
+        "Off on battery.",
         "The video is another site's and cannot be read.",
         "WebGPU finds no graphics processor.",
         "This browser has no WebGPU on this page.",
