@@ -44,10 +44,10 @@ const pixels = (source, width, height) => {
   context.drawImage(source, 0, 0, width, height);
   return btoa(Array.from(context.getImageData(0, 0, width, height).data, (byte) => String.fromCharCode(byte)).join(""));
 };
-const draw = (network, source, width, height, strength) => {
-  const canvas = new OffscreenCanvas(width, height), picture = new Picture(network, canvas);
+const draw = (network, source, width, height, strength, scale = 1) => {
+  const canvas = new OffscreenCanvas(scale * width, scale * height), picture = new Picture(network, canvas);
   picture.draw(new VideoFrame(source, {timestamp: 0}), [width, height], strength);
-  const result = pixels(canvas, width, height);
+  const result = pixels(canvas, canvas.width, canvas.height);
   picture.free();
   if (network.failure) throw new Error(network.failure);
   return result;
@@ -173,10 +173,15 @@ def test_shaders_agree_with_pytorch(browser, site, checkpoint):
             found = browser.run(f"""(async () => {{
                 const data = new ImageData(new Uint8ClampedArray(bytesOf("{rgba}")), {width}, {height});
                 const picture = await createImageBitmap(data);
-                return [await draw(network, picture, {width}, {height}, {strength}),
-                    await draw(network, picture, {width}, {height}, 0)];
+                return [draw(network, picture, {width}, {height}, {strength}),
+                    draw(network, picture, {width}, {height}, 0), draw(network, picture, {width}, {height}, 0, 3)];
             }})()""")
-            sharp, same = (decode(text, width, height) for text in found)
+            sharp, same = (decode(text, width, height) for text in found[:2])
+            enlarged = decode(found[2], 3 * width, 3 * height)
+            planes = torch.from_numpy(rgb).permute(2, 0, 1)[None].float()
+            cubic = torch.nn.functional.interpolate(planes, scale_factor=3, mode="bicubic", antialias=True)[0]
+            error = np.abs(enlarged - cubic.permute(1, 2, 0).clamp(0, 255).numpy())
+            assert error[6:-6, 6:-6].max() < 2  # PyTorch repeats no edge
             wanted = expected(student, rgb, strength)
             assert np.abs(wanted - rgb).max() > 10
             assert np.abs(sharp - wanted).max() < 1
@@ -257,12 +262,12 @@ def test_a_file_that_is_no_students_is_refused(browser, site):
     browser.open(site + "plain.html")
     refuse = "(buffer) => { try { parseStudent(buffer); } catch (error) { return error.message; } }"
     file = "(await (await fetch('student.bin')).arrayBuffer())"
-    cuts = f"[new ArrayBuffer(3), {file}.slice(0, -2), (() => {{ view[4] = 9; return view.buffer; }})()]"
+    cuts = f"[new ArrayBuffer(12), {file}.slice(0, -2), (() => {{ view[4] = 9; return view.buffer; }})()]"
     messages = browser.run(f"(async () => {{ const view = new Uint8Array({file}); return {cuts}.map({refuse}); }})()")
     assert messages == [
-        "This is no file of `export.py --web`.",
+        "This is no student's file for this page.",
         "The student's file is cut off.",
-        "The student's file is of another version.",
+        "This is no student's file for this page.",
     ]
 
 
