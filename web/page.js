@@ -37,4 +37,5 @@ $("strength").oninput = ({ target }) => {
   sharpener.strength = Number(target.value);
 };
 $("on").onchange = ({ target }) => sharpener.toggle(target.checked);
+$("battery").disabled = !navigator.getBattery; // as in Safari and Firefox
 $("battery").onchange = ({ target }) => { sharpener.sparesBattery = target.checked; };

@@ -130,6 +130,7 @@ class Sharpener {
       this.drawn = !network.failure;
       if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
     } catch (error) {
+      if (error.name === "InvalidStateError") return; // the video has no frame at this moment; the next one will do
       this.toggle(false, error.name === "SecurityError" ? FOREIGN : error.message);
     } finally {
       this.busy = false;
