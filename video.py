@@ -36,9 +36,9 @@ import numpy as np
 
 from images import VideoError, existing_file
 from pipeline import run_to_end
-from scaling import resize_planes
+from scaling import resize_pixels, resize_planes
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, tqdm, usable_cores, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -51,7 +51,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_MAX_REORDERED = 17  # frames that a decoder may hold back to bring them into order
+_MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
 
@@ -119,14 +119,14 @@ class VideoFormat:
 class Frame:
     """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
 
-    `packets_before` counts the audio and subtitle packets that precede it in its file; None if unknown.
+    `packets` are those of audio and subtitles that were met in the file since the frame before.
     """
 
     y: np.ndarray
     uv: np.ndarray
     pts: int | None = None
     duration: int | None = None
-    packets_before: int | None = None
+    packets: list = ()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,14 +149,16 @@ class VideoReader:
 
     8-bit YUV 4:2:0 comes out as it was coded, without what the container crops. With a warning, other 8-bit formats are
     converted to it, with range and matrix kept, interlaced frames are made progressive, frames of another size are
-    scaled (to the largest if `audio` is read, too, else to the first), and packets that cannot be decoded are gaps.
+    scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get black bars), and
+    packets that cannot be decoded are gaps.
 
     Args:
         source: path or URL.
-        audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_packets`).
+        audio: give frames the packets of audio and subtitles, for a `VideoWriter`.
 
     Attributes:
         format: the `VideoFormat`.
+        packets: of audio and subtitles after the last frame; empty before the iteration has ended.
         frame_count: estimated number of frames, or None if unknown.
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
@@ -181,10 +183,9 @@ class VideoReader:
             self._check_streams()
             self._rate = self.video_stream.average_rate or self.video_stream.guessed_rate or Fraction(25)
             self.frame_count = self._estimate_count()
-            # One thread may iterate, and count the packets that it meets, while another takes and counts them.
-            self._packets, self._packets_met, self._packets_taken = deque(), 0, 0
+            self.packets, self._packets = [], []  # those met since the last frame
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
-            self._largest, self.changing = self._survey() if surveyed else (None, ())
+            self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
             frames = self._decode()
             first = next(frames, None)
@@ -206,30 +207,26 @@ class VideoReader:
         while True:
             with self._busy:
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
+                packets, self._packets = self._packets, []
                 if decoded is None:
+                    self.packets = packets
                     return
-                planes = self._fit(*_to_planes(decoded, self.format))
-                frame = Frame(*planes, decoded.pts, decoded.duration or None, self._packets_met)
+                frame = Frame(*self._fit(decoded), decoded.pts, decoded.duration or None, packets)
             yield frame
 
     def to_bgr(self, y, uv):
-        """Convert planes with this video's tags, of any size, to an upright picture ``(H, W, 3)`` uint8 BGR."""
+        """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
+
+        It is upright, has the colours that the tags say and square pixels: it is stretched, never shrunk.
+        """
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
         picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range
-        return np.ascontiguousarray(self.format.upright(picture.to_ndarray(format="bgr24")))
-
-    def take_packets(self, end=None):
-        """Return the audio and subtitle packets met since the last call, up to the file's first `end` if given.
-
-        Another thread may iterate meanwhile.
-        """
-        packets = []
-        while self._packets and (end is None or self._packets_taken < end):
-            packets.append(self._packets.popleft())
-            self._packets_taken += 1
-        return packets
+        pixels, aspect = picture.to_ndarray(format="bgr24"), self.format.pixel_aspect or 1
+        height, width = y.shape
+        size = (2 * round(width * aspect / 2), height) if aspect > 1 else (width, 2 * round(height / aspect / 2))
+        return np.ascontiguousarray(self.format.upright(pixels if aspect == 1 else resize_pixels(pixels, size)))
 
     def close(self):
         """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
@@ -327,12 +324,13 @@ class VideoReader:
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio
         rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
+        width, height = max((frame.width, frame.height), self._largest, key=np.prod)
+        self._uncropped = width, height
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own)
-        width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             top = bottom = left = right = 0
-        self._crop, self._uncropped = (top, left), (height, width)
+        self._crop = left, top
         chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", own)
         return VideoFormat(
             width=width - left - right,
@@ -341,37 +339,51 @@ class VideoReader:
             time_base=self._timeline.time_base,
             grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
-            pixel_aspect=aspect if aspect and aspect != 1 else None,
+            pixel_aspect=aspect if aspect and aspect != 1 and 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else None,
             display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
             chroma_location=chroma_location[1] if chroma_location and unconverted else None,
         )
 
-    def _fit(self, y, uv):
-        """Scale planes to the size of the video, and crop them."""
-        y, uv = resize_planes(y, uv, self._uncropped[::-1], self.format.chroma_location)
-        (top, left), (height, width) = self._crop, (self.format.height, self.format.width)
-        if (height, width) == self._uncropped:
-            return y, uv
-        rows, columns = slice(top // 2, top // 2 + (height + 1) // 2), slice(left // 2, left // 2 + (width + 1) // 2)
-        return y[top : top + height, left : left + width].copy(), uv[:, rows, columns].copy()
+    def _fit(self, frame):
+        """Return the planes of PyAV's frame at the video's size: scaled, between black bars, and cropped."""
+        y, uv = _to_planes(frame, self.format)
+        size, (left, top) = self._uncropped, self._crop
+        if y.shape[::-1] != size:
+            scale = min(size[0] / y.shape[1], size[1] / y.shape[0])
+            inner = tuple(
+                min(2 * round(scale * side / 2), whole) for side, whole in zip(y.shape[::-1], size, strict=True)
+            )
+            y, uv = _centred(*resize_planes(y, uv, inner, self.format.chroma_location), size, self.format.full_range)
+        rows, columns = slice(top, top + self.format.height), slice(left, left + self.format.width)
+        halves = (
+            slice(part.start // 2, part.start // 2 + (part.stop - part.start + 1) // 2) for part in (rows, columns)
+        )
+        return np.ascontiguousarray(y[rows, columns]), np.ascontiguousarray(uv[:, *halves])
 
     def _survey(self):
-        """Return the largest size of a file's keyframes, and the streams of sound whose rate or channels change."""
-        sizes, forms = {(0, 0)}, {}
+        """Read through a file: return the largest size of its keyframes, and the sound whose rate or channels change.
+
+        Of the sound, an eighth is decoded. A bar shows what is done if it takes more than two seconds.
+        """
+        sizes, forms = {(0, 0)}, Counter()
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video, sound = container.streams[self.video_stream.index], container.streams.audio
             video.codec_context.options, video.codec_context.thread_count = {"max_pixels": str(MAX_VIDEO_SIDE**2)}, 1
-            for packet in container.demux(video, *(stream for stream in sound if stream.codec_context)):
+            packets = container.demux(video, *(stream for stream in sound if stream.codec_context))
+            bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
+            for number, packet in enumerate(tqdm(packets, **bar, disable=None)):
                 with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video:
-                        found = forms.setdefault(packet.stream.index, Counter())
-                        found.update((frame.sample_rate, frame.layout.nb_channels) for frame in packet.decode())
-                    elif packet.is_keyframe and packet.size:
+                    if packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
                         sizes.add((video.codec_context.width, video.codec_context.height))
+                    elif packet.stream is not video and number % 8 == 0:
+                        forms.update(
+                            (packet.stream.index, f.sample_rate, f.layout.nb_channels) for f in packet.decode()
+                        )
         largest = max((size for size in sizes if max(size) <= MAX_VIDEO_SIDE), key=np.prod)
         # A frame or two of another form are damage.
-        return largest, {index for index, found in forms.items() if sum(number > 2 for number in found.values()) > 1}
+        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
+        return largest, {index for index, number in lasting.items() if number > 1}
 
     def _estimate_count(self):
         stream = self.video_stream
@@ -422,35 +434,27 @@ class VideoReader:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         if self._cut and self.video_stream.frames:
             raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
-        self._check_length(number)
+        # FFmpeg reads other files that were cut off as if they ended there. Of audio that is not read, the duration
+        # may be that of the file.
+        told = self._container.format.name in ("avi", "matroska,webm")
+        told = told and (self.tracks or not self._container.streams.audio)
+        declared = (self.frame_count or 0) / self._rate if told else 0
+        if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
+            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
     def _video_packets(self):
         """Yield the packets of video; collect those of the tracks."""
-        packets = self._container.demux(self.video_stream, *self.tracks)
         # PyAV raises IndexError if streams came up on the way.
         with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
-            for packet in packets:
+            for packet in self._container.demux(self.video_stream, *self.tracks):
                 self._timeline.add(packet)
                 if packet.stream.index == self.video_stream.index:
                     yield packet
                 elif packet.size:  # the empty packet at the end only flushes decoders
                     self._packets.append(packet)
-                    self._packets_met += 1
         flushing = av.Packet()
         flushing.stream = self.video_stream
         yield flushing
-
-    def _check_length(self, number):
-        """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
-        container, stream = self._container, self.video_stream
-        if container.format.name == "avi":  # FFmpeg cuts the duration as the file is cut, but not the number of frames
-            declared = stream.frames * stream.time_base
-        elif self._cut or (container.format.name == "matroska,webm" and (self.tracks or not container.streams.audio)):
-            declared = (container.duration or 0) * _CONTAINER_UNIT
-        else:
-            return  # the duration is estimated, or perhaps that of audio which is not read
-        if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
-            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
 class _Timeline:
@@ -470,7 +474,7 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first, self._delay, self._previous_pts, self.end = [], None, None, 0  # the first packets' times
+        self._first, self._delay, self._previous_pts, self.end = None, None, None, 0
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -492,8 +496,8 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-        if packet.stream.index == self._stream.index and len(self._first) <= _MAX_REORDERED:
-            self._first.append(packet.dts)
+        if packet.stream.index == self._stream.index and self._first is None:
+            self._first = packet.dts
         self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
 
     def stamp(self, frame):
@@ -503,10 +507,9 @@ class _Timeline:
             frame.time_base = _ARRIVAL_UNIT
         step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
         if self._avi:  # it has no other times than the order of its packets
-            if self._delay is None and frame.dts is not None:
+            if self._delay is None and frame.dts is not None:  # the decoder's, if the first frames are not damaged
                 reordered = self._stream.codec_context.has_b_frames
-                latest = self._first[: reordered + 2][-1] if reordered else self._first[0]
-                self._delay = min(frame.dts, latest) - self._first[0]
+                self._delay = min(frame.dts - self._first, (reordered + 1) * step if reordered else 0)
             frame.pts = None if frame.dts is None else frame.dts - self._delay
         if frame.pts is None:
             frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
@@ -521,26 +524,27 @@ def _deinterlaced(frames, stream, name):
     """Pass frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
     graph, times, form = None, deque(), None
     for frame in frames:
-        if graph is None and frame.interlaced_frame:
+        if graph is None and not frame.interlaced_frame:
+            yield frame
+            continue
+        if graph is None:
             log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", name)
-        found = {"width": frame.width, "height": frame.height, "format": frame.format}
-        if (graph or frame.interlaced_frame) and str(found) != form:
-            yield from _filtered(graph, None, times) if graph else ()
-            graph, form = av.filter.Graph(), str(found)
+        found = {"width": frame.width, "height": frame.height, "format": frame.format.name}
+        if found != form:
+            yield from _filtered(graph, None, times)
+            graph, form = av.filter.Graph(), found
             bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
             source = graph.add_buffer(**found, time_base=stream.time_base)
             graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
-        if graph is None:
-            yield frame
-        else:
-            times.append((frame.pts, frame.duration, frame.time_base))
-            yield from _filtered(graph, frame, times)
-    if graph is not None:
-        yield from _filtered(graph, None, times)
+        times.append((frame.pts, frame.duration, frame.time_base))
+        yield from _filtered(graph, frame, times)
+    yield from _filtered(graph, None, times)
 
 
 def _filtered(graph, frame, times):
     """Give a frame to a filter graph, None at the end, and yield those that are ready."""
+    if graph is None:
+        return
     graph.push(frame)
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
@@ -564,6 +568,17 @@ def _to_planes(frame, video_format):
             dst_color_range=value_range,
         )
     return plane_pixels(frame.planes[0]).copy(), np.stack([plane_pixels(plane) for plane in frame.planes[1:]])
+
+
+def _centred(y, uv, size, full_range):
+    """Put planes in the middle of black ones of a larger size (width, height); bars have even sides."""
+    height, width = y.shape
+    left, top = ((whole - side) // 4 * 2 for whole, side in zip(size, (width, height), strict=True))
+    whole_y = np.full(size[::-1], 0 if full_range else 16, np.uint8)
+    whole_uv = np.full((2, (size[1] + 1) // 2, (size[0] + 1) // 2), 128, np.uint8)
+    whole_y[top : top + height, left : left + width] = y
+    whole_uv[:, top // 2 : top // 2 + uv.shape[1], left // 2 : left // 2 + uv.shape[2]] = uv
+    return whole_y, whole_uv
 
 
 def _color_tags(frame):
@@ -748,7 +763,7 @@ class VideoWriter:
         picture.pts, picture.time_base = self._last_pts, self._time_base
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
-        self._write_tracks(frame.packets_before)
+        self._write_tracks(frame.packets)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
 
@@ -765,9 +780,8 @@ class VideoWriter:
             pts = self._last_pts + max(round(1 / self.format.rate / self._time_base), 1)
         return pts if self._last_pts is None else max(pts, self._last_pts + 1)
 
-    def _write_tracks(self, end=None):
-        """Write the source's packets of audio and subtitles, up to its first `end` if that is given."""
-        for packet in self._source.take_packets(end) if self._source else []:
+    def _write_tracks(self, packets):
+        for packet in packets:
             if packet.stream.index in self._tracks:
                 self._tracks[packet.stream.index].write(packet)
 
@@ -778,8 +792,8 @@ class VideoWriter:
                 raise error
             if not self._frames:
                 raise VideoError(f"cannot write {self.path}: there is no frame")
-            if error is None:
-                self._write_tracks()
+            if error is None and self._source:
+                self._write_tracks(self._source.packets)
             self._container.mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
