@@ -31,15 +31,18 @@ log = logging.getLogger(__name__)
 
 RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_student_model.pth"
 # Of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes.
-ARTEFACT_FORMAT = 6
+ARTEFACT_FORMAT = 7
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.15  # of what leaves it that stays
 
-# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual.
-FOLDED, MEANS, GAINS = (16, 4, 4), (4, 2, 2), 4
+# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual, and of
+# nothing behind that: a convolution of 32 channels takes two thirds of the time of one of 28.
+FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
+RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
+FAINT = 0.45  # codes that every residual is made smaller by: on a wall, smaller ones are rounding's and would flicker
 GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and codes for a gain of 1
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
@@ -52,14 +55,10 @@ _BLOBS_KEPT = 64  # compiled networks on disk
 
 # What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
 _MAX_BYTES, _MAX_CHANNELS = 1 << 26, 384  # of the largest student, see models.py
-_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
 _PORTS = {  # name: type and shape, -1 being any
-    "planes": ("u8", _PLANES),
     "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
-    "stretch": ("f32", _FACTOR),
-    "amount": ("f32", _FACTORS),
-    "keep": ("f32", _FACTOR),
-    "sharp": ("u8", _PLANES),
+    "stretch": ("f32", [1, 1, 1, 1]),
+    "change": ("i8", [1, -1, -1, sum(FOLDED) + GAINS + UNUSED]),
 }
 _OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
     *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
@@ -201,38 +200,35 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v, planes=None, cells=None, threads=1):
+def fold_planes(y, u, v, cells=None, threads=1):
     """Fold a frame as the student's int8 network reads it, channels last.
 
-    The planes are what it adds its residual to, and, where it puts its gain, no gain. What it sees has their local
-    means (`models.local_mean`) behind them, rounded to codes, four times for luma and twice for each chroma: see
-    `export.QuantisedHead`. They are computed here and not in the network, where they would take a third of its time.
+    Behind the planes are their local means (`models.local_mean`), rounded to codes, four times for luma and twice for
+    each chroma: see `export.QuantisedHead`. They are computed here and not in the network, where they would take a
+    third of its time.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
-        planes, cells: arrays to fill; None makes new ones.
+        cells: array to fill; None makes a new one.
         threads: how many work at the same time.
 
     Returns:
-        uint8 arrays: planes ``(H/4, W/4, 28)``, 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each
-        chroma and 4 of `GAIN_ZERO`; cells ``(H/4, W/4, 32)``.
+        uint8 array ``(H/4, W/4, 32)``: 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each chroma, and 8
+        of means.
     """
     rows, columns = y.shape[0] // 4, y.shape[1] // 4
-    if planes is None:
-        planes, cells = (np.empty((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "cells"))
+    if cells is None:
+        cells = np.empty((rows, columns, sum(FOLDED) + sum(MEANS)), np.uint8)
 
     def fold_stripe(top, bottom):
         begin = max(top - _MARGIN, 0)
-        quads = _quads(*_stripe((y, u, v), top, bottom))
         means = [
             quad[top - begin :][: bottom - top] for quad in _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
         ]
-        no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
-        cv2.merge([*quads, no_gain], planes.view(np.int32)[top:bottom])
-        cv2.merge(quads + means, cells.view(np.int32)[top:bottom])
+        cv2.merge(_quads(*_stripe((y, u, v), top, bottom)) + means, cells.view(np.int32)[top:bottom])
 
     in_stripes(fold_stripe, rows, threads)
-    return planes, cells
+    return cells
 
 
 def _stripe(planes, top, bottom):
@@ -261,21 +257,67 @@ def _mean_3x3(cells):
     return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
 
 
-def unfold_planes(folded, height, width, threads=1):
-    """The inverse of `fold_planes`: new arrays ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``, the gain likewise."""
+def unfold_planes(folded):
+    """The inverse of `fold_planes` for 8-bit arrays ``(h, w, 28 or more)``: luma ``(4h, 4w)`` and ``(3, 2h, 2w)``.
+
+    The last three are both chroma planes and the gain; whatever the type, they come as uint8.
+    """
     rows, columns = folded.shape[:2]
-    y, halves = np.empty((rows, 4, columns), np.int32), np.empty((3, rows, 2, columns), np.uint16)
+    y = np.ascontiguousarray(folded.view(np.int32)[..., :4].transpose(0, 2, 1))
+    halves = folded.view(np.uint16)[..., 8:14].reshape(rows, columns, 3, 2).transpose(2, 0, 3, 1)
+    y, halves = (array.view(np.uint8) for array in (y, np.ascontiguousarray(halves)))
+    return y.reshape(4 * rows, 4 * columns), halves.reshape(3, 2 * rows, 2 * columns)
 
-    def unfold_stripe(top, bottom):
-        stripe = folded[top:bottom]
-        y[top:bottom] = stripe.view(np.int32)[..., :4].transpose(0, 2, 1)
-        pairs = stripe.view(np.uint16)[..., 8:].reshape(bottom - top, columns, 3, 2)
-        halves[:, top:bottom] = pairs.transpose(2, 0, 3, 1)
 
-    in_stripes(unfold_stripe, rows, threads)
-    luma, halved = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, -1)
-    halved = halved[:, : (height + 1) // 2, : (width + 1) // 2]
-    return tuple(np.ascontiguousarray(plane) for plane in (luma[:height, :width], halved[:2], halved[2]))
+def apply_change(change, y, uv, strength, scale, threads=1):
+    """Sharpen planes by what the int8 network says of them.
+
+    Args:
+        change: int8 ``(ceil(H/8)*2, ceil(W/8)*2, 32)``: folded residuals in `RESIDUAL_STEPS`, the gain in `GAIN_STEPS`.
+        y, uv: planes in codes, uint8 or float32.
+        strength: what residual and gain are multiplied by.
+        scale: codes of luma and chroma for a step of 1.
+        threads: how many work at the same time.
+
+    Returns:
+        ``(y, uv)``, new arrays of the same type.
+    """
+    luma, chroma, gains = _change_tables(min(strength, STRENGTH_LIMIT), scale, y.dtype)
+    sharp, moved = np.empty_like(y), np.empty_like(uv)
+
+    def apply_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        dy, (du, dv, gain) = unfold_planes(change[begin : bottom + _MARGIN])
+        seen = y[4 * begin : 4 * (bottom + _MARGIN)]
+        restored = _add(seen, dy, luma)
+        gain = cv2.LUT(gain[: (len(seen) + 1) // 2, : uv.shape[2]], gains)
+        refined = limit_halo(steepen(restored, gain), seen)
+        sharp[4 * top : 4 * bottom] = refined[4 * (top - begin) :][: 4 * (bottom - top)]
+        inner = slice(2 * (top - begin), 2 * (bottom - begin))
+        for plane, residual, out in zip(uv, (du, dv), moved, strict=True):
+            out[2 * top : 2 * bottom] = _add(plane[2 * top : 2 * bottom], residual[inner], chroma)
+
+    in_stripes(apply_stripe, -(-len(y) // 4), threads)
+    return sharp, moved
+
+
+def _change_tables(strength, scale, dtype):
+    """What each byte of a change is worth, times the strength: in luma, in chroma, and as `steepen` takes the gain."""
+    codes = np.arange(256).astype(np.uint8).view(np.int8) / np.float32(RESIDUAL_STEPS)
+    residual = np.sign(codes) * np.maximum(np.abs(codes) - FAINT, 0) * strength
+    planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
+    if dtype == np.uint8:
+        planes = [np.rint(table).astype(np.int16) for table in planes]
+    gains = np.clip(np.rint(codes * RESIDUAL_STEPS * strength) + GAIN_ZERO, 0, 255).astype(np.uint8)
+    return *planes, gains
+
+
+def _add(plane, change, table):
+    """Add to a plane what a table says of each byte of `change`, which may be larger."""
+    moved = cv2.LUT(change[: plane.shape[0], : plane.shape[1]], table)
+    if plane.dtype == np.uint8:
+        return cv2.add(plane, moved, dtype=cv2.CV_8U)
+    return np.clip(plane + moved, 0, 255)
 
 
 def _fit(plane, height, width):
@@ -344,45 +386,43 @@ class OpenVINOEngine:
         """Sharpen the planes of a video frame: see `TorchEngine.__call__`."""
         if strength == 0:
             return y.copy(), uv.copy()
-        sharp, uv, gain = self._infer(y, uv, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE, strength, keep=1)
-        return refine(sharp, gain, y, self._threads), uv
+        return self._sharpen((y, uv), y, uv, strength, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE)
 
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add: see `TorchEngine.difference`. The network sees floats rounded to 8 bits."""
         if y.dtype == np.uint8:
-            dy, duv, gain = self._infer(y, uv, FULL_RANGE_SCALE, strength, keep=0)
-            sharp = refine(cv2.addWeighted(y, 1, dy, 1, -128), gain, y, self._threads)
-            return cv2.addWeighted(sharp, 1, y, -1, 128), duv
-        rounded = (np.rint(255 * plane).astype(np.uint8) for plane in (y, uv))
-        dy, duv, gain = self._infer(*rounded, FULL_RANGE_SCALE, strength, keep=0)
-        codes, middle = 255 * y, np.float32(128)
-        sharp = refine(np.clip(codes + (dy - middle), 0, 255), gain, codes, self._threads)
-        return (sharp - codes) / 255, (duv - middle) / 255
+            sharp = self._sharpen((y, uv), y, uv, strength)
+            return tuple(cv2.addWeighted(a, 1, b, -1, 128) for a, b in zip(sharp, (y, uv), strict=True))
+        codes = 255 * y, 255 * uv
+        sharp = self._sharpen([np.rint(plane).astype(np.uint8) for plane in codes], *codes, strength)
+        return tuple((after - before) / 255 for after, before in zip(sharp, codes, strict=True))
 
-    def _infer(self, y, uv, scale, strength, keep):
-        """Restored uint8 planes, or with `keep` 0 what is added to them around 128, and the gain for `steepen`."""
+    def _sharpen(self, seen, y, uv, strength, scale=FULL_RANGE_SCALE):
+        """Planes in codes, uint8 or float32, sharpened by what the network says of uint8 planes."""
         check_size(y)
-        amount = min(strength, STRENGTH_LIMIT) * np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
-        with self._lock:
-            padded = pad_planes(y, uv)
-            network = self._network_for(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, network.planes, network.cells, self._threads)
-            network.infer(parameters)
-            return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
+        with self._lock:  # the next call overwrites what the network answered
+            padded = pad_planes(*seen)
+            network = self._network_for(*(side // 4 for side in padded[0].shape), 255 / scale[0])
+            fold_planes(*padded, network.cells, self._threads)
+            network.infer()
+            return apply_change(network.change, y, uv, strength, scale, self._threads)
 
-    def _network_for(self, rows, columns):
-        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
-        if (rows, columns) not in self._networks:
-            self._networks[rows, columns] = self._compile(rows, columns)
+    def _network_for(self, *key):
+        """The `_FrameNetwork` for so many rows and columns of cells and such a stretch, compiled if need be."""
+        if key not in self._networks:
+            self._networks[key] = self._compile(*key)
             if len(self._networks) > _SIZES_KEPT:
                 self._networks.popitem(last=False)
-        self._networks.move_to_end((rows, columns))
-        return self._networks[rows, columns]
+        self._networks.move_to_end(key)
+        return self._networks[key]
 
-    def _compile(self, rows, columns):
+    def _compile(self, rows, columns, stretch):
         network = self._network.clone()
-        network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
+        network.reshape({"cells": [1, rows, columns, _PORTS["cells"][1][-1]]})
+        parameter = network.input("stretch").get_node()  # as a constant, it costs nothing
+        constant = self._openvino.opset13.constant(np.full(_PORTS["stretch"][1], stretch, np.float32))
+        parameter.output(0).replace(constant.output(0))
+        network.remove_parameter(parameter)
         self._check_sizes(network, rows * columns)
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
@@ -415,7 +455,7 @@ class OpenVINOEngine:
             raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
         ports = [*network.inputs, *network.outputs]
         found = {port.any_name: _described(port) for port in ports if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
+        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "change" not in found:
             raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
         if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
             raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
@@ -441,23 +481,17 @@ class _FrameNetwork:
     """The network compiled for one size of frames, and the arrays that it reads and writes.
 
     Attributes:
-        planes, cells: uint8 arrays ``(rows, columns, 28)`` and ``(rows, columns, 32)``: a frame, folded.
-        sharp: what the network made of it, like `planes`.
+        cells: uint8 array ``(rows, columns, 32)``: a frame, folded.
+        change: int8 array likewise, what the network says of it: see `apply_change`.
+        infer: function that computes it.
     """
 
     def __init__(self, request, tensor, rows, columns):
-        self._request, self._arrays = request, {}
-        for name, (kind, shape) in _PORTS.items():
-            shape = [{-1: side}.get(fixed, fixed) for fixed, side in zip(shape, (1, rows, columns, 1), strict=True)]
-            self._arrays[name] = np.zeros(shape, {"u8": np.uint8, "f32": np.float32}[kind])
-            request.set_tensor(name, tensor(self._arrays[name], shared_memory=True))
-        self.planes, self.cells, self.sharp = (self._arrays[name][0] for name in ("planes", "cells", "sharp"))
-
-    def infer(self, parameters):
-        """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
-        for name, value in parameters.items():
-            self._arrays[name][...] = value
-        self._request.infer()
+        shape = 1, rows, columns, _PORTS["cells"][1][-1]
+        cells, change = np.zeros(shape, np.uint8), np.zeros(shape, np.int8)
+        for name, array in (("cells", cells), ("change", change)):
+            request.set_tensor(name, tensor(array, shared_memory=True))
+        self.cells, self.change, self.infer = cells[0], change[0], request.infer
 
 
 @functools.cache
