@@ -9,15 +9,12 @@ threads.
 """
 
 import base64
-import collections
-import contextlib
 import functools
 import hashlib
 import io
 import logging
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -25,7 +22,7 @@ import cv2
 import numpy as np
 
 from pipeline import in_parallel
-from utils import first_line, processor_quota, usable_cores
+from utils import first_line, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +46,9 @@ _STRIPE, _MARGIN = 32, 1  # cells of 4x4 pixels: rows that stay in a core's cach
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
+_FRAMES = {"planes": sum(FOLDED) + GAINS, "cells": sum(FOLDED) + sum(MEANS)}  # inputs and their channels
 
-# What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_MAX_BYTES, _MAX_CHANNELS = 1 << 26, 384  # of the largest student, see models.py
-_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
-_PORTS = {  # name: type and shape, -1 being any
-    "planes": ("u8", _PLANES),
-    "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
-    "stretch": ("f32", _FACTOR),
-    "amount": ("f32", _FACTORS),
-    "keep": ("f32", _FACTOR),
-    "sharp": ("u8", _PLANES),
-}
-_OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
-    *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
-    *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
-    *("StridedSlice", "Squeeze", "Unsqueeze", "FakeQuantize", "Convolution"),
-}
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
-_EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
 
 
 def in_stripes(function, rows, threads):
@@ -146,11 +127,6 @@ class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
-def check_size(y):
-    if 0 in y.shape:
-        raise ValueError(f"expected planes with pixels, got luma of {y.shape[1]}x{y.shape[0]}")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # OpenVINO
 
@@ -169,11 +145,7 @@ def existing_checkpoint(path):
 
 def checkpoint_digest(path):
     """SHA-256 of a checkpoint's file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(existing_checkpoint(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(existing_checkpoint(path).read_bytes()).hexdigest()
 
 
 def probe_planes():
@@ -219,7 +191,7 @@ def fold_planes(y, u, v, planes=None, cells=None, threads=1):
     """
     rows, columns = y.shape[0] // 4, y.shape[1] // 4
     if planes is None:
-        planes, cells = (np.empty((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "cells"))
+        planes, cells = (np.empty((rows, columns, channels), np.uint8) for channels in _FRAMES.values())
 
     def fold_stripe(top, bottom):
         begin = max(top - _MARGIN, 0)
@@ -289,14 +261,13 @@ def _fit(plane, height, width):
 class OpenVINOEngine:
     """Runs the int8 network of a student with OpenVINO.
 
-    The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
-    the last four sizes are kept. Calls from several threads take turns.
+    The network is compiled for a size of frames when the first one comes; the last four sizes are kept in memory, and
+    compiled networks in the user's cache. Calls from several threads take turns.
 
     Args:
         checkpoint: the student's file; beside it lies the network that export.py made of it, see `artefact_path`.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
-        cache: folder for compiled networks, the last 64 of them; None takes one in the user's cache.
 
     Attributes:
         device: OpenVINO's name of the device.
@@ -310,22 +281,21 @@ class OpenVINOEngine:
         DeviceError: OpenVINO does not find the device.
     """
 
-    def __init__(self, checkpoint, device="CPU", threads=None, cache=None):
+    def __init__(self, checkpoint, device="CPU", threads=None):
         # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
         sys.modules.setdefault("openvino_telemetry", None)
         try:
-            import openvino
             import openvino.frontend
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
         self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
-        self._properties = {"PERFORMANCE_HINT": "LATENCY"}
         self._threads = threads or usable_cores()
-        if device == "CPU" and (threads := threads or processor_quota()):
-            self._properties["INFERENCE_NUM_THREADS"] = threads
-        if folder := _usable_folder(cache):
+        self._properties = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU" and (threads or self._threads < os.cpu_count()):  # OpenVINO does not know of quotas
+            self._properties["INFERENCE_NUM_THREADS"] = self._threads
+        if folder := _cache_folder():
             self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._networks = threading.Lock(), collections.OrderedDict()
+        self._lock, self._network_for = threading.Lock(), functools.lru_cache(_SIZES_KEPT)(self._compile)
         try:
             with _openvino_lock:
                 self._core = _core()
@@ -337,7 +307,7 @@ class OpenVINOEngine:
         except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
         self.description = f"openvino {device} int8"
-        self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+        self.identity = f"{self.description} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
     def __call__(self, y, uv, full_range=False, strength=1.0):
@@ -361,73 +331,48 @@ class OpenVINOEngine:
 
     def _infer(self, y, uv, scale, strength, keep):
         """Restored uint8 planes, or with `keep` 0 what is added to them around 128, and the gain for `steepen`."""
-        check_size(y)
         amount = min(strength, STRENGTH_LIMIT) * np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
         with self._lock:
             padded = pad_planes(y, uv)
             network = self._network_for(*(side // 4 for side in padded[0].shape))
             fold_planes(*padded, network.planes, network.cells, self._threads)
-            network.infer(parameters)
+            network.infer(stretch=255 / scale[0], amount=amount, keep=keep)
             return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
-
-    def _network_for(self, rows, columns):
-        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
-        if (rows, columns) not in self._networks:
-            self._networks[rows, columns] = self._compile(rows, columns)
-            if len(self._networks) > _SIZES_KEPT:
-                self._networks.popitem(last=False)
-        self._networks.move_to_end((rows, columns))
-        return self._networks[rows, columns]
 
     def _compile(self, rows, columns):
         network = self._network.clone()
-        network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
-        self._check_sizes(network, rows * columns)
+        network.reshape({name: [1, rows, columns, channels] for name, channels in _FRAMES.items()})
         with _openvino_lock:
             request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
         return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
 
     def _check_device(self):
         found = self._core.available_devices
-        if self.device not in found and self.device not in {name.split(".")[0] for name in found}:
+        if self.device not in {*found, *(name.split(".")[0] for name in found)}:
             known = ", ".join(f"openvino:{name}" for name in found)
             raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
 
     def _read(self, path, checkpoint):
-        """Read the network if it was made from this checkpoint and for this version, and the student's answer."""
+        """Read the network if it was made from this checkpoint and for this version, and the student's answer.
+
+        The file may come from a stranger. ONNX holds no code, but may name other files; OpenVINO would take other
+        formats, too, whatever the name, and not all of them are harmless to read.
+        """
         advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
         if not path.is_file():
             raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ArtefactError(f"{path} is no student's network: it has over {_MAX_BYTES} bytes; {advice}")
         content = path.read_bytes()
-        if _EXTERNAL in content:
+        if b"location" in content:  # ONNX's word before the name of a file in which weights lie
             raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
-        # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
         with _openvino_lock:
             reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
             network = reader.convert(reader.load(io.BytesIO(content)))
-        notes = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
+        notes = network.get_rt_info(["framework"]).value
         if notes.get("format") != str(ARTEFACT_FORMAT):
             raise ArtefactError(f"{path} was made for another version of this program: {advice}")
         if notes.get("checkpoint") != checkpoint_digest(checkpoint):
             raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
-        ports = [*network.inputs, *network.outputs]
-        found = {port.any_name: _described(port) for port in ports if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
-            raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
-        if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
-            raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
         return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
-
-    def _check_sizes(self, network, cells):
-        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than any student."""
-        limit = max(cells, 9 * _MAX_CHANNELS) * _MAX_CHANNELS
-        for operation in network.get_ops():
-            for port in operation.outputs():
-                if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
-                    raise ArtefactError(f"the int8 network makes {port.partial_shape} of {cells} cells: it is damaged")
 
     def _test(self, answer):
         """Compare with the student's answer for `probe_planes`, so that a device which computes another is not used."""
@@ -446,17 +391,21 @@ class _FrameNetwork:
     """
 
     def __init__(self, request, tensor, rows, columns):
-        self._request, self._arrays = request, {}
-        for name, (kind, shape) in _PORTS.items():
-            shape = [{-1: side}.get(fixed, fixed) for fixed, side in zip(shape, (1, rows, columns, 1), strict=True)]
-            self._arrays[name] = np.zeros(shape, {"u8": np.uint8, "f32": np.float32}[kind])
-            request.set_tensor(name, tensor(self._arrays[name], shared_memory=True))
-        self.planes, self.cells, self.sharp = (self._arrays[name][0] for name in ("planes", "cells", "sharp"))
+        self._request = request
+        self.planes, self.cells = (np.zeros((rows, columns, channels), np.uint8) for channels in _FRAMES.values())
+        self.sharp = np.zeros_like(self.planes)
+        self._parameters = {
+            name: np.zeros((1, 1, 1, channels), np.float32)
+            for name, channels in {"stretch": 1, "amount": _FRAMES["planes"], "keep": 1}.items()
+        }
+        arrays = {"planes": self.planes[None], "cells": self.cells[None], "sharp": self.sharp[None]}
+        for name, array in (arrays | self._parameters).items():
+            request.set_tensor(name, tensor(array, shared_memory=True))
 
-    def infer(self, parameters):
+    def infer(self, **parameters):
         """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
         for name, value in parameters.items():
-            self._arrays[name][...] = value
+            self._parameters[name][...] = value
         self._request.infer()
 
 
@@ -473,30 +422,17 @@ def _core():
     return openvino.Core()
 
 
-def _described(port):
-    """Type and shape of a network's input or output as in `_PORTS`."""
-    sides = [-1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
-    return port.element_type.get_type_name(), sides
-
-
 def _cache_folder():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-sharpener" / "openvino"
-
-
-def _usable_folder(folder):
-    """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
+    """The user's folder for compiled networks, or None if it cannot be written: the cache only saves time.
 
     What was written longest ago is removed from it: each size of frames leaves a file of 0.2 MB.
     """
     try:
-        folder = Path(folder or _cache_folder())
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "realtime-sharpener" / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        log.warning("compiled networks are not kept: %s", first_line(error))
+        for blob in sorted(folder.glob("*.blob"), key=os.path.getmtime)[:-_BLOBS_KEPT]:
+            blob.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
-    with contextlib.suppress(OSError):  # another process may be tidying up, too
-        for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
-            blob.unlink()
-    return folder
+    return folder if os.access(folder, os.W_OK) else None

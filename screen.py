@@ -20,7 +20,7 @@ from images import VideoError
 from utils import first_line
 
 _RATE = 30  # pictures a second
-LEAST_SIDE = 16  # pixels of a rectangle
+_LEAST_SIDE = 16  # pixels of a rectangle
 _FORMS = 'write a monitor\'s number, such as 2, or a rectangle, such as "100,80,1280x720"'
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ class Screen:
             monitors = [_rectangle(monitor) for monitor in _call(lambda: self._mss.monitors)]
             self.desktop, self.dropped = monitors[0], 0
             text = str(source).removeprefix("screen:")
-            self.region = self._drawn(draw) if draw and not text else find_region(text, monitors)
+            if draw and not text:
+                text = "{},{},{}x{}".format(*self._drawn(draw))
+            self.region = find_region(text, monitors)
             self.size = self._grab(self.region).shape[1::-1]  # on some screens a point has several pixels
         except BaseException:
             self._mss.close()
@@ -126,10 +128,10 @@ def find_region(text, monitors):
     if numbers is None:
         raise VideoError(f"{text or 'nothing'} names no part of the screen: {_FORMS}")
     region = tuple(map(int, numbers.groups()))
-    if min(region[2:]) < LEAST_SIDE or not _contains(monitors[0], region):
+    if min(region[2:]) < _LEAST_SIDE or not _contains(monitors[0], region):
         x, y, width, height = monitors[0]
         raise VideoError(
-            f"the rectangle {text} is too small or not all on the screen: at least {LEAST_SIDE}x{LEAST_SIDE} pixels "
+            f"the rectangle {text} is too small or not all on the screen: at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels "
             f"within {x},{y},{width}x{height}"
         )
     return region
@@ -139,7 +141,6 @@ def desktop_size():
     """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
     with contextlib.suppress(VideoError), _call(mss.MSS) as reader:
         return _call(lambda: _rectangle(reader.monitors[1])[2:])
-    return None
 
 
 def _check_system():

@@ -9,12 +9,10 @@ import dataclasses
 import functools
 import logging
 import os
-import subprocess
 import sys
 import time
 from datetime import datetime
 from fractions import Fraction
-from pathlib import Path
 
 import cv2  # before av: see video.py
 import numpy as np
@@ -23,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from images import Picture, VideoError, write_image
 from pipeline import write_behind
 from scaling import WINDOW, Size, SizeError, parse_size, target_size
-from screen import LEAST_SIDE, desktop_size
+from screen import desktop_size
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
@@ -37,7 +35,6 @@ KEYS = (
     ("c", "before | after"),
     ("[  ]  mouse", "move the divider"),
     ("p", "save a picture"),
-    ("r", "start / stop recording"),
     ("z", "size: x1.5, x2, x3, the window's"),
     ("f", "full screen"),
     ("o", "this text on / off"),
@@ -47,7 +44,6 @@ KEYS = (
 _TOGGLES = {  # key -> attribute of `Controls`
     " ": "sharpening",
     "c": "comparing",
-    "r": "recording",
     "f": "full_screen",
     "o": "overlay",
     "h": "help",
@@ -85,7 +81,6 @@ class Controls:
     overlay: bool = True
     help: bool = False
     full_screen: bool = False
-    recording: bool = False
     snapshot: bool = False
     closed: bool = False
     size: Size | None = None
@@ -150,8 +145,8 @@ class Window:
     def __init__(self, title, controls, engine="", place=None):
         self.title, self.controls, self._engine, self._place = title, controls, engine, place
         check_display()
-        self._last_size, self._resized = None, -np.inf
         self._shown, self._full_screen = None, False
+        self._last_size, self._resized = None, -np.inf
         self._numbers, self._refreshed = "", -np.inf
         self._message, self._expires = "", -np.inf
 
@@ -178,16 +173,14 @@ class Window:
             self._full_screen = self.controls.full_screen
             state = cv2.WINDOW_FULLSCREEN if self._full_screen else cv2.WINDOW_NORMAL
             cv2.setWindowProperty(self.title, cv2.WND_PROP_FULLSCREEN, state)
+        if self.controls.snapshot:
+            self._save(frame)
         self._watch_size()
 
     def idle(self, note=""):
         """Handle keys while there is no new frame."""
         if self._shown is not None:
             self.show(self._shown, note=note)
-
-    def say(self, message, seconds=4):
-        """Show a message for some seconds."""
-        self._message, self._expires = message, time.perf_counter() + seconds
 
     def __enter__(self):
         return self
@@ -200,24 +193,33 @@ class Window:
         """Where its picture lies on the desktop: ``(x, y, width, height)``; None if it is not shown."""
         with contextlib.suppress(cv2.error):
             x, y, width, height = cv2.getWindowImageRect(self.title)
-            return (x, y, width, height) if self._shown is not None and width > 0 else None
+            return (x, y, width, height) if width > 0 else None
 
     def _fit_window(self, width, height):
         """Give the window a picture's size, as far as the screen has room; at first, put it where it goes."""
-        room = (1280, 720) if self.controls.size in (None, WINDOW) else _window_room()
-        scale = min(1, room[0] / width, room[1] / height)
-        size = round(scale * width), round(scale * height)
+        size = _shrunk(width, height, (1280, 720) if self.controls.size in (None, WINDOW) else _window_room())
         cv2.resizeWindow(self.title, *size)
         if self._shown is None and self._place and (place := self._place(*size)):
             cv2.moveWindow(self.title, *place)
 
+    def _save(self, frame):
+        """Write the picture to the working directory, and say so for some seconds."""
+        path, self.controls.snapshot = f"sharpened_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.png", False
+        try:
+            write_image(path, Picture(frame))
+            self._message = f"saved {path}"
+        except VideoError as error:
+            self._message = str(error)
+        log.info("%s", self._message)
+        self._expires = time.perf_counter() + 4
+
     def _watch_size(self):
-        """Note the size that the window has for the picture, when it has settled."""
+        """Note the size that the window has for the picture, when it has settled, and not only rounds otherwise."""
         rectangle, now = self.rectangle, time.perf_counter()
-        size = rectangle and rectangle[2:]
+        size, noted = rectangle and rectangle[2:], self.controls.window_size
         if size is None or size != self._last_size:
             self._last_size, self._resized = size, now
-        elif now - self._resized >= _SETTLED and _differ(size, self.controls.window_size):
+        elif now - self._resized >= _SETTLED and (noted is None or np.abs(np.subtract(size, noted)).max() > 2):
             self.controls.window_size = size
 
     def _draw_overlay(self, picture, note, meter):
@@ -228,11 +230,10 @@ class Window:
         lines = []
         if controls.overlay:
             state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
-            lines = [state, self._numbers, self._engine, "recording" if controls.recording else "", note]
+            lines = [state, self._numbers, self._engine, note]
         if now < self._expires:
             lines.append(self._message)
-        lines = tuple(filter(None, lines))
-        if lines:
+        if lines := tuple(filter(None, lines)):
             draw_panel(picture, text_panel(lines, font_size), font_size // 2, font_size // 2)
         if controls.help:
             panel = text_panel(tuple(f"{key}:  {meaning}" for key, meaning in KEYS), round(1.2 * font_size))
@@ -270,43 +271,31 @@ def draw_rectangle(picture):
         VideoError: there is no display, or the user draws none.
     """
     check_display()
-    title, corners, drawn = "Draw a rectangle", [], []
-
-    def follow(event, x, y, *_):
-        if event == cv2.EVENT_LBUTTONDOWN:
-            corners[:] = [(x, y), (x, y)]
-        elif corners:
-            corners[1] = (x, y)
-            if event == cv2.EVENT_LBUTTONUP:
-                (left, top), (right, bottom) = (map(function, *corners) for function in (min, max))
-                corners.clear()
-                if min(right - left, bottom - top) >= LEAST_SIDE:  # else it was a click
-                    drawn.append((left, top, right - left, bottom - top))
-
+    title = "Draw a rectangle with the mouse, then press Enter (Esc: quit)"
     _open_window(title)
-    try:
-        height, width = picture.shape[:2]
-        scale = min(1, *(room / side for room, side in zip(_window_room(), (width, height), strict=True)))
-        cv2.resizeWindow(title, round(scale * width), round(scale * height))
-        cv2.setMouseCallback(title, follow)
-        panel = text_panel(("Draw a rectangle with the mouse: what it holds is sharpened. Esc: quit",), 24)
-        while not drawn:
-            shown = picture.copy()
-            draw_panel(shown, panel, 12, 12)
-            if corners:
-                cv2.rectangle(shown, *corners, (255, 255, 255), 3)
-                cv2.rectangle(shown, *corners, (0, 0, 0), 1)
-            cv2.imshow(title, shown)
-            if key_name(cv2.waitKeyEx(20)) in ("q", "esc") or not _is_visible(title):
-                raise VideoError('no rectangle was drawn: name it, as in --screen "100,80,1280x720"')
-    finally:
-        _close_window(title)
-    return drawn[0]
+    cv2.resizeWindow(title, *_shrunk(*picture.shape[1::-1], _window_room()))
+    rectangle = cv2.selectROI(title, picture, showCrosshair=False, printNotice=False)
+    _close_window(title)
+    if not any(rectangle):
+        raise VideoError('no rectangle was drawn: name it, as in --screen "100,80,1280x720"')
+    return rectangle
+
+
+def check_display():
+    """Raise `VideoError` if there is no display: OpenCV's Qt would abort the whole process."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise VideoError("there is no display to open a window on: name an output file with -o instead")
 
 
 def _open_window(title):
     os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
-    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+    try:
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+    except cv2.error as error:
+        raise VideoError(
+            "no window can be opened, as OpenCV is a headless build: install opencv-python, or name an output file "
+            "with -o instead"
+        ) from error
 
 
 def _close_window(title):
@@ -329,46 +318,24 @@ def _window_room():
     return 0.92 * width, 0.86 * height
 
 
-def _differ(size, other):
-    """Whether a window's size is another one, not only rounded otherwise."""
-    return other is None or any(abs(side - old) > 2 for side, old in zip(size, other, strict=True))
-
-
-def check_display():
-    """Raise `VideoError` if no window can be opened.
-
-    OpenCV's Qt aborts the whole process when it finds no display, and hangs it when PyAV was loaded before OpenCV, so a
-    child process tries first, with the same order of imports.
-    """
-    advice = "name an output file with -o instead"
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise VideoError(f"there is no display to open a window on: {advice}")
-    order = ", ".join(name for name in sys.modules if name in ("av", "cv2"))
-    attempt = f"import {order}; cv2.namedWindow('display check'); cv2.destroyAllWindows()"
-    try:
-        subprocess.run([sys.executable, "-c", attempt], check=True, capture_output=True, timeout=15)
-    except subprocess.CalledProcessError as error:
-        raise VideoError(
-            "no window can be opened: the display does not answer, or OpenCV is a headless build (install "
-            f"opencv-python); or {advice}"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise VideoError(f"opening a window hangs: import cv2 before av in your program, or {advice}") from error
+def _shrunk(width, height, room):
+    """The ``(width, height)`` of a picture, made smaller if need be to fit into the room."""
+    scale = min(1, room[0] / width, room[1] / height)
+    return round(scale * width), round(scale * height)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Snapshots and recordings
+# Recordings
 
 
 class Recorder(contextlib.ExitStack):
     """Encodes live pictures to a file, in a thread of its own; their time stamps are when they were shown.
 
-    Ctrl-C within the block ends it, and keeps the recording if there is one. Another error leaves no file. Pictures of
-    another size, of a camera that was unplugged and came back, are scaled to the first one's.
+    Ctrl-C within the block ends it, and keeps the recording if there is one. Another error leaves no file.
 
     Args:
         path: see `video.VideoWriter`.
-        size: ``(width, height)``.
+        size: ``(width, height)`` of the pictures.
         rate: frames per second, about.
         codec, quality: see `video.VideoWriter`.
 
@@ -383,30 +350,21 @@ class Recorder(contextlib.ExitStack):
         super().__init__()
         # Milliseconds as time base, as cameras slow down in the dark.
         video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)
-        self.path, self.size, self.frames, self._added = path, size, 0, 0
-        self._begin = time.perf_counter()
+        self.frames, self._begin = 0, None
         self._writer = self.enter_context(VideoWriter(path, video_format, None, quality, codec))
         self._write = self.enter_context(write_behind(self._encode, _QUEUE_LENGTH))
 
     def __exit__(self, kind, error, traceback):
-        if kind is KeyboardInterrupt and self._added:
+        if kind is KeyboardInterrupt and self._begin:
             self.close()
             return True
         return super().__exit__(kind, error, traceback)
 
-    @property
-    def full(self):
-        """Whether a further picture would wait for the encoder."""
-        return self._added - self.frames >= _QUEUE_LENGTH
-
     def show(self, frame, milliseconds=0, note="", meter=None):
         """Encode a uint8 BGR frame ``(H, W, 3)``, which must not change any more."""
-        self._added += 1
-        try:
-            self._write((_resize(frame, self.size), round(1000 * (time.perf_counter() - self._begin))))
-        except Exception as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+        now = time.perf_counter()
+        self._begin = self._begin or now
+        self._write((frame, round(1000 * (now - self._begin))))
 
     def idle(self, note=""):
         """Do nothing."""
@@ -415,63 +373,6 @@ class Recorder(contextlib.ExitStack):
         picture, pts = item
         self._writer.write(Frame(*to_limited_range(*bgr_to_planes(picture)), pts))
         self.frames += 1
-
-
-class CaptureSaver(contextlib.ExitStack):
-    """Saves snapshots and recordings that the user requests by key, in threads of their own.
-
-    Args:
-        say: function that tells the user a message.
-        rate: of the source, in frames per second.
-        folder: where files go to.
-    """
-
-    def __init__(self, say, rate, folder="."):
-        super().__init__()
-        self._say, self._rate, self._folder, self._recorder = say, rate, Path(folder), None
-        self._write_later = self.enter_context(write_behind(self._write_snapshot))
-        self.callback(self._stop_recording)
-
-    def save(self, controls, sharpened, shown):
-        """Save `sharpened` if a snapshot is requested, and record `shown` while a recording is."""
-        if controls.snapshot:
-            controls.snapshot = False
-            self._write_later((self._path(".png"), sharpened))
-        if not controls.recording:
-            self._stop_recording()
-            return
-        try:
-            self._recorder = self._recorder or Recorder(self._path(".mp4"), shown.shape[1::-1], self._rate)
-            if not self._recorder.full:  # the live picture does not wait
-                self._recorder.show(shown)
-        except VideoError as error:
-            controls.recording, self._recorder = False, None
-            self._tell(str(error))
-
-    def _stop_recording(self):
-        recorder, self._recorder = self._recorder, None
-        if recorder is not None:
-            try:
-                recorder.close()
-                self._tell(f"recorded {recorder.path}")
-            except VideoError as error:
-                self._tell(str(error))
-
-    def _write_snapshot(self, item):
-        path, picture = item
-        try:
-            write_image(path, Picture(picture))
-            self._tell(f"saved {path}")
-        except VideoError as error:
-            self._tell(str(error))
-
-    def _tell(self, message):
-        log.info("%s", message)
-        self._say(message)
-
-    def _path(self, suffix):
-        now = datetime.now().isoformat("_", "milliseconds").replace(":", "-").replace(".", "-")
-        return self._folder / f"sharpened_{now}{suffix}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -505,7 +406,10 @@ class VirtualCamera:
         if self._camera is None:
             self._camera = self._open(*frame.shape[1::-1])
         time.sleep(milliseconds / 1000)
-        self._camera.send(_resize(frame, (self._camera.width, self._camera.height)))
+        size = self._camera.width, self._camera.height  # even, and that of the first picture
+        self._camera.send(
+            frame if frame.shape[1::-1] == size else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        )
 
     def idle(self, note=""):
         """Do nothing: programs keep seeing the last frame."""
@@ -534,8 +438,3 @@ class VirtualCamera:
             ) from error
         log.info("virtual camera %s: %dx%d; Ctrl-C ends it", camera.device, camera.width, camera.height)
         return camera
-
-
-def _resize(frame, size):
-    """Scale a frame to `size`: it may have an odd one, or another camera was plugged in."""
-    return frame if frame.shape[1::-1] == size else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
