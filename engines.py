@@ -43,8 +43,9 @@ def make_engine(checkpoint, device="auto"):
     except DeviceError as error:  # an ArtefactError is one
         if not _has_torch():
             raise
+        engine = _torch_engine(checkpoint, "cpu")
         log.warning("PyTorch is used, which is slower on a CPU than the int8 network: %s", error)
-        return _torch_engine(checkpoint, "cpu")
+        return engine
 
 
 def _torch_engine(checkpoint, device):

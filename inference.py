@@ -6,7 +6,7 @@ examples:
   python inference.py call.mp4             writes call_sharpened.mp4 beside it
   python inference.py a.jpg -o b.jpg       writes b.jpg
   python inference.py holiday/             all in it, to holiday_sharpened/
-  python inference.py "in/**/*.mp4" -o out/  all .mp4 in in/, at any depth
+  python inference.py "in/**/*.mp4"        all .mp4 in in/, at any depth
   python inference.py a.mp4 --size 1080p   enlarged, then sharpened
   python inference.py --screen             a part of the screen, in a window
   python inference.py rtsp://host/stream   a stream; with -o, written to a file
@@ -22,7 +22,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -186,11 +185,13 @@ class RealTimeSharpener:
         _check_other(input_path, output_path)
         size = _fixed_size(size)
         picture = read_image(input_path)
-        picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
-        sharp = self.sharpen(picture.pixels, strength=strength)
+        target = _say_shrunk(input_path, size, *picture.pixels.shape[1::-1])
+        before = resize_pixels(picture.pixels, target)
+        sharp = self.sharpen(before, strength=strength)
         if compare:
-            sharp = divide_pixels(picture.pixels, sharp)
-        write_image(output_path, dataclasses.replace(picture, pixels=sharp))
+            sharp = divide_pixels(before, sharp)
+        alpha = None if picture.alpha is None else resize_pixels(picture.alpha, target)
+        write_image(output_path, dataclasses.replace(picture, pixels=sharp, alpha=alpha))
 
     def process_video_stream(
         self,
@@ -203,7 +204,6 @@ class RealTimeSharpener:
         codec: str | None = None,
         quality: float | None = None,
         camera_size: tuple[int, int] | None = None,
-        camera_rate: float | None = None,
         virtual_camera: bool = False,
         size: SizeLike | None = None,
     ) -> dict:
@@ -216,33 +216,30 @@ class RealTimeSharpener:
         late, and less is sharpened if the machine is too busy (see `live.LoadController`); never in a file.
 
         Args:
-            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen, see
-                `screen.Screen`: ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, and
-                ``"screen:"`` one that the user draws.
+            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen:
+                ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, ``"screen:"`` one that the user
+                draws.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
             progress: show a progress bar.
-            frame_budget: milliseconds that a window's frame may take; None for the interval between the source's
-                frames, 0 for no limit.
-            on_frame: called as ``on_frame(number, picture)``, numbers from 0, after each frame that is written or
-                shown, with that picture upright as ``(H, W, 3)`` uint8 BGR, before the encoder's loss. It delays the
-                next frame. If it returns False (nothing else will do), that frame is the last, and the file is
-                complete with it. What it raises ends the processing, is raised here, and leaves no file.
+            frame_budget: milliseconds for a frame in a window; None for the interval between the source's frames, 0 for
+                no limit.
+            on_frame: called as ``on_frame(number, picture)``, numbers from 0, for each frame that is written or shown,
+                upright as ``(H, W, 3)`` uint8 BGR. If it returns False (nothing else will do), that frame is the last.
+                What it raises ends the processing, is raised here, and leaves no file.
             codec, quality: of a file that is written, see `video.VideoWriter`.
-            camera_size, camera_rate: ``(width, height)`` and frames per second to ask a camera for.
+            camera_size: ``(width, height)`` to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
-            size: enlarge the pictures first, see `sharpen`; upright lines and sides, as players show them. ``"window"``
-                follows the window's size.
+            size: enlarge the pictures first, see `sharpen`; ``"window"`` follows the window's size.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
-            ``source_size``, ``engine`` and ``output``; of what is live also ``dropped``, ``latency_ms`` and
-            ``latency_p95_ms``, see `live.Meter.stats`, and ``levels``, see `live.LoadController.frames`.
+            ``source_size``, ``engine`` and ``output``; of what is live also those of `live.Meter.stats`, and
+            ``levels``, see `live.LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0, or there is no such size.
-            VideoError: the source cannot be read, the file cannot be written, or there is no display or no virtual
-                camera.
+            VideoError: the source cannot be read, the file cannot be written, or there is no display or virtual camera.
         """
         live = output_path is None or is_camera(input_source) or is_screen(input_source)
         in_window = output_path is None and not virtual_camera
@@ -254,12 +251,12 @@ class RealTimeSharpener:
 
         controls, meter, count = Controls(self.strength, compare, size=size), Meter(), 0
         with contextlib.ExitStack() as stack:
-            source, enlarge, sharpen = self._open_live(stack, input_source, camera_size, camera_rate, controls)
+            source, enlarge, sharpen = self._open_live(stack, input_source, camera_size, controls)
             target = source.size if size == WINDOW else _say_shrunk(input_source, size, *source.size)
             load = LoadController(0 if output_path is not None else frame_budget, source.rate)
             if in_window:
                 place = source.free_place if isinstance(source, Screen) else None
-                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, place))
+                screen = stack.enter_context(Window(controls, self.description, place))
                 if isinstance(source, Screen):
                     source.own_window = lambda: screen.rectangle
             elif virtual_camera:
@@ -300,7 +297,7 @@ class RealTimeSharpener:
                     break
         return self._statistics(number + 1, begin, (shape[:2], target), output_path)
 
-    def _open_live(self, stack, source, camera_size, camera_rate, controls):
+    def _open_live(self, stack, source, camera_size, controls):
         """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""
 
         def enlarge(pixels):
@@ -309,7 +306,7 @@ class RealTimeSharpener:
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, self._sharpen_pixels
         if is_camera(source):
-            return stack.enter_context(Camera(source, camera_size, camera_rate)), enlarge, self._sharpen_pixels
+            return stack.enter_context(Camera(source, camera_size)), enlarge, self._sharpen_pixels
 
         reader = stack.enter_context(VideoReader(source))
         kind = reader.format
@@ -374,11 +371,6 @@ def _say_shrunk(source, size, width, height, *shape):
     return target
 
 
-def _resize_picture(picture, size):
-    alpha = None if picture.alpha is None else resize_pixels(picture.alpha, size)
-    return dataclasses.replace(picture, pixels=resize_pixels(picture.pixels, size), alpha=alpha)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
@@ -415,6 +407,10 @@ def main(argv=None):
         return 130
 
 
+def _make_sharpener(args):
+    return RealTimeSharpener(args.checkpoint, args.device, args.strength)
+
+
 def _run(args):
     given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
     sources = given or ["0"]
@@ -442,8 +438,8 @@ def _run_file(args, source):
     """Sharpen one image or video file."""
     output = args.output or default_output(existing_file(source))
     check_free(output, args.overwrite)
-    sharpener, progress = _make_sharpener(args), sys.stderr.isatty()
-    stats = sharpen_file(sharpener, source, output, args.compare, progress, args.size, **_encoding(args))
+    options = {"size": args.size, "codec": args.codec, "quality": args.crf, "progress": sys.stderr.isatty()}
+    stats = sharpen_file(_make_sharpener(args), source, output, args.compare, **options)
     if stats:
         _print_statistics(stats)
     print(f"written to {output}")
@@ -457,7 +453,8 @@ def _run_files(args, sources):
         raise VideoError(f"{output} is not a folder: several files go to one, name it with -o")
     part, parts = args.shard or (1, 1)
     jobs = plan_files(sources, output)[part - 1 :: parts]
-    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, args.size, **_encoding(args))
+    options = {"size": args.size, "codec": args.codec, "quality": args.crf}
+    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, **options)
 
 
 def _run_live(args, source):
@@ -471,10 +468,10 @@ def _run_live(args, source):
         progress=sys.stderr.isatty(),
         frame_budget=args.budget,
         camera_size=args.camera_size,
-        camera_rate=args.camera_rate,
         virtual_camera=args.virtual_camera,
         size=args.size,
-        **_encoding(args),
+        codec=args.codec,
+        quality=args.crf,
     )
     _print_statistics(stats)
     if args.output is not None:
@@ -485,14 +482,6 @@ def _run_live(args, source):
 def _is_live(source):
     named = source.isdecimal() or "://" in source or is_camera(source) or is_screen(source)
     return named and not Path(source).is_dir()
-
-
-def _make_sharpener(args):
-    return RealTimeSharpener(args.checkpoint, args.device, args.strength)
-
-
-def _encoding(args):
-    return {"codec": args.codec, "quality": args.crf}
 
 
 def _print_statistics(stats):
@@ -516,18 +505,16 @@ def parse_amount(text):
 
 def parse_camera_size(text):
     """Parse ``WIDTHxHEIGHT`` into a pair."""
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected a size such as 1280x720, got {text}")
-    return int(match[1]), int(match[2])
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 def parse_shard(text):
     """Parse ``I/N`` into a pair, I from 1 to N."""
-    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
         raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/3, got {text}")
-    return int(numbers[1]), int(numbers[2])
+    return part, parts
 
 
 def make_parser():
@@ -566,8 +553,6 @@ def make_parser():
     add("--budget", type=parse_amount, metavar="MS", help=text)
     text = "size to ask a camera for, such as 1280x720; default: what it gives"
     add("--camera-size", type=parse_camera_size, metavar="WxH", help=text)
-    text = "frames per second to ask a camera for; default: what it gives"
-    add("--camera-rate", type=parse_amount, metavar="FPS", help=text)
     text = "offer the sharpened picture to other programs as a camera, without a window (needs pyvirtualcam)"
     add("--virtual-camera", action="store_true", help=text)
 

@@ -44,7 +44,7 @@ class Camera:
 
     Args:
         source: index of the camera, 0 is the first, or a device path.
-        size, rate: ``(width, height)`` and frames per second to ask for; the camera takes what is nearest to them.
+        size: ``(width, height)`` to ask for; the camera takes what is nearest to it.
 
     Attributes:
         size: ``(width, height)`` in pixels.
@@ -58,9 +58,9 @@ class Camera:
 
     note = ""
 
-    def __init__(self, source=0, size=None, rate=None):
+    def __init__(self, source=0, size=None):
         self.source, self.dropped = source, 0
-        self._newest = self._open(size, rate), time.perf_counter()
+        self._newest = self._open(size), time.perf_counter()
         self._ended, self._stop, self._changed = False, threading.Event(), threading.Condition()
         self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
         self._thread.start()
@@ -87,8 +87,8 @@ class Camera:
         self._thread.join()
         self._capture.release()
 
-    def _open(self, size, rate):
-        """Open the camera with the settings asked for; return its first frame."""
+    def _open(self, size):
+        """Open the camera; return its first frame."""
         # FFmpeg would take a device path for a file.
         by_path = sys.platform.startswith("linux") and not isinstance(self.source, int)
         with quiet_opencv():
@@ -98,8 +98,6 @@ class Camera:
             if size:
                 self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
                 self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
-            if rate:
-                self._capture.set(cv2.CAP_PROP_FPS, float(rate))
             arrived, first = self._capture.read()
         if not arrived:
             self._capture.release()
@@ -138,13 +136,9 @@ class TimedSource:
     Args:
         frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None if no frame has come.
         live: whether frames come at their own rate, not as fast as they are read.
-        rate: frames per second.
-        size: ``(width, height)`` of the upright frames, None if unknown.
 
     Attributes:
-        rate, size: see above.
-        dropped: number of frames that were left out.
-        note: always empty, as of `Camera`.
+        rate, size, dropped, note: see `Camera`; the size is that of the upright frames, or None.
     """
 
     note = ""
@@ -223,9 +217,8 @@ class LoadController:
     """Decides how much of a live picture is sharpened, so that it fits a budget. It has no clock: it is told the costs.
 
     There are three levels. At "every other frame", half of the frames are left out: half the rate is a small loss in a
-    call, while sharp and soft frames in turn would flicker, and the previous frame's residual would leave ghosts on a
-    picture that moved. If that is too much as well, all frames are shown "not sharpened". There, a probe now and then
-    (a frame is sharpened, but shown as it came) tells what sharpening would cost.
+    call, while sharp and soft frames in turn would flicker. If that is too much as well, all frames are shown "not
+    sharpened". There, a probe now and then (a frame is sharpened, but shown as it came) tells what that would cost.
 
     The level goes down if the median of the last costs exceeds the level's budget, and up if for 3 s the median was
     within 90 % of the upper level's. After a step up that did not hold for a minute, the next one waits twice as long,

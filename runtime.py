@@ -270,9 +270,7 @@ class OpenVINOEngine:
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
 
     Attributes:
-        device: OpenVINO's name of the device.
-        description: device and precision, for reports.
-        identity: the description and what else decides the output.
+        device, description, identity: see `torch_engine.TorchEngine`; the device is OpenVINO's name of it.
 
     Raises:
         ArtefactError: OpenVINO is not installed, or the network is missing, was made from another checkpoint or does

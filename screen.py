@@ -5,7 +5,6 @@ mss reads the screen on Linux with X11, on Windows and on macOS.
 
 import contextlib
 import ctypes
-import logging
 import os
 import re
 import sys
@@ -21,9 +20,6 @@ from utils import first_line
 
 _RATE = 30  # pictures a second
 _LEAST_SIDE = 16  # pixels of a rectangle
-_FORMS = 'write a monitor\'s number, such as 2, or a rectangle, such as "100,80,1280x720"'
-
-log = logging.getLogger(__name__)
 
 
 def is_screen(source):
@@ -40,9 +36,7 @@ class Screen:
         draw: function of a picture of the whole desktop that returns a rectangle ``(x, y, width, height)`` of it.
 
     Attributes:
-        size: ``(width, height)`` of the pictures.
-        rate: of the pictures, a second.
-        dropped: number of pictures that nobody was in time for.
+        size, rate, dropped, note: see `live.Camera`.
         region, desktop: ``(x, y, width, height)`` of what is shown, and of all monitors together.
         own_window: function that returns such a rectangle of the window that shows the pictures; None if none does.
 
@@ -85,7 +79,6 @@ class Screen:
 
     @property
     def note(self):
-        """What the user should know; usually empty."""
         own = self.own_window and self.own_window()
         return "this window is part of the picture: move it away" if own and _overlap(own, self.region) else ""
 
@@ -120,19 +113,15 @@ def find_region(text, monitors):
     Raises:
         VideoError: it means none, or one that is off the screen.
     """
-    if re.fullmatch(r"[0-9]{1,3}", text):
-        if not 1 <= int(text) < len(monitors):
-            raise VideoError(f"there is no monitor {text}: this desktop has 1 to {len(monitors) - 1}")
+    if text.isdecimal() and 1 <= int(text) < len(monitors):
         return monitors[int(text)]
-    numbers = re.fullmatch(r"(-?[0-9]{1,6}),(-?[0-9]{1,6}),([0-9]{1,6})x([0-9]{1,6})", text)
-    if numbers is None:
-        raise VideoError(f"{text or 'nothing'} names no part of the screen: {_FORMS}")
-    region = tuple(map(int, numbers.groups()))
+    numbers = re.fullmatch(r"(-?\d{1,6}),(-?\d{1,6}),(\d{1,6})x(\d{1,6})", text)
+    region = tuple(map(int, numbers.groups())) if numbers else (0, 0, 0, 0)
     if min(region[2:]) < _LEAST_SIDE or not _contains(monitors[0], region):
-        x, y, width, height = monitors[0]
         raise VideoError(
-            f"the rectangle {text} is too small or not all on the screen: at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels "
-            f"within {x},{y},{width}x{height}"
+            f"{text or 'nothing'} is no part of the screen: write a monitor's number, 1 to {len(monitors) - 1}, or a "
+            f'rectangle, such as "100,80,1280x720", of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels within '
+            + "{},{},{}x{}".format(*monitors[0])
         )
     return region
 

@@ -43,8 +43,7 @@ def pick_device(name="auto"):
 def pick_precision(device):
     """Return the type of the convolutions that is fastest on `device` without visible loss, and the reason.
 
-    float16 on CUDA; bfloat16 on CPUs with instructions for it (AVX512-BF16, AMX: about twice as fast as
-    float32; without them it is emulated and slower); float32 elsewhere.
+    On CPUs without instructions for bfloat16 it is emulated, and slower than float32.
     """
     if device.type == "cuda":
         return torch.float16, "tensor cores"

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from images import Picture, VideoError, write_image
 from pipeline import write_behind
-from scaling import WINDOW, Size, SizeError, parse_size, target_size
+from scaling import WINDOW, Size, SizeError, parse_size, resize_pixels, target_size
 from screen import desktop_size
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
@@ -41,19 +41,8 @@ KEYS = (
     ("h", "help"),
     ("q  Esc", "quit"),
 )
-_TOGGLES = {  # key -> attribute of `Controls`
-    " ": "sharpening",
-    "c": "comparing",
-    "f": "full_screen",
-    "o": "overlay",
-    "h": "help",
-}
-# Codes of cv2.waitKeyEx for keys that are no character: X11, Windows, macOS.
-_KEY_NAMES = {
-    **dict.fromkeys((0xFF51, 0x250000, 0xF702), "left"),
-    **dict.fromkeys((0xFF53, 0x270000, 0xF703), "right"),
-    **{0xFFAB: "+", 0xFFAD: "-"},  # of the number block
-}
+# Keys -> attribute of `Controls`.
+_TOGGLES = {" ": "sharpening", "c": "comparing", "f": "full_screen", "o": "overlay", "h": "help"}
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +79,8 @@ class Controls:
         self._sizes = _SIZES if self.size in _SIZES else (self.size, *_SIZES)
 
     def press(self, key):
-        """Apply a key: a character, ``left`` or ``right``; unknown ones do nothing."""
-        stronger, moved = {"+": 0.1, "=": 0.1, "-": -0.1}, {"left": -0.02, "[": -0.02, "right": 0.02, "]": 0.02}
+        """Apply a key, see `key_name`; unknown ones do nothing."""
+        stronger, moved = {"+": 0.1, "=": 0.1, "-": -0.1}, {"[": -0.02, "]": 0.02}
         if key in _TOGGLES:
             setattr(self, _TOGGLES[key], not getattr(self, _TOGGLES[key]))
         elif key in stronger:
@@ -122,10 +111,8 @@ class Controls:
 
 
 def key_name(code):
-    """Return the key that a code of `cv2.waitKeyEx` means: a lower-case character, a name, or "" for none."""
+    """Return the key that a code of `cv2.waitKeyEx` means: a lower-case character, ``esc``, or "" for any other."""
     low = code & 0xFFFF  # GTK puts the state of shift and the like above
-    if code in _KEY_NAMES or low in _KEY_NAMES:
-        return _KEY_NAMES.get(code) or _KEY_NAMES[low]
     return "esc" if low == 27 else chr(low).lower() if 32 <= low < 127 else ""
 
 
@@ -133,7 +120,6 @@ class Window:
     """A live window, with numbers and messages over the picture; `KEYS` lists its keys.
 
     Args:
-        title: of the window.
         controls: the `Controls` that keys and the mouse change.
         engine: description of the engine, for the overlay.
         place: function of the window's width and height that returns where it goes, ``(x, y)``, or None for anywhere.
@@ -142,8 +128,10 @@ class Window:
         VideoError: there is no display, or OpenCV was built without windows.
     """
 
-    def __init__(self, title, controls, engine="", place=None):
-        self.title, self.controls, self._engine, self._place = title, controls, engine, place
+    title = "Real-time sharpener"
+
+    def __init__(self, controls, engine="", place=None):
+        self.controls, self._engine, self._place = controls, engine, place
         check_display()
         self._shown, self._full_screen = None, False
         self._last_size, self._resized = None, -np.inf
@@ -151,12 +139,7 @@ class Window:
         self._message, self._expires = "", -np.inf
 
     def show(self, frame, milliseconds=1, note="", meter=None):
-        """Show a uint8 BGR frame ``(H, W, 3)`` and handle keys for at least `milliseconds`.
-
-        Args:
-            note: text for the overlay.
-            meter: `live.Meter`, whose numbers the overlay shows.
-        """
+        """Show a uint8 BGR frame ``(H, W, 3)``, with a note and numbers, and handle keys for some milliseconds."""
         if self._shown is None:  # not before, as the screen may be the source: its first picture is without a window
             _open_window(self.title)
             cv2.setMouseCallback(self.title, self._drag)
@@ -380,15 +363,12 @@ class Recorder(contextlib.ExitStack):
 
 
 class VirtualCamera:
-    """Offers pictures to other programs as a camera, with pyvirtualcam, until Ctrl-C; its size is the first picture's.
+    """Offers pictures to other programs as a camera of so many frames per second, until Ctrl-C.
 
     pyvirtualcam is under the GNU GPL 2 and no part of this project: it is only loaded if the user has installed it.
 
-    Args:
-        rate: frames per second to announce.
-
     Raises:
-        VideoError: pyvirtualcam or a virtual camera is missing; the message says how to get it.
+        VideoError: pyvirtualcam or a virtual camera is missing.
     """
 
     def __init__(self, rate):
@@ -396,8 +376,7 @@ class VirtualCamera:
             import pyvirtualcam
         except ImportError as error:
             raise VideoError(
-                "a virtual camera needs pyvirtualcam, which is separate software under the GNU GPL 2: "
-                "pip install pyvirtualcam"
+                "a virtual camera needs pyvirtualcam, software under the GNU GPL 2: pip install pyvirtualcam"
             ) from error
         self._library, self._rate, self._camera = pyvirtualcam, float(rate), None
 
@@ -407,9 +386,7 @@ class VirtualCamera:
             self._camera = self._open(*frame.shape[1::-1])
         time.sleep(milliseconds / 1000)
         size = self._camera.width, self._camera.height  # even, and that of the first picture
-        self._camera.send(
-            frame if frame.shape[1::-1] == size else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        )
+        self._camera.send(resize_pixels(frame, size))
 
     def idle(self, note=""):
         """Do nothing: programs keep seeing the last frame."""
@@ -424,12 +401,8 @@ class VirtualCamera:
 
     def _open(self, width, height):
         try:
-            camera = self._library.Camera(
-                width=width + width % 2,  # the formats that programs ask for halve the chroma
-                height=height + height % 2,
-                fps=self._rate,
-                fmt=self._library.PixelFormat.BGR,
-            )
+            size = {"width": width + width % 2, "height": height + height % 2}  # programs ask for halved chroma
+            camera = self._library.Camera(**size, fps=self._rate, fmt=self._library.PixelFormat.BGR)
         except RuntimeError as error:
             raise VideoError(
                 "there is no virtual camera: on Windows and macOS install OBS Studio, start its virtual camera, "

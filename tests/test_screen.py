@@ -31,15 +31,8 @@ def test_parts_of_the_screen():
     assert is_screen("screen:") and is_screen("screen:2") and not is_screen("screen.mp4") and not is_screen(0)
     assert find_region("2", MONITORS) == MONITORS[2]
     assert find_region("-1280,80,1280x720", MONITORS) == (-1280, 80, 1280, 720)
-    for text, message in [
-        ("0", "there is no monitor 0: this desktop has 1 to 2"),
-        ("3", "no monitor 3"),
-        ("1900,0,100x100", "not all on the screen"),
-        ("0,0,4x400", "too small"),
-        ("banana", "names no part of the screen"),
-        ("", "names no part of the screen"),
-    ]:
-        with pytest.raises(VideoError, match=message):
+    for text in ("0", "3", "1900,0,100x100", "0,0,4x400", "banana", ""):
+        with pytest.raises(VideoError, match=r"no part of the screen: .* 1 to 2, .* within -1280,0,3200x1080"):
             find_region(text, MONITORS)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -17,7 +18,6 @@ from PIL import ImageGrab
 
 import inference
 import window
-from live import LoadController
 from scaling import WINDOW, parse_size
 from tests.conftest import CONSTANT, encode, pictures
 from tests.test_cli import run_script
@@ -47,8 +47,8 @@ def pressed(keys, **chosen):
         ("=" * 30, {}, {"strength": 2.0}),
         ("-" * 30, {}, {"strength": 0.0}),
         ("[", {}, {}),  # there is no divider
-        (["left", "left", "]"], {"comparing": True}, {"divider": 0.48}),
-        (["right"] * 99, {"comparing": True}, {"divider": 1.0}),
+        ("[[]", {"comparing": True}, {"divider": 0.48}),
+        ("]" * 99, {"comparing": True}, {"divider": 1.0}),
         ("p", {}, {"snapshot": True}),
         ("fofh", {}, {"overlay": False, "help": True}),
         ("q", {}, {"closed": True}),
@@ -74,12 +74,9 @@ def test_a_size_that_would_be_too_large_leaves_the_picture_as_it_is():
         (ord("C"), "c"),
         (0x100000 | ord("q"), "q"),  # GTK with number lock
         (27, "esc"),
-        (65361, "left"),
-        (2555904, "right"),
-        (63234, "left"),
-        (65451, "+"),
+        (0xFF51, ""),  # left on X11: its lower byte is Q
+        (0x250000, ""),  # left on Windows
         (65505, ""),  # shift alone
-        (65362, ""),  # up
         (-1, ""),
         (0, ""),
     ],
@@ -167,7 +164,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         assert divider() is None
         do("key", "c")
         wait_for(lambda: divider() in range(157, 162))
-        do("key", "--repeat", "5", "--delay", "100", "Left")
+        do("key", "--repeat", "5", "--delay", "100", "bracketleft")
         wait_for(lambda: divider() in range(125, 131))
         do("mousemove", "128", "200", "mousedown", "1", "mousemove", "200", "200", "mousemove", "240", "200")
         do("mouseup", "1")
@@ -188,7 +185,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
     finally:
         program.kill()
         program.wait()
-    assert (program.returncode, errors) == (0, "")
+    assert program.returncode == 0 and re.fullmatch(r"(saved sharpened_[\d_-]+\.png\n){2}", errors)
     assert re.search(r"\d+ frames of 320x240 in .*\n0 frames dropped; added latency [0-9.]+ ms, 95 % within", output)
     sharp, soft = (cv2.imread(str(path)) for path in sorted(folder.glob("*.png")))
     with VideoReader(source) as reader:
@@ -222,17 +219,15 @@ class FakeVirtualCamera:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
-@pytest.mark.parametrize("budget", [None, 1e-4])
-def test_a_virtual_camera_gets_sharpened_frames_until_ctrl_c(sharpener, tmp_path, monkeypatch, capsys, size, budget):
+def test_a_virtual_camera_gets_sharpened_frames_until_ctrl_c(sharpener, tmp_path, monkeypatch, size):
     library = types.SimpleNamespace(Camera=FakeVirtualCamera, PixelFormat=types.SimpleNamespace(BGR="bgr"))
     monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
     pixels = {"codec": "ffv1", "pixel_format": "yuv420p" if size == (64, 48) else "gray"}
     source = encode(tmp_path / "in.mkv", times=CONSTANT, size=size, **pixels)
-    stats = sharpener.process_video_stream(str(source), frame_budget=budget, virtual_camera=True)
+    stats = sharpener.process_video_stream(str(source), virtual_camera=True)
     camera = FakeVirtualCamera.newest
     assert (camera.width, camera.height, camera.fps, camera.fmt) == (64, 48, 25, "bgr") and camera.closed
     assert stats["size"] in (size, (0, 0)) and len(camera.sent) == 5 and stats["frames"] in (4, 5)
-    assert list(stats["levels"]) == list(LoadController.LEVELS)
     if size == (64, 48):
         with VideoReader(source) as reader:
             sharp = [reader.to_bgr(*sharpener.sharpen_planes(frame.y, frame.uv)) for frame in reader]
@@ -247,11 +242,8 @@ def test_without_pyvirtualcam_or_a_device_it_says_what_to_do(exported, tmp_path,
     message = capsys.readouterr().err
     assert "pip install pyvirtualcam" in message and "GNU GPL" in message and len(message.splitlines()) == 1
 
-    class Missing:
-        def __init__(self, **_):
-            raise RuntimeError("'v4l2loopback' backend: No v4l2 loopback device found")
-
-    library = types.SimpleNamespace(Camera=Missing, PixelFormat=types.SimpleNamespace(BGR="bgr"))
+    missing = RuntimeError("'v4l2loopback' backend: No v4l2 loopback device found")
+    library = types.SimpleNamespace(Camera=Mock(side_effect=missing), PixelFormat=types.SimpleNamespace(BGR="bgr"))
     monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
     assert inference.main(command) == 2
     message = capsys.readouterr().err
