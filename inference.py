@@ -314,7 +314,7 @@ class RealTimeSharpener:
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
         def enlarge_frame(frame):
-            target = controls.target_size(kind.width, kind.height, kind.turned)
+            target = controls.target_size(kind.width, kind.height, kind.pixel_aspect, kind.turned)
             return resize_planes(frame.y, frame.uv, target, kind.chroma_location)
 
         def sharpen_frame(planes, strength):
@@ -543,7 +543,7 @@ def make_parser():
     text = "enlarge first: 1080p (lines), 1920x1080 (fits into it), 2x, or window (follows it); default: its own size"
     add("--size", metavar="SIZE", help=text)
     add("--compare", action="store_true", help="left half as it came, right half sharpened")
-    text = "of a video: h264, hevc, av1, vp9, ffv1, or FFmpeg's name of an encoder; default: h264, in .webm vp9"
+    text = "of a video: h264, hevc, av1, vp9 or ffv1; default: h264, in .webm vp9"
     add("--codec", metavar="NAME", help=text)
     text = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, or what is alike"
     add("--crf", type=float, metavar="Q", help=text)

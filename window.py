@@ -99,15 +99,18 @@ class Controls:
         if self.comparing:
             self.divider = min(max(position, 0.0), 1.0)
 
-    def target_size(self, width, height, turned=False):
-        """Return the ``(width, height)`` to bring a frame to, its own if `size` is too large: no key may end a call."""
+    def target_size(self, *shape):
+        """Return the ``(width, height)`` to bring a frame to, see `scaling.target_size` for its shape.
+
+        That is its own if `size` is too large: no key may end a call.
+        """
         size = self.size
         if size == WINDOW:
             size = self.window_size and Size(*self.window_size)
         try:
-            return target_size(size, width, height, turned=turned)
+            return target_size(size, *shape)
         except SizeError:
-            return width, height
+            return shape[:2]
 
 
 def key_name(code):
