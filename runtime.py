@@ -283,22 +283,22 @@ class OpenVINOEngine:
         # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
         sys.modules.setdefault("openvino_telemetry", None)
         try:
-            import openvino.frontend
+            import openvino.frontend  # noqa: F401
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
-        self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
-        self._threads = threads or usable_cores()
-        self._properties = {"PERFORMANCE_HINT": "LATENCY"}
+        self.device, path = device, artefact_path(checkpoint)
+        self._lock, self._threads = threading.Lock(), threads or usable_cores()
+        properties = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU" and (threads or self._threads < os.cpu_count()):  # OpenVINO does not know of quotas
-            self._properties["INFERENCE_NUM_THREADS"] = self._threads
+            properties["INFERENCE_NUM_THREADS"] = self._threads
         if folder := _cache_folder():
-            self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._network_for = threading.Lock(), functools.lru_cache(_SIZES_KEPT)(self._compile)
+            properties["CACHE_DIR"] = str(folder)
         try:
-            with _openvino_lock:
-                self._core = _core()
-            self._check_device()
-            self._network, answer = self._read(path, checkpoint)
+            with _openvino_lock:  # one thread makes the core
+                _check_device(device)
+            network, answer = _read_network(path, checkpoint)
+            compiled = functools.partial(_FrameNetwork, network, device, properties)
+            self._network_for = functools.lru_cache(_SIZES_KEPT)(compiled)
             self._test(answer)
         except (CheckpointError, DeviceError):
             raise
@@ -337,47 +337,45 @@ class OpenVINOEngine:
             network.infer(stretch=255 / scale[0], amount=amount, keep=keep)
             return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
 
-    def _compile(self, rows, columns):
-        network = self._network.clone()
-        network.reshape({name: [1, rows, columns, channels] for name, channels in _FRAMES.items()})
-        with _openvino_lock:
-            request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
-
-    def _check_device(self):
-        found = self._core.available_devices
-        if self.device not in {*found, *(name.split(".")[0] for name in found)}:
-            known = ", ".join(f"openvino:{name}" for name in found)
-            raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
-
-    def _read(self, path, checkpoint):
-        """Read the network if it was made from this checkpoint and for this version, and the student's answer.
-
-        The file may come from a stranger. ONNX holds no code, but may name other files; OpenVINO would take other
-        formats, too, whatever the name, and not all of them are harmless to read.
-        """
-        advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
-        if not path.is_file():
-            raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        content = path.read_bytes()
-        if b"location" in content:  # ONNX's word before the name of a file in which weights lie
-            raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
-        with _openvino_lock:
-            reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
-            network = reader.convert(reader.load(io.BytesIO(content)))
-        notes = network.get_rt_info(["framework"]).value
-        if notes.get("format") != str(ARTEFACT_FORMAT):
-            raise ArtefactError(f"{path} was made for another version of this program: {advice}")
-        if notes.get("checkpoint") != checkpoint_digest(checkpoint):
-            raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
-        return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
-
     def _test(self, answer):
         """Compare with the student's answer for `probe_planes`, so that a device which computes another is not used."""
         found = np.concatenate([plane.ravel() for plane in self.difference(*probe_planes())]).astype(float)
         error, size = np.abs(found - answer).mean(), np.abs(answer - 128.0).mean()
         if not error <= 0.5 + 0.25 * size:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
+
+
+def _check_device(device):
+    """Raise `DeviceError` if OpenVINO finds no device of this name."""
+    found = _core().available_devices
+    if device not in {*found, *(name.split(".")[0] for name in found)}:
+        known = ", ".join(f"openvino:{name}" for name in found)
+        raise DeviceError(f"OpenVINO finds no device {device!r} on this machine: use auto, {known}")
+
+
+def _read_network(path, checkpoint):
+    """Read the network if it was made from this checkpoint and for this version, and the student's answer.
+
+    The file may come from a stranger. ONNX holds no code, but may name other files; OpenVINO would take other formats,
+    too, whatever the name, and not all of them are harmless to read.
+    """
+    import openvino.frontend
+
+    advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
+    if not path.is_file():
+        raise ArtefactError(f"there is no int8 network at {path}: {advice}")
+    content = path.read_bytes()
+    if b"location" in content:  # ONNX's word before the name of a file in which weights lie
+        raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
+    with _openvino_lock:
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        network = reader.convert(reader.load(io.BytesIO(content)))
+    notes = network.get_rt_info(["framework"]).value
+    if notes.get("format") != str(ARTEFACT_FORMAT):
+        raise ArtefactError(f"{path} was made for another version of this program: {advice}")
+    if notes.get("checkpoint") != checkpoint_digest(checkpoint):
+        raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
+    return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
 
 
 class _FrameNetwork:
@@ -388,17 +386,20 @@ class _FrameNetwork:
         sharp: what the network made of it, like `planes`.
     """
 
-    def __init__(self, request, tensor, rows, columns):
-        self._request = request
+    def __init__(self, network, device, properties, rows, columns):
+        import openvino
+
+        network = network.clone()
+        network.reshape({name: [1, rows, columns, channels] for name, channels in _FRAMES.items()})
+        with _openvino_lock:
+            self._request = _core().compile_model(network, device, properties).create_infer_request()
         self.planes, self.cells = (np.zeros((rows, columns, channels), np.uint8) for channels in _FRAMES.values())
         self.sharp = np.zeros_like(self.planes)
-        self._parameters = {
-            name: np.zeros((1, 1, 1, channels), np.float32)
-            for name, channels in {"stretch": 1, "amount": _FRAMES["planes"], "keep": 1}.items()
-        }
+        sizes = {"stretch": 1, "amount": _FRAMES["planes"], "keep": 1}
+        self._parameters = {name: np.zeros((1, 1, 1, size), np.float32) for name, size in sizes.items()}
         arrays = {"planes": self.planes[None], "cells": self.cells[None], "sharp": self.sharp[None]}
         for name, array in (arrays | self._parameters).items():
-            request.set_tensor(name, tensor(array, shared_memory=True))
+            self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
     def infer(self, **parameters):
         """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
