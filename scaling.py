@@ -57,8 +57,9 @@ def parse_size(size):
         found = Size(factor=Fraction(factor[1]))
     else:
         raise SizeError(f"{text} is no size: write 1080p, 1920x1080, 2x or window")
-    sides = [side for side in (found.width, found.height) if side is not None]
-    if not all(_LEAST_SIDE <= side <= MAX_IMAGE_SIDE for side in sides) or not 1 / 16 <= (found.factor or 1) <= 16:
+    named = [side for side in (found.width, found.height) if side is not None]
+    scale = 1 if found.factor is None else found.factor
+    if not all(_LEAST_SIDE <= side <= MAX_IMAGE_SIDE for side in named) or not 1 / 16 <= scale <= 16:
         raise SizeError(f"size {text}: a side has {_LEAST_SIDE} to {MAX_IMAGE_SIDE} pixels, a factor is 0.0625 to 16")
     return found
 
