@@ -406,38 +406,29 @@ def build_model(quantised, metadata):
     return model
 
 
-def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, but without this machine's own part."""
-    if not isinstance(meta.get("config"), dict):
-        raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-    decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-    return make_config({**decided, "data_root": str(data)}, checkpoint)
-
-
 def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress=True):
-    """Write the int8 network of a checkpoint, completely or not at all.
-
-    With `data` it learns on the student's own training pairs, else on calibration pictures.
+    """Write the int8 network of a checkpoint, completely or not at all, and return its path.
 
     Args:
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `engines.make_engine` looks for it.
-        data: folder with what the student was trained on, `data_root` of its configuration.
+        data: folder with what the student was trained on, `data_root` of its configuration, to learn on its own pairs.
         frames: how many `calibration_pictures` to measure on, and to train on where there is no data.
         steps: of training.
-
-    Returns:
-        The path of the file.
 
     Raises:
         CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
-    config = None if data is None else training_config(checkpoint, meta, data)
+    if data is not None:  # the configuration of its training, but without that machine's own part
+        if not isinstance(meta.get("config"), dict):
+            raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
+        decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
+        config = make_config({**decided, "data_root": str(data)}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
     quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
     note = f"distilled in {steps} steps"
-    if config:
+    if data is not None:
         pictures = open_inputs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
             pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for

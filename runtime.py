@@ -9,15 +9,12 @@ threads.
 """
 
 import base64
-import collections
-import contextlib
 import functools
 import hashlib
 import io
 import logging
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -25,7 +22,7 @@ import cv2
 import numpy as np
 
 from pipeline import in_parallel
-from utils import first_line, processor_quota, usable_cores
+from utils import first_line, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +38,7 @@ HALO_SHARE = 0.15  # of what leaves it that stays
 # Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual, and of
 # nothing behind that: a convolution of 32 channels takes two thirds of the time of one of 28.
 FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
+CHANNELS = 32  # of what the network reads and writes
 RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
 FAINT = 0.45  # codes that every residual is made smaller by: on a wall, smaller ones are rounding's and would flicker
 GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and codes for a gain of 1
@@ -53,20 +51,7 @@ STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 
-# What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_MAX_BYTES, _MAX_CHANNELS = 1 << 26, 384  # of the largest student, see models.py
-_PORTS = {  # name: type and shape, -1 being any
-    "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
-    "stretch": ("f32", [1, 1, 1, 1]),
-    "change": ("i8", [1, -1, -1, sum(FOLDED) + GAINS + UNUSED]),
-}
-_OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
-    *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
-    *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
-    *("StridedSlice", "Squeeze", "Unsqueeze", "FakeQuantize", "Convolution"),
-}
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
-_EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
 
 
 def in_stripes(function, rows, threads):
@@ -145,11 +130,6 @@ class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
-def check_size(y):
-    if 0 in y.shape:
-        raise ValueError(f"expected planes with pixels, got luma of {y.shape[1]}x{y.shape[0]}")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # OpenVINO
 
@@ -168,11 +148,7 @@ def existing_checkpoint(path):
 
 def checkpoint_digest(path):
     """SHA-256 of a checkpoint's file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(existing_checkpoint(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(existing_checkpoint(path).read_bytes()).hexdigest()
 
 
 def probe_planes():
@@ -218,7 +194,7 @@ def fold_planes(y, u, v, cells=None, threads=1):
     """
     rows, columns = y.shape[0] // 4, y.shape[1] // 4
     if cells is None:
-        cells = np.empty((rows, columns, sum(FOLDED) + sum(MEANS)), np.uint8)
+        cells = np.empty((rows, columns, CHANNELS), np.uint8)
 
     def fold_stripe(top, bottom):
         begin = max(top - _MARGIN, 0)
@@ -331,19 +307,16 @@ def _fit(plane, height, width):
 class OpenVINOEngine:
     """Runs the int8 network of a student with OpenVINO.
 
-    The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
-    the last four sizes are kept. Calls from several threads take turns.
+    The network is compiled for a size of frames when the first one comes; the last four sizes are kept in memory, and
+    compiled networks in the user's cache. Calls from several threads take turns.
 
     Args:
         checkpoint: the student's file; beside it lies the network that export.py made of it, see `artefact_path`.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
-        cache: folder for compiled networks, the last 64 of them; None takes one in the user's cache.
 
     Attributes:
-        device: OpenVINO's name of the device.
-        description: device and precision, for reports.
-        identity: the description and what else decides the output.
+        device, description, identity: see `torch_engine.TorchEngine`; the device is OpenVINO's name of it.
 
     Raises:
         ArtefactError: OpenVINO is not installed, or the network is missing, was made from another checkpoint or does
@@ -352,34 +325,33 @@ class OpenVINOEngine:
         DeviceError: OpenVINO does not find the device.
     """
 
-    def __init__(self, checkpoint, device="CPU", threads=None, cache=None):
+    def __init__(self, checkpoint, device="CPU", threads=None):
         # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
         sys.modules.setdefault("openvino_telemetry", None)
         try:
-            import openvino
-            import openvino.frontend
+            import openvino.frontend  # noqa: F401
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
-        self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
-        self._properties = {"PERFORMANCE_HINT": "LATENCY"}
-        self._threads = threads or usable_cores()
-        if device == "CPU" and (threads := threads or processor_quota()):
-            self._properties["INFERENCE_NUM_THREADS"] = threads
-        if folder := _usable_folder(cache):
-            self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._networks = threading.Lock(), collections.OrderedDict()
+        self.device, path = device, artefact_path(checkpoint)
+        self._lock, self._threads = threading.Lock(), threads or usable_cores()
+        properties = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU" and (threads or self._threads < os.cpu_count()):  # OpenVINO does not know of quotas
+            properties["INFERENCE_NUM_THREADS"] = self._threads
+        if folder := _cache_folder():
+            properties["CACHE_DIR"] = str(folder)
         try:
-            with _openvino_lock:
-                self._core = _core()
-            self._check_device()
-            self._network, answer = self._read(path, checkpoint)
+            with _openvino_lock:  # one thread makes the core
+                _check_device(device)
+            network, answer = _read_network(path, checkpoint)
+            compiled = functools.partial(_compile, network, device, properties)
+            self._network_for = functools.lru_cache(_SIZES_KEPT)(compiled)
             self._test(answer)
         except (CheckpointError, DeviceError):
             raise
         except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
         self.description = f"openvino {device} int8"
-        self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+        self.identity = f"{self.description} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
     def __call__(self, y, uv, full_range=False, strength=1.0):
@@ -399,75 +371,12 @@ class OpenVINOEngine:
 
     def _sharpen(self, seen, y, uv, strength, scale=FULL_RANGE_SCALE):
         """Planes in codes, uint8 or float32, sharpened by what the network says of uint8 planes."""
-        check_size(y)
         with self._lock:  # the next call overwrites what the network answered
             padded = pad_planes(*seen)
-            network = self._network_for(*(side // 4 for side in padded[0].shape), 255 / scale[0])
-            fold_planes(*padded, network.cells, self._threads)
-            network.infer()
-            return apply_change(network.change, y, uv, strength, scale, self._threads)
-
-    def _network_for(self, *key):
-        """The `_FrameNetwork` for so many rows and columns of cells and such a stretch, compiled if need be."""
-        if key not in self._networks:
-            self._networks[key] = self._compile(*key)
-            if len(self._networks) > _SIZES_KEPT:
-                self._networks.popitem(last=False)
-        self._networks.move_to_end(key)
-        return self._networks[key]
-
-    def _compile(self, rows, columns, stretch):
-        network = self._network.clone()
-        network.reshape({"cells": [1, rows, columns, _PORTS["cells"][1][-1]]})
-        parameter = network.input("stretch").get_node()  # as a constant, it costs nothing
-        constant = self._openvino.opset13.constant(np.full(_PORTS["stretch"][1], stretch, np.float32))
-        parameter.output(0).replace(constant.output(0))
-        network.remove_parameter(parameter)
-        self._check_sizes(network, rows * columns)
-        with _openvino_lock:
-            request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
-
-    def _check_device(self):
-        found = self._core.available_devices
-        if self.device not in found and self.device not in {name.split(".")[0] for name in found}:
-            known = ", ".join(f"openvino:{name}" for name in found)
-            raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
-
-    def _read(self, path, checkpoint):
-        """Read the network if it was made from this checkpoint and for this version, and the student's answer."""
-        advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
-        if not path.is_file():
-            raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ArtefactError(f"{path} is no student's network: it has over {_MAX_BYTES} bytes; {advice}")
-        content = path.read_bytes()
-        if _EXTERNAL in content:
-            raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
-        # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
-        with _openvino_lock:
-            reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
-            network = reader.convert(reader.load(io.BytesIO(content)))
-        notes = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
-        if notes.get("format") != str(ARTEFACT_FORMAT):
-            raise ArtefactError(f"{path} was made for another version of this program: {advice}")
-        if notes.get("checkpoint") != checkpoint_digest(checkpoint):
-            raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
-        ports = [*network.inputs, *network.outputs]
-        found = {port.any_name: _described(port) for port in ports if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "change" not in found:
-            raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
-        if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
-            raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
-        return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
-
-    def _check_sizes(self, network, cells):
-        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than any student."""
-        limit = max(cells, 9 * _MAX_CHANNELS) * _MAX_CHANNELS
-        for operation in network.get_ops():
-            for port in operation.outputs():
-                if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
-                    raise ArtefactError(f"the int8 network makes {port.partial_shape} of {cells} cells: it is damaged")
+            cells, change, infer = self._network_for(*(side // 4 for side in padded[0].shape), 255 / scale[0])
+            fold_planes(*padded, cells, self._threads)
+            infer()
+            return apply_change(change, y, uv, strength, scale, self._threads)
 
     def _test(self, answer):
         """Compare with the student's answer for `probe_planes`, so that a device which computes another is not used."""
@@ -477,21 +386,55 @@ class OpenVINOEngine:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
 
-class _FrameNetwork:
-    """The network compiled for one size of frames, and the arrays that it reads and writes.
+def _check_device(device):
+    """Raise `DeviceError` if OpenVINO finds no device of this name."""
+    found = _core().available_devices
+    if device not in {*found, *(name.split(".")[0] for name in found)}:
+        known = ", ".join(f"openvino:{name}" for name in found)
+        raise DeviceError(f"OpenVINO finds no device {device!r} on this machine: use auto, {known}")
 
-    Attributes:
-        cells: uint8 array ``(rows, columns, 32)``: a frame, folded.
-        change: int8 array likewise, what the network says of it: see `apply_change`.
-        infer: function that computes it.
+
+def _read_network(path, checkpoint):
+    """Read the network if it was made from this checkpoint and for this version, and the student's answer.
+
+    The file may come from a stranger. ONNX holds no code, but may name other files; OpenVINO would take other formats,
+    too, whatever the name, and not all of them are harmless to read.
     """
+    import openvino.frontend
 
-    def __init__(self, request, tensor, rows, columns):
-        shape = 1, rows, columns, _PORTS["cells"][1][-1]
-        cells, change = np.zeros(shape, np.uint8), np.zeros(shape, np.int8)
-        for name, array in (("cells", cells), ("change", change)):
-            request.set_tensor(name, tensor(array, shared_memory=True))
-        self.cells, self.change, self.infer = cells[0], change[0], request.infer
+    advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
+    if not path.is_file():
+        raise ArtefactError(f"there is no int8 network at {path}: {advice}")
+    content = path.read_bytes()
+    if b"location" in content:  # ONNX's word before the name of a file in which weights lie
+        raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
+    with _openvino_lock:
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        network = reader.convert(reader.load(io.BytesIO(content)))
+    notes = network.get_rt_info(["framework"]).value
+    if notes.get("format") != str(ARTEFACT_FORMAT):
+        raise ArtefactError(f"{path} was made for another version of this program: {advice}")
+    if notes.get("checkpoint") != checkpoint_digest(checkpoint):
+        raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
+    return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
+
+
+def _compile(network, device, properties, rows, columns, stretch):
+    """Compile for frames of so many cells; returns arrays to fill and to read, and the function between them."""
+    import openvino
+
+    network = network.clone()
+    network.reshape({"cells": [1, rows, columns, CHANNELS]})
+    parameter = network.input("stretch").get_node()  # as a constant it costs nothing
+    constant = openvino.opset13.constant(np.full((1, 1, 1, 1), stretch, np.float32))
+    parameter.output(0).replace(constant.output(0))
+    network.remove_parameter(parameter)
+    with _openvino_lock:
+        request = _core().compile_model(network, device, properties).create_infer_request()
+    cells, change = (np.zeros((1, rows, columns, CHANNELS), kind) for kind in (np.uint8, np.int8))
+    for name, array in (("cells", cells), ("change", change)):
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+    return cells[0], change[0], request.infer
 
 
 @functools.cache
@@ -507,30 +450,17 @@ def _core():
     return openvino.Core()
 
 
-def _described(port):
-    """Type and shape of a network's input or output as in `_PORTS`."""
-    sides = [-1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
-    return port.element_type.get_type_name(), sides
-
-
 def _cache_folder():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-sharpener" / "openvino"
-
-
-def _usable_folder(folder):
-    """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
+    """The user's folder for compiled networks, or None if it cannot be written: the cache only saves time.
 
     What was written longest ago is removed from it: each size of frames leaves a file of 0.2 MB.
     """
     try:
-        folder = Path(folder or _cache_folder())
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "realtime-sharpener" / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        log.warning("compiled networks are not kept: %s", first_line(error))
+        for blob in sorted(folder.glob("*.blob"), key=os.path.getmtime)[:-_BLOBS_KEPT]:
+            blob.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
-    with contextlib.suppress(OSError):  # another process may be tidying up, too
-        for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
-            blob.unlink()
-    return folder
+    return folder if os.access(folder, os.W_OK) else None

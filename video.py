@@ -30,12 +30,13 @@ import cv2  # noqa: F401, before av, whose own libxcb would hang OpenCV's window
 # isort: split
 import av
 import numpy as np
+from tqdm import tqdm
 
 from images import VideoError, existing_file
 from pipeline import run_to_end
 from scaling import resize_pixels
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, tqdm, usable_cores, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
