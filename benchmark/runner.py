@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections import defaultdict
@@ -28,7 +29,6 @@ from tqdm import tqdm
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
 from benchmark.report import UNIT, to_table
-from benchmark.study import encode_png
 from degradation import DataError
 from images import VideoError
 from utils import atomic_path, planes_to_bgr, to_full_range
@@ -85,18 +85,16 @@ def as_it_came(y, uv, full_range):
 
 def available_tools():
     """Return whether VMAF and ColorVideoVDP can be measured here, as two bools, and log why not."""
-
-    def works(name, function, *arguments):
-        try:
-            function(*arguments)
-        except metrics.MetricError as error:
-            logger.warning("left out: %s: %s", name, error)
-            return False
-        return True
-
     grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
-    vmaf = works("VMAF and MS-SSIM", metrics.vmaf_scores, grey, grey)
-    return vmaf, works("ColorVideoVDP", metrics.load_colour_video_vdp)
+    works = []
+    for measure in (lambda: metrics.vmaf_scores(grey, grey), metrics.load_colour_video_vdp):
+        try:
+            measure()
+            works.append(True)
+        except metrics.MetricError as error:
+            logger.warning("left out: %s", error)
+            works.append(False)
+    return tuple(works)
 
 
 def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
@@ -105,7 +103,7 @@ def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
     Args:
         units: list of `Unit`.
         methods: list of `peers.Peer`; their description and name must tell them apart from all others.
-        cache_dir: folder for streams and figures.
+        cache_dir: folder for figures.
         vmaf, jod: see `evaluate`.
         slow: names of methods that are measured on the units of `is_for_all` only, and on 2 frames of clips.
 
@@ -198,8 +196,7 @@ def write_crops(units, records, methods, folder, student):
     by_key, worst = {record_key(unit.identity()): unit for unit in units}, []
     for case in worst_frames(records, student).to_dict("records"):
         entry = write_crop(by_key[record_key(case)], case["frame"], methods, folder, len(crops) + len(worst))
-        figures = {"change": case["change"], "input_value": case["before"], "value": case["level"]}
-        worst.append({**entry, "metric": "ssim_y", "method": student, **figures})
+        worst.append({**entry, "ssim": {"input": case["before"], student: case["level"]}})
     return crops, worst
 
 
@@ -221,7 +218,7 @@ def write_crop(unit, frame, methods, folder, number):
 def write_png(path, frame):
     """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise if the disk is full."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_png(frame))
+        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
 
 
 def cut_frame(planes, full_range, box):
@@ -273,16 +270,12 @@ def describe_run(command, started):
 
 def describe_machine():
     """Describe the machine that measured."""
-    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     return {
-        "cpu": cpu,
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": memory and round(memory, 1),
         "system": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

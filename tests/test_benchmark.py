@@ -160,7 +160,6 @@ def test_a_few_sources_are_seen_by_every_camera_through_every_codec():
     assert {unit.scale for unit in units} == {1, 1.5} and 0.15 < np.mean([unit.scale > 1 for unit in units]) < 0.25
     assert len({runner.record_key(unit.identity()) for unit in units}) == len(units)
     assert {unit.camera for unit in units if unit.identity()["camera"] == "crisp"} == {"perfect", "crisp"}
-    assert {unit.codec for unit in conditions.camera_units([CAT], ("vp9",))} == {"vp9"}
 
 
 def camera_unit(source, camera, qp=22, scale=1):
