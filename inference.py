@@ -602,10 +602,7 @@ def make_parser():
     )
     add("--size", metavar="SIZE", help=size_help)
     add("--compare", action="store_true", help="left half as it came, right half sharpened")
-    codec_help = (
-        "of a video: h264, hevc, av1, vp9, ffv1, or FFmpeg's name of an encoder, such as h264_nvenc; default: h264, in "
-        ".webm vp9"
-    )
+    codec_help = "of a video: h264, hevc, av1, vp9 or ffv1; default: h264, in .webm vp9"
     add("--codec", metavar="NAME", help=codec_help)
     crf_help = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, or what is alike"
     add("--crf", type=float, metavar="Q", help=crf_help)

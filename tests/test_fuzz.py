@@ -71,7 +71,7 @@ def test_damaged_files_are_read_or_refused(originals, exported, tmp_path, name, 
         elif name in VIDEOS:
             with VideoReader(path, audio=True) as reader:
                 for _ in reader:
-                    reader.take_packets()
+                    pass
         elif name == "student.pth":
             load_student(path)
         else:

@@ -110,7 +110,7 @@ def test_the_clip_has_frames_and_sound(tmp_path):
     with VideoReader(tmp_path / "clip.mp4", audio=True) as reader:
         frames = list(reader)
         assert reader.format.rate == speed.RATE and not reader.format.full_range
-        sound = reader.take_packets()
+        sound = sum((frame.packets for frame in frames), reader.packets)
     assert [frame.y.shape for frame in frames] == [(64, 96)] * 10
     assert sum(packet.duration * packet.time_base for packet in sound) == pytest.approx(10 / speed.RATE, abs=0.05)
     expected = list(speed.pan((96, 64), 10))

@@ -3,7 +3,9 @@
 import base64
 import functools
 import http.server
+import math
 import shutil
+import struct
 import threading
 
 import cv2
@@ -44,7 +46,7 @@ const pixels = (source, width, height) => {
 };
 const draw = (network, source, width, height, strength) => {
   const canvas = new OffscreenCanvas(width, height), picture = new Picture(network, canvas);
-  picture.draw(source, [width, height], strength);
+  picture.draw(new VideoFrame(source, {timestamp: 0}), [width, height], strength);
   const result = pixels(canvas, width, height);
   picture.free();
   if (network.failure) throw new Error(network.failure);
@@ -179,6 +181,76 @@ def test_shaders_agree_with_pytorch(browser, site, checkpoint):
             assert np.abs(wanted - rgb).max() > 10
             assert np.abs(sharp - wanted).max() < 1
             assert np.array_equal(same, rgb)
+
+
+def run_passes(device, shaders, cells, tile, weights, rgb):
+    """The change of uint8 RGB by the passes of web/network.js, bound as by its `Picture.allocate`, by wgpu."""
+    from wgpu import BufferUsage, TextureUsage
+
+    height, width = rgb.shape[:2]
+    columns, rows = (2 * -(-side // 8) for side in (width, height))
+
+    def buffer(data, usage=BufferUsage.STORAGE):
+        return {"buffer": device.create_buffer_with_data(data=data, usage=usage)}
+
+    def texture(width, height, form, usage):
+        usage |= TextureUsage.TEXTURE_BINDING | TextureUsage.COPY_SRC
+        return device.create_texture(size=(width, height, 1), format=form, usage=usage)
+
+    frame = texture(width, height, "rgba8unorm", TextureUsage.COPY_DST)
+    rgba = cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
+    device.queue.write_texture({"texture": frame}, rgba, {"bytes_per_row": 4 * width}, (width, height, 1))
+    halves = texture(-(-width // 2), -(-height // 2), "rgba16float", TextureUsage.STORAGE_BINDING)
+    change = texture(width, height, "rgba16float", TextureUsage.STORAGE_BINDING)
+    linear = device.create_sampler(mag_filter="linear", min_filter="linear")
+    sizes = buffer(struct.pack("4i3f4x", width, height, columns, rows, width, height, 1), BufferUsage.UNIFORM)
+    planes, restored, *maps = (buffer(bytes(size * columns * rows)) for size in (7 * 16, 4 * 16, 8 * 8, 8 * 8))
+    weights = buffer(weights)
+
+    per_cell, per_pair = (columns / cells, rows / cells), (columns / cells, rows / cells / 2)
+    middle = len(shaders) - 5  # passes from one map to the other
+    resources = [
+        (per_cell, frame, linear, planes),
+        (per_cell, planes, maps[0]),
+        *((per_pair, weights, maps[index % 2], maps[1 - index % 2]) for index in range(middle)),
+        (per_pair, weights, maps[middle % 2], planes, restored, halves),
+        ((width / tile, height / tile), planes, restored, halves, linear, change),
+    ]
+    encoder = device.create_command_encoder()
+    stage = encoder.begin_compute_pass()
+    for code, (groups, *used) in zip(shaders, resources, strict=False):  # the last one draws
+        module = {"module": device.create_shader_module(code=code)}
+        pipeline = device.create_compute_pipeline(layout="auto", compute=module)
+        views = (one.create_view() if one in (frame, halves, change) else one for one in (sizes, *used))
+        entries = [{"binding": index, "resource": one} for index, one in enumerate(views)]
+        stage.set_pipeline(pipeline)
+        stage.set_bind_group(0, device.create_bind_group(layout=pipeline.get_bind_group_layout(0), entries=entries))
+        stage.dispatch_workgroups(*map(math.ceil, groups))
+    stage.end()
+    device.queue.submit([encoder.finish()])
+    data = device.queue.read_texture({"texture": change}, {"bytes_per_row": 8 * width}, (width, height, 1))
+    return np.frombuffer(data, np.float16).reshape(height, width, 4)[..., :3].astype(np.float32)
+
+
+def test_shaders_in_half_precision(browser, site, checkpoint):
+    """On another graphics processor, as the software that Chromium brings has no float16."""
+    wgpu = pytest.importorskip("wgpu")
+    adapters = [one for one in wgpu.gpu.enumerate_adapters_sync() if "shader-f16" in one.features]
+    if not adapters:
+        pytest.skip("no graphics processor with float16; the Debian package mesa-vulkan-drivers has one")
+    device = adapters[0].request_device_sync(required_features=["shader-f16"])
+    browser.open(site + "plain.html")
+    browser.run(DRAW)
+    photo = skimage.data.astronaut()
+    for path, width, height in ((checkpoint, 37, 29), (RELEASED_STUDENT, 91, 50)):
+        file = web_file(path)
+        student = f"parseStudent(bytesOf('{base64.b64encode(file).decode()}').buffer)"
+        shaders, *sides = browser.run(f"[makeShaders({student}, true), CELLS, TILE]")
+        rgb = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+        weights = file[12 + int.from_bytes(file[8:12], "little") :]
+        sharp = (rgb + 255 * run_passes(device, shaders, *sides, weights, rgb)).clip(0, 255)
+        error = np.abs(sharp - expected(load_student(path)[0], rgb, 1))
+        assert error.max() < 2 and error.mean() < 0.1
 
 
 def test_a_file_that_is_no_students_is_refused(browser, site):
@@ -365,7 +437,7 @@ def test_it_survives(browser, site):
         seen.push("removed");
 
         Object.defineProperty(document, "hidden", {value: true, configurable: true});
-        await until(() => !shown(one) && !one.sharpener.picture.size.length);
+        await until(() => !shown(one) && !one.sharpener.picture.size);
         delete document.hidden;
         await drawn(one);
         seen.push("hidden");

@@ -113,12 +113,14 @@ class Sharpener {
       const network = await sharedNetwork(this.student);
       if (this.obstacle) return;
       if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
-      const begin = performance.now(), { output, working } = this.sizes(), before = String(this.picture.size);
+      const begin = performance.now(), { output, working } = this.sizes(), before = this.picture.size;
       if (!this.fits(output)) [this.canvas.width, this.canvas.height] = output;
-      this.picture.draw(this.video, working, this.amount);
+      const frame = new VideoFrame(this.video);
+      this.picture.draw(frame, working, this.amount);
+      frame.close();
       await network.device.queue.onSubmittedWorkDone();
       const now = performance.now();
-      if (before === String(working)) { // the first one also takes the memory
+      if (before === this.picture.size) { // the first one also takes the memory
         this.cost = now - begin;
         this.load.add(this.cost, this.interval, now);
       }
