@@ -15,7 +15,6 @@ from benchmark.peers import FFmpegFilter, SRVGGNetCompact, rcas, super_resolver
 from tests.conftest import check_against_ncnn
 from utils import bgr_to_planes, to_limited_range
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -17,7 +17,6 @@ from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student
 from video import VideoReader
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
