@@ -183,18 +183,13 @@ def load_frame(source):
 
 @functools.lru_cache(maxsize=1)  # the units of a source follow each other
 def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
-    """Read the first frames of a video, or pan over a photo.
-
-    Args:
-        count: how many frames to read.
-        least: how many it must have.
-        crisp: shrink them until they are crisp at their own size.
+    """Read the first `count` frames of a video, or pan over a photo; `crisp` shrinks them until they are.
 
     Returns:
         ``(clip, full_range)``: planes of even size.
 
     Raises:
-        DataError: the video is shorter than `least`.
+        DataError: the video has fewer than `least` frames.
         VideoError: it cannot be read.
     """
     if not source.is_video:
@@ -283,10 +278,7 @@ def x4_units(sources):
 
 
 def call_units(sources, scales=SCALES, codecs=CODECS):
-    """Return every source at each codec and rate, with scales in turn.
-
-    Over a few sources every codec and rate meets every scale.
-    """
+    """Return every source at each codec and rate, with scales in turn: over a few sources each meets every scale."""
     units = []
     for i, source in enumerate(sources):
         for j, codec in enumerate(codecs):
@@ -309,10 +301,7 @@ def _rate_name(qp, kbps):
 
 
 def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
-    """Scale a clip down, send it through the unit's codec, and scale it up again.
-
-    Args:
-        enlarge: scale it up with Lanczos; else the frames are as they were decoded.
+    """Scale a clip down, send it through the unit's codec, and enlarge it again (with Lanczos) unless told otherwise.
 
     Returns:
         ``(the last frames, kbit/s)``.

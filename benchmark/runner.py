@@ -30,7 +30,7 @@ from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
 from benchmark.report import UNIT, to_table
 from degradation import DataError
-from images import VideoError
+from images import Picture, VideoError, write_image
 from utils import atomic_path, planes_to_bgr, to_full_range
 
 logger = logging.getLogger(__name__)
@@ -98,12 +98,9 @@ def available_tools():
 
 
 def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
-    """Measure methods on units, with a progress bar; what is in the cache is not measured again.
+    """Measure methods (`peers.Peer`) on units, with a progress bar; what is in the cache is not measured again.
 
     Args:
-        units: list of `Unit`.
-        methods: list of `peers.Peer`; their description and name must tell them apart from all others.
-        cache_dir: folder for figures.
         vmaf, jod: see `evaluate`.
         slow: names of methods that are measured on the units of `is_for_all` only, and on 2 frames of clips.
 
@@ -186,11 +183,7 @@ def file_digest(path):
 
 
 def write_crops(units, records, methods, folder, student):
-    """Write crops of some units, and of the frames that the student harms most.
-
-    Returns:
-        ``(crops, worst)`` as report.json has them.
-    """
+    """Write crops of some units, and of the frames that the student harms most; return the lists of their entries."""
     step = max(1, len(units) // CROPS)
     crops = [write_crop(unit, -1, methods, folder, number) for number, unit in enumerate(units[step // 2 :: step])]
     by_key, worst = {record_key(unit.identity()): unit for unit in units}, []
@@ -210,15 +203,9 @@ def write_crop(unit, frame, methods, folder, number):
         pictures[method.name] = method.at(unit.scale)(*sample.input[index], sample.full_range)
     files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
     for name, planes in pictures.items():
-        write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
+        write_image(folder / files[name], Picture(cut_frame(planes, sample.full_range, box)))
     identity = dict(zip(UNIT, record_key(unit.identity()), strict=True))
     return {**identity, "frame": sample.frames[index], "box": box, "files": files}
-
-
-def write_png(path, frame):
-    """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise if the disk is full."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", frame)[1].tobytes())
 
 
 def cut_frame(planes, full_range, box):

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from benchmark.page import load_template
-from benchmark.runner import cut_frame, detailed_box, write_png
+from benchmark.runner import cut_frame, detailed_box
 from degradation import DataError
+from images import Picture, write_image
 from utils import atomic_path
 
 ENLARGEMENT, COLUMNS = 2, 3
@@ -60,7 +61,7 @@ def make_sheets(folder, scenes, seed=0):
         sheet = f"sheet-{number:02d}"
         key[sheet] = {"scene": name, "methods": letters}
         picture = draw_sheet({letter: crops[letters[letter]] for letter in letters})
-        write_png(folder / "pictures" / f"{sheet}.png", picture)
+        write_image(folder / "pictures" / f"{sheet}.png", Picture(picture))
         seen.update(picture)
     page = load_template("sheets.html").render(sheets=list(key), letters=list(letters), identity=seen.hexdigest()[:16])
     empty = pd.DataFrame(columns=list(letters), index=pd.Index(key, name="sheet")).to_csv(lineterminator="\n")

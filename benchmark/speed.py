@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import dataset
@@ -94,21 +95,24 @@ def pan(size, count):
     """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
 
     Args:
-        size: (width, height) of the frames.
+        size: (width, height) of the frames, both even.
 
     Yields:
         `count` limited-range planes ``(y, uv)``.
     """
     width, height = size
-    right, bottom = width + 4 * count, height + 2 * count
+    whole = width + 4 * count, height + 2 * count
     photo = dataset.load_photo("skimage:astronaut")
-    missing = [max(0, wanted - side) for wanted, side in zip((bottom, right), photo.shape, strict=False)]
-    photo = cv2.copyMakeBorder(photo, 0, missing[0], 0, missing[1], cv2.BORDER_REFLECT)[:bottom, :right]
-    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution((right, bottom), 2), "area")
-    y, uv = to_limited_range(*degradation.resize_planes(*small, (right, bottom)))
-    for row, column in zip(range(count), range(0, 2 * count, 2), strict=True):  # of chroma
-        moved = y[2 * row :, 2 * column :], uv[:, row:, column:]
-        yield moved[0][:height, :width].copy(), moved[1][:, : (height + 1) // 2, : (width + 1) // 2].copy()
+    bottom, right = (max(0, wanted - side) for wanted, side in zip(whole[::-1], photo.shape, strict=False))
+    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[: whole[1], : whole[0]]
+    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution(whole, 2), "area")
+    y, uv = to_limited_range(*degradation.resize_planes(*small, whole))
+    for step in range(count):
+        top, left = step, 2 * step  # in chroma
+        yield (
+            y[2 * top : 2 * top + height, 2 * left : 2 * left + width].copy(),
+            uv[:, top : top + height // 2, left : left + width // 2].copy(),
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,14 +142,11 @@ def list_engines(sharpener, device):
 
 
 def count_macs(student, size):
-    """Count the multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
-
-    Each weight is used once at each position of the folded map, which is a quarter of the frame in width and height,
-    padded to multiples of 8 before.
-    """
-    width, height = (side + -side % 8 for side in size)
-    kernels = [module.weight.numel() for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    return sum(kernels) * (width // 4) * (height // 4)
+    """Count the multiply-accumulates of a student for a frame ``(width, height)``."""
+    width, height = size
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        student.predict(torch.rand(1, 1, height, width), torch.rand(1, 2, (height + 1) // 2, (width + 1) // 2))
+    return counter.get_total_flops() // 2
 
 
 def time_engines(engines, size, seconds):
@@ -195,7 +196,7 @@ def time_peer(peer, seconds=2.0):
 
 
 def _step(function, arguments):
-    """A function that calls another one with the next of some arguments: standing still may cost less."""
+    """A function that calls another one with the next of some arguments: equal frames may cost less."""
     shown = itertools.cycle(arguments)
     return lambda: function(*next(shown))
 
