@@ -108,13 +108,11 @@ def measure(argv):
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
     vmaf, jod = (False, False) if arguments.quick else runner.available_tools()
-    slow = [method.name for method in methods if method.name in NETWORKS]
-    records = runner.run(units, methods, CACHE, vmaf, jod, slow)
+    records = runner.run(units, methods, CACHE, vmaf, jod)
     measured = {record_key(record) for record in records}
     units = [unit for unit in units if record_key(unit.identity()) in measured]
     folder = Path("results") / (arguments.name or ("quick" if arguments.quick else "latest"))
-    shown = [method for method in methods if method.name not in slow]
-    crops, worst = runner.write_crops(units, records, shown, folder, STUDENT)
+    crops, worst = runner.write_crops(units, records, [m for m in methods if not m.is_slow], folder, STUDENT)
     times = {method.name: 0.0 if method.name == "input" else speed.time_peer(method) for method in methods}
     report = {
         "format": FORMAT,

@@ -299,12 +299,11 @@ def bootstrap_interval(clusters):
     Instead clips are drawn with all that was measured in them; a longer clip weighs more.
 
     Args:
-        clusters: list of lists of finite numbers; empty ones are left out.
+        clusters: list of lists of finite numbers, none of them empty.
 
     Returns:
         ``(low, high)``; NaN and NaN for fewer than two clusters. Equal values give equal intervals.
     """
-    clusters = [values for values in clusters if len(values)]
     if len(clusters) < 2:
         return float("nan"), float("nan")
     sums, counts = (np.array([function(values) for values in clusters]) for function in (np.sum, np.size))

@@ -147,13 +147,13 @@ class Peer:
     Attributes:
         name, description: for reports.
         at: function of the scale by which frames were enlarged; gives the method.
-        shrink: by how much smaller than 1920x1080 the frame is that its speed is measured on (see `speed.time_peer`).
+        is_slow: it would take hours, so it is measured on fewer frames.
     """
 
     name: str
     description: str
     at: Callable
-    shrink: int = 1
+    is_slow: bool = False
 
 
 # Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
@@ -196,7 +196,6 @@ FILTERS = {  # name: (description, method)
     ),
 }
 
-NETWORK_SHRINK = 8  # see `Peer.shrink`
 NETWORKS = {  # name: (description, loader)
     "Real-ESRGAN": ("Real-ESRGAN's x4plus, 16.7 M parameters", lambda: load_teacher("realesrgan")[0]),
     "BSRGAN": ("BSRGAN, x4, 16.7 M parameters", lambda: load_teacher("bsrgan")[0]),
@@ -224,4 +223,4 @@ def _filter(name):
 def _network(name, device):
     description, load = NETWORKS[name]
     network = load().to(pick_device("cpu" if device.startswith("openvino") else device))
-    return Peer(name, description, functools.partial(super_resolver, network), NETWORK_SHRINK)
+    return Peer(name, description, functools.partial(super_resolver, network), is_slow=True)

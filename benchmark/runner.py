@@ -97,12 +97,11 @@ def available_tools():
     return tuple(works)
 
 
-def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
+def run(units, methods, cache_dir, vmaf=False, jod=False):
     """Measure methods (`peers.Peer`) on units, with a progress bar; what is in the cache is not measured again.
 
-    Args:
-        vmaf, jod: see `evaluate`.
-        slow: names of methods that are measured on the units of `is_for_all` only, and on 2 frames of clips.
+    Slow methods are measured on the units of `is_for_all` only, and on 2 frames of clips. For `vmaf` and `jod` see
+    `evaluate`.
 
     Returns:
         One dict for each unit and method, in their order: the unit's identity, ``method``, ``frames`` and ``metrics``
@@ -115,9 +114,9 @@ def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
     for unit in tqdm(units, desc="benchmark", unit="unit"):
         sample = None
         for method in methods:
-            if method.name in slow and not is_for_all(unit):
+            if method.is_slow and not is_for_all(unit):
                 continue
-            frames = 2 if method.name in slow else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
+            frames = 2 if method.is_slow else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
             path = _record_path(unit, method, frames, (vmaf, jod), cache_dir)
             with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))

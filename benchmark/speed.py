@@ -183,16 +183,17 @@ def time_network(student, device, size, seconds):
 def time_peer(peer, seconds=2.0):
     """Return the milliseconds that a `peers.Peer` takes for a frame of 1920x1080 enlarged by 2, in memory.
 
-    The median of repeated calls, at least five. A peer with `shrink` above 1 would take minutes: it is measured on a
-    frame that much smaller in width and height, and the time is multiplied by the square.
+    The median of repeated calls, at least five. A slow one would take minutes: it is measured on a frame an eighth as
+    wide and high, and the time is multiplied by 64.
     """
-    height, width = 1080 // peer.shrink, 1920 // peer.shrink
+    shrink = 8 if peer.is_slow else 1
+    height, width = 1080 // shrink, 1920 // shrink
     rng = np.random.default_rng(0)
     y = rng.integers(16, 236, (height, width), dtype=np.uint8)
     uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
     step = _step(peer.at(2), [(y, uv, False), (255 - y, uv, False)])
     times = time_in_turns({"peer": step}, seconds, warmup=1, least=5)["peer"]
-    return peer.shrink**2 * summarise(times)["median_ms"]
+    return shrink**2 * summarise(times)["median_ms"]
 
 
 def _step(function, arguments):

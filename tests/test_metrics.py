@@ -347,4 +347,4 @@ def test_interval_resamples_clusters(rng):
     assert metrics.bootstrap_interval(repeated) == pytest.approx(interval)
     # Only whole clusters are drawn: the mean of two is that of one, of the other, or of all their values.
     assert metrics.bootstrap_interval([[0, 0, 0], [4]]) == (0, 4)
-    assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0], []])).all()
+    assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0]])).all()

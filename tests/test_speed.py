@@ -122,6 +122,6 @@ def test_the_time_of_a_peer_is_that_of_a_full_frame():
         time.sleep(0.002)
         return y, uv
 
-    peer = Peer("spy", "", lambda scale: scales.append(scale) or method, shrink=8)
+    peer = Peer("spy", "", lambda scale: scales.append(scale) or method, is_slow=True)
     assert 2 * 8**2 <= speed.time_peer(peer, seconds=0) < 200 * 8**2
     assert seen == [((135, 240), (68, 120), False)] * 6 and scales == [2]
