@@ -622,8 +622,7 @@ class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
     Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What accompanies the pictures of
-    `source` comes along: packets of audio and subtitles bit for bit, or converted with a warning; languages, titles and
-    dispositions; in .mkv attachments; the container's tags and chapters. A warning names what cannot be kept.
+    `source` comes along, see `tracks`; a warning names what cannot be kept.
 
     The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
     least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which

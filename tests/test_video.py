@@ -16,7 +16,7 @@ import pytest
 
 from conversion import divide_planes
 from images import VideoError
-from pipeline import read_ahead, write_behind
+from pipeline import read_ahead
 from tests.conftest import (
     CONSTANT,
     MIRROR,
@@ -608,26 +608,6 @@ def test_frames_of_a_live_stream_come_as_they_arrive(tmp_path):
             thread.join()
     assert count >= len(times) - 2  # the last of a stream is known when the next begins
     assert len(found) == len(times)
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_threads_change_nothing_in_the_file(tmp_path, threads, suffix):
-    # A second without a frame, so that audio comes in heaps; WebM has it decoded and encoded.
-    times = [*CONSTANT[:12], 1480, 1520]
-    source = encode(tmp_path / "in.mp4", times=times, size=(128, 96), audio="aac", options={"bf": "3"})
-    copy(source, tmp_path / f"plain{suffix}")
-    with (
-        VideoReader(source, audio=True) as reader,
-        VideoWriter(tmp_path / f"threads{suffix}", reader.format, reader) as writer,
-        read_ahead(reader) as frames,
-        write_behind(writer.write) as write,
-    ):
-        for frame in frames:
-            write(frame)
-    for kind in ("video", "audio"):
-        assert packets(tmp_path / f"threads{suffix}", kind) == packets(tmp_path / f"plain{suffix}", kind)
-    if suffix == ".mp4":  # WebM has random numbers in it
-        assert (tmp_path / "threads.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
 
 def test_a_closed_reader_ends(clips):
