@@ -168,8 +168,8 @@ class VideoReader:
         metadata, chapters: of the container, as PyAV gives them.
 
     Raises:
-        VideoError: it cannot be opened, has no video, has more than `MAX_VIDEO_SIDE` pixels a side, or holds what 8-bit
-            planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
+        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
+            cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
     def __init__(self, source, audio=False):
@@ -292,7 +292,11 @@ class VideoReader:
         stream = self.video_stream
         if stream.codec_context is None:
             raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
-        self._check_size(stream.width, stream.height)
+        if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
+            raise VideoError(
+                f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
+                "pixels can be read; scale it down first"
+            )
         # FFmpeg would read a cut .mp4 or .mov whose index came first as if it ended there.
         ends = [entry.pos + entry.size for entry in stream.index_entries]
         self._cut = bool(ends) and not self._remote and max(ends) > Path(self.source).stat().st_size
@@ -302,15 +306,7 @@ class VideoReader:
         stream.thread_type = "SLICE" if self._remote else "AUTO"
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
 
-    def _check_size(self, width, height):
-        if max(width, height) > MAX_VIDEO_SIDE:
-            raise VideoError(
-                f"{self.name} is too large ({width}x{height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} pixels can "
-                "be read; scale it down first"
-            )
-
     def _check_pixel_format(self, frame):
-        self._check_size(frame.width, frame.height)
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
         bits = max(part.bits for part in parts)
         if hdr:
@@ -362,21 +358,18 @@ class VideoReader:
                 log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self.name)
             interlaced |= frame.interlaced_frame
             if form != (form := (frame.width, frame.height, frame.format.name, interlaced)):
-                yield from _filtered(graph, None, times)
+                yield from _filtered(graph, None, times) if graph else ()
                 graph = self._make_graph(*form)
-            times += [(frame.pts, frame.duration, frame.time_base)] if graph else []
+            times.append((frame.pts, frame.duration, frame.time_base))
             yield from _filtered(graph, frame, times)
         yield from _filtered(graph, None, times)
 
     def _make_graph(self, width, height, pixel_format, interlaced):
-        """Return the filters that a frame needs, None if it needs none."""
         filters, size = [("bwdif", "deint=interlaced:mode=send_frame")] * interlaced, "{}:{}".format(*self._uncropped)
         if (width, height) != self._uncropped:
             filters.append(("scale", f"{size}:force_original_aspect_ratio=decrease:force_divisible_by=2:flags=bicubic"))
             filters.append(("pad", f"{size}:-1:-1"))
         filters += [("crop", self._crop)] if self._crop else []
-        if not filters:
-            return None
         graph = av.filter.Graph()
         source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=self._timeline.time_base)
         graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
@@ -396,16 +389,14 @@ class VideoReader:
             for number, packet in enumerate(tqdm(container.demux(video, *sound), **bar, disable=None)):
                 with contextlib.suppress(av.FFmpegError):
                     if packet.stream is not video and number % 8 == 0:
-                        forms.update(
-                            (packet.stream.index, f.sample_rate, f.layout.nb_channels) for f in packet.decode()
-                        )
+                        index, frames = packet.stream.index, packet.decode()
+                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
                         sizes.append((video.codec_context.width, video.codec_context.height))
-        largest = max((size for size in sizes if max(size) <= MAX_VIDEO_SIDE), key=np.prod)
         # A frame or two of another form are damage.
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return largest, {index for index, number in lasting.items() if number > 1}
+        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
@@ -455,11 +446,11 @@ class VideoReader:
         if self._cut and self.video_stream.frames:
             raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
         # FFmpeg reads others as if they ended there. Audio that is not read may be what the duration is that of.
-        told, audio = self._container.format.name in ("avi", "matroska,webm"), self._container.streams.audio
-        missing = (
-            (self.frame_count or 0) / self._rate - self._timeline.end if told and (self.tracks or not audio) else 0
+        told = self._container.format.name in ("avi", "matroska,webm") and (
+            self.tracks or not self._container.streams.audio
         )
-        if number and (self._cut or missing > max(1, self._timeline.end / 20)):
+        missing = (self.frame_count or 0) / self._rate - self._timeline.end
+        if number and (self._cut or (told and missing > max(1, self._timeline.end / 20))):
             log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
@@ -527,10 +518,7 @@ def _clock(seconds):
 
 
 def _filtered(graph, frame, times):
-    """Give a frame to a filter graph, None at the end, and yield those that are ready; without a graph, that frame."""
-    if graph is None:
-        yield from [] if frame is None else [frame]
-        return
+    """Give a frame to a filter graph, None at the end, and yield those that are ready, at their times."""
     graph.push(frame)
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
@@ -635,8 +623,7 @@ class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
     Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What accompanies the pictures of
-    `source` comes along: packets of audio and subtitles bit for bit, or converted with a warning; languages, titles and
-    dispositions; in .mkv attachments; the container's tags and chapters. A warning names what cannot be kept.
+    `source` comes along, see `tracks`; a warning names what cannot be kept.
 
     The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
     least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
