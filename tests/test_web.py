@@ -44,10 +44,10 @@ const pixels = (source, width, height) => {
   context.drawImage(source, 0, 0, width, height);
   return btoa(Array.from(context.getImageData(0, 0, width, height).data, (byte) => String.fromCharCode(byte)).join(""));
 };
-const draw = (network, source, width, height, strength) => {
-  const canvas = new OffscreenCanvas(width, height), picture = new Picture(network, canvas);
+const draw = (network, source, width, height, strength, scale = 1) => {
+  const canvas = new OffscreenCanvas(scale * width, scale * height), picture = new Picture(network, canvas);
   picture.draw(new VideoFrame(source, {timestamp: 0}), [width, height], strength);
-  const result = pixels(canvas, width, height);
+  const result = pixels(canvas, canvas.width, canvas.height);
   picture.free();
   if (network.failure) throw new Error(network.failure);
   return result;
@@ -173,10 +173,15 @@ def test_shaders_agree_with_pytorch(browser, site, checkpoint):
             found = browser.run(f"""(async () => {{
                 const data = new ImageData(new Uint8ClampedArray(bytesOf("{rgba}")), {width}, {height});
                 const picture = await createImageBitmap(data);
-                return [await draw(network, picture, {width}, {height}, {strength}),
-                    await draw(network, picture, {width}, {height}, 0)];
+                return [draw(network, picture, {width}, {height}, {strength}),
+                    draw(network, picture, {width}, {height}, 0), draw(network, picture, {width}, {height}, 0, 3)];
             }})()""")
-            sharp, same = (decode(text, width, height) for text in found)
+            sharp, same = (decode(text, width, height) for text in found[:2])
+            enlarged = decode(found[2], 3 * width, 3 * height)
+            planes = torch.from_numpy(rgb).permute(2, 0, 1)[None].float()
+            cubic = torch.nn.functional.interpolate(planes, scale_factor=3, mode="bicubic", antialias=True)[0]
+            error = np.abs(enlarged - cubic.permute(1, 2, 0).clamp(0, 255).numpy())
+            assert error[6:-6, 6:-6].max() < 2  # PyTorch repeats no edge
             wanted = expected(student, rgb, strength)
             assert np.abs(wanted - rgb).max() > 10
             assert np.abs(sharp - wanted).max() < 1
@@ -257,12 +262,12 @@ def test_a_file_that_is_no_students_is_refused(browser, site):
     browser.open(site + "plain.html")
     refuse = "(buffer) => { try { parseStudent(buffer); } catch (error) { return error.message; } }"
     file = "(await (await fetch('student.bin')).arrayBuffer())"
-    cuts = f"[new ArrayBuffer(3), {file}.slice(0, -2), (() => {{ view[4] = 9; return view.buffer; }})()]"
+    cuts = f"[new ArrayBuffer(12), {file}.slice(0, -2), (() => {{ view[4] = 9; return view.buffer; }})()]"
     messages = browser.run(f"(async () => {{ const view = new Uint8Array({file}); return {cuts}.map({refuse}); }})()")
     assert messages == [
-        "This is no file of `export.py --web`.",
+        "This is no student's file for this page.",
         "The student's file is cut off.",
-        "The student's file is of another version.",
+        "This is no student's file for this page.",
     ]
 
 
@@ -337,15 +342,18 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder):
     def click():
         browser.send_to_browser("Extensions.triggerAction", id=extension, targetId=tab)
 
+    panel = "document.querySelector('div[popover]').shadowRoot"
     click()
     browser.until("document.querySelector('video + canvas')?.style.display === 'block'")
-    browser.until("document.querySelector('[popover] span').textContent.startsWith('160×96 → 320×192')")
+    browser.until(f"{panel}.querySelector('span').textContent.startsWith('160×96 → 320×192')")
     assert browser.run("document.querySelector('canvas').style.transform") == "matrix(-1, 0, 0, 1, 0, 0)"
-    browser.until("document.querySelector('[popover] span').textContent === 'Off: this machine is too slow.'")
+    browser.until(f"{panel}.querySelector('span').textContent === 'Off: this machine is too slow.'")
     browser.run("document.querySelector('video').requestFullscreen()")
-    browser.run("document.querySelector('[popover] button').click()")
+    browser.run(f"{panel}.querySelector('button').click()")
     browser.until("document.querySelector('video + canvas:popover-open')?.style.display === 'block'")
-    browser.run("document.exitFullscreen()")
+    changed = "new Promise((done) => document.addEventListener('fullscreenchange', done, {once: true}))"
+    browser.run(f"Promise.all([document.exitFullscreen(), {changed}]).then(() => {{}})")
+    assert browser.run("document.querySelector('canvas:not([popover])').style.width") == "320px"
     click()
     browser.until("!document.querySelector('canvas, [popover]')")
 
@@ -364,6 +372,16 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
           one.stop();
           shared.network = null;
         }};
+        const battery = {{charging: false}};
+        navigator.getBattery = async () => battery;
+        const unplugged = add();
+        await until(() => shown(unplugged)); // nobody asked it to spare the battery
+        unplugged.sharpener.sparesBattery = true;
+        await until(() => !shown(unplugged));
+        found.push(unplugged.sharpener.status);
+        battery.charging = true;
+        await drawn(unplugged);
+        unplugged.stop();
         const tainted = add();
         Object.assign(tainted.video, {{srcObject: null, src: "{foreign}"}});
         await reason(tainted);
@@ -376,6 +394,7 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
     )
     other.shutdown()
     assert reasons == [
+        "Off on battery.",
         "The video is another site's and cannot be read.",
         "WebGPU finds no graphics processor.",
         "This browser has no WebGPU on this page.",

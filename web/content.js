@@ -8,19 +8,27 @@ let student, scanning;
 
 function makePanel(video) {
   const box = Object.assign(document.createElement("div"), { popover: "manual" }); // above all else in the page
-  const add = (tag, values) => box.appendChild(Object.assign(document.createElement(tag), values));
+  const root = box.attachShadow({ mode: "open" }); // which the page's own styles do not reach
+  const add = (tag, values) => root.appendChild(Object.assign(document.createElement(tag), values));
+  let full = null; // the element in full screen
   const update = () => {
     const { left, top } = video.getBoundingClientRect();
     Object.assign(box.style, { left: `${Math.max(left, 0)}px`, top: `${Math.max(top, 0)}px` });
     text.textContent = sharpener.status;
+    if (full === document.fullscreenElement) return;
+    full = document.fullscreenElement;
+    box.hidePopover(); // what is shown last lies on top
+    box.showPopover();
   };
   const sharpener = new Sharpener(video, student, update);
   add("button", { textContent: "✦", title: "Sharpen", onclick: () => sharpener.toggle() });
   add("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1, title: "Strength",
     oninput: ({ target }) => { sharpener.strength = Number(target.value); } }).style.width = "70px";
-  add("input", { type: "checkbox", title: "Off on battery",
+  add("input", { type: "checkbox", id: "battery",
     onchange: ({ target }) => { sharpener.sparesBattery = target.checked; } });
+  add("label", { htmlFor: "battery", textContent: "off on battery" });
   const text = add("span", {});
+  text.style.marginLeft = "8px";
   box.style.cssText = "all:initial; position:fixed; margin:0; padding:2px 4px; border-radius:4px; color:#fff;"
     + "background:#000a; font:12px sans-serif; opacity:.8";
   document.documentElement.append(box);
@@ -46,6 +54,3 @@ globalThis.toggleSharpening = () => {
 
 toggleSharpening();
 document.addEventListener("scroll", () => panels.forEach(({ update }) => update()), { capture: true, passive: true });
-document.addEventListener("fullscreenchange", () => { // what was shown last lies on top
-  for (const { box } of panels.values()) [box.hidePopover(), box.showPopover()];
-});

@@ -11,9 +11,8 @@ const TILE = 16; // a side of a workgroup whose invocations are pixels
 /** Read a student's file: its header, `weights`, and where among them those of each of the `layers` are. */
 function parseStudent(buffer) {
   const text = (begin, end) => new TextDecoder().decode(buffer.slice(begin, end));
-  if (text(0, 4) !== MAGIC) throw new Error("This is no file of `export.py --web`.");
   const [version, length] = new Uint32Array(buffer.slice(4, 12));
-  if (version !== VERSION) throw new Error("The student's file is of another version.");
+  if (text(0, 4) !== MAGIC || version !== VERSION) throw new Error("This is no student's file for this page.");
   const student = JSON.parse(text(12, 12 + length)), { channels, wide, dilations } = student;
   let size = 0; // so far, in 4x4 matrices
   const layer = (inputs, outputs, taps, dilation) => {
@@ -274,19 +273,12 @@ class Network {
       { layout: "auto", vertex: { module: last }, fragment: { module: last, targets: [{ format: network.format }] } });
     return network;
   }
-
-  bind(pipeline, resources) {
-    const entry = (resource) => resource instanceof GPUBuffer ? { buffer: resource }
-      : resource instanceof GPUTexture ? resource.createView() : resource;
-    const entries = resources.map((resource, binding) => ({ binding, resource: entry(resource) }));
-    return this.device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
-  }
 }
 
 /** A canvas that frames are drawn on, with the memory on the device that they take. */
 class Picture {
   constructor(network, canvas) {
-    Object.assign(this, { network, canvas, memory: {}, size: "" });
+    Object.assign(this, { network, canvas, memory: [], size: "" });
     this.context = canvas.getContext("webgpu");
     this.context.configure({ device: network.device, format: network.format, alphaMode: "opaque" });
   }
@@ -296,7 +288,7 @@ class Picture {
     const { network: { device, last }, canvas } = this, size = [source.displayWidth, source.displayHeight];
     const cells = working.map((side) => 2 * Math.ceil(side / 8)); // the frame is padded to 8 pixels, as in models.py
     if (this.size !== String([working, size])) this.allocate(size, working, cells);
-    const { frame, sizes } = this.memory;
+    const [sizes, frame] = this.memory;
     // A copy, as a video's own texture (`importExternalTexture`) is converted from YUV at each of many looks.
     device.queue.copyExternalImageToTexture({ source }, { texture: frame }, size);
     device.queue.writeBuffer(sizes, 0, new Int32Array([...working, ...cells]));
@@ -325,34 +317,36 @@ class Picture {
     const { STORAGE, UNIFORM, COPY_DST } = GPUBufferUsage, { STORAGE_BINDING, TEXTURE_BINDING } = GPUTextureUsage;
     const buffer = (bytes, usage = STORAGE) => device.createBuffer({ size: bytes, usage });
     const texture = (size, format, usage) => device.createTexture({ size, format, usage: usage | TEXTURE_BINDING });
-    const memory = {
-      sizes: buffer(32, UNIFORM | COPY_DST),
-      frame: texture(size, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT),
-      planes: buffer(7 * 16 * count),
-      maps: [buffer(network.mapBytes * count), buffer(network.mapBytes * count)],
-      restored: buffer(4 * 16 * count),
-      halves: texture(working.map((side) => Math.ceil(side / 2)), "rgba16float", STORAGE_BINDING),
-      change: texture(working, "rgba16float", STORAGE_BINDING),
+    const sizes = buffer(32, UNIFORM | COPY_DST), planes = buffer(7 * 16 * count), restored = buffer(4 * 16 * count);
+    const maps = [buffer(network.mapBytes * count), buffer(network.mapBytes * count)];
+    const frame = texture(size, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
+    const halves = texture(working.map((side) => Math.ceil(side / 2)), "rgba16float", STORAGE_BINDING);
+    const change = texture(working, "rgba16float", STORAGE_BINDING);
+
+    const bind = (pipeline, ...resources) => {
+      const entry = (resource) => resource instanceof GPUBuffer ? { buffer: resource }
+        : resource instanceof GPUTexture ? resource.createView() : resource;
+      const entries = resources.map((resource, binding) => ({ binding, resource: entry(resource) }));
+      return device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
     };
-    const { sizes, frame, planes, maps, restored, halves, change } = memory, blocks = network.passes.length - 5;
     const workgroups = (sides, x, y) => [Math.ceil(sides[0] / x), Math.ceil(sides[1] / y)];
     const perCell = workgroups(cells, CELLS, CELLS), perPair = workgroups(cells, CELLS, 2 * CELLS);
-    const resources = [
+    const middle = network.passes.length - 4; // passes from one map to the other
+    const passes = [
       [perCell, frame, linear, planes],
       [perCell, planes, maps[0]],
-      ...Array.from({ length: blocks + 1 }, (_, index) => [perPair, weights, maps[index % 2], maps[1 - index % 2]]),
-      [perPair, weights, maps[(blocks + 1) % 2], planes, restored, halves],
+      ...Array.from({ length: middle }, (_, index) => [perPair, weights, maps[index % 2], maps[1 - index % 2]]),
+      [perPair, weights, maps[middle % 2], planes, restored, halves],
       [workgroups(working, TILE, TILE), planes, restored, halves, linear, change],
-    ];
-    const passes = resources.map(([groups, ...rest], index) =>
-      [network.passes[index], network.bind(network.passes[index], [sizes, ...rest]), groups]);
-    const last = network.bind(network.last, [sizes, frame, linear, change]);
-    Object.assign(this, { memory, passes, last, size: String([working, size]) });
+    ].map(([groups, ...resources], index) =>
+      [network.passes[index], bind(network.passes[index], sizes, ...resources), groups]);
+    const last = bind(network.last, sizes, frame, linear, change), memory = [sizes, frame, planes, restored, ...maps];
+    Object.assign(this, { passes, last, memory: [...memory, halves, change], size: String([working, size]) });
   }
 
   /** Give the memory back; the next frame takes it again. */
   free() {
-    for (const taken of Object.values(this.memory).flat()) taken.destroy();
-    Object.assign(this, { memory: {}, size: "" });
+    for (const taken of this.memory) taken.destroy();
+    Object.assign(this, { memory: [], size: "" });
   }
 }

@@ -53,10 +53,12 @@ class Sharpener {
     Object.assign(this, { video, student, report, amount: 1, sparesBattery: false, interval: 33, cost: null });
     this.canvas = document.createElement("canvas");
     this.canvas.style.cssText = "margin:0; border:0; background:none; pointer-events:none; box-sizing:border-box";
+    this.tick = this.tick.bind(this);
+    document.addEventListener("fullscreenchange", this.tick);
     navigator.getBattery?.().then((battery) => { this.battery = battery; });
     this.toggle(true);
     this.wait({});
-    this.timer = setInterval(() => this.tick(), TICK);
+    this.timer = setInterval(this.tick, TICK);
   }
 
   /** How much is changed, from the next frame on or, if the video stands still, at once. */
@@ -73,6 +75,7 @@ class Sharpener {
   close() {
     this.toggle(false);
     this.timer = clearInterval(this.timer);
+    document.removeEventListener("fullscreenchange", this.tick);
     this.video.cancelVideoFrameCallback(this.handle);
     this.canvas.remove();
     this.picture?.free();
@@ -138,9 +141,9 @@ class Sharpener {
   sizes() {
     const { video } = this, size = [video.videoWidth, video.videoHeight], fit = getComputedStyle(video).objectFit;
     const ratios = [video.clientWidth / size[0], video.clientHeight / size[1]];
-    const covers = fit === "cover" || fit === "fill"; // the canvas is cut or stretched as the video is
-    const shown = fit === "none" ? 1 : Math[covers ? "max" : "min"](...ratios, fit === "scale-down" ? 1 : ratios[0]);
-    const scale = Math.min(shown * devicePixelRatio, CANVAS_SIDE / Math.max(...size));
+    const shown = Math[fit === "contain" ? "min" : "max"](...ratios) * devicePixelRatio;
+    const unscaled = fit === "none" || fit === "scale-down"; // which goes for the canvas as well
+    const scale = unscaled ? 1 : Math.min(shown, CANVAS_SIDE / Math.max(...size));
     const limit = Math.min(1, scale, Math.sqrt(WORKING_PIXELS / (size[0] * size[1]))) * LEVELS[this.load.level].scale;
     const scaled = (factor) => size.map((side) => Math.max(8, Math.round(factor * side)));
     return { output: scaled(scale), working: scaled(limit) };
