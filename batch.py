@@ -2,21 +2,21 @@
 
 import glob
 import itertools
-import logging
 import os
 import re
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from images import VideoError, existing_file, is_image
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, logging_redirect_tqdm, tqdm
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif")
 _WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(r"_sharpened(_partial)?$")
-
-log = logging.getLogger(__name__)
+_OUTPUT = re.compile(r"_sharpened(_partial)?(\.\w+)?$")  # ends the names of files and folders that this program wrote
 
 
 def plan_files(sources, output=None):
@@ -24,8 +24,7 @@ def plan_files(sources, output=None):
 
     Args:
         sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Of folders
-            and patterns only visible images and videos are taken; a warning names what else there is. What an earlier
-            run wrote is left out.
+            and patterns only visible images and videos are taken. What an earlier run wrote is left out.
         output: folder to write to, under relative names; None for ``NAME_sharpened`` beside each file or folder.
 
     Returns:
@@ -58,23 +57,20 @@ def _targets(source, output):
         folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
     else:
         path, target = folder, default_output(folder)
-        original = path.with_name(_OUTPUT.sub("", path.stem) + path.suffix)
-        if original != path and original.exists():
-            return []  # the output of an earlier run, which the shell's *.mp4 names, too
-        return [(path, root / f"{path.stem}{target.suffix}" if root else target)]
+        target = root / f"{path.stem}{target.suffix}" if root else target
+        return [] if _OUTPUT.search(path.name) else [(path, target)]
 
-    files = [path for path in found if path.is_file()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if root and folder.resolve() in root.resolve().parents:  # the output lies within the source
-        files = [path for path in files if not path.resolve().is_relative_to(root.resolve())]
-    others = sorted(path.name for path in files if path.suffix.lower() not in _READ_SUFFIXES)
-    files = [path for path in files if path.suffix.lower() in _READ_SUFFIXES]
+    inside = root and folder.resolve() in root.resolve().parents  # the output lies within the source
+    files = [
+        path
+        for path in found
+        if path.suffix.lower() in _READ_SUFFIXES
+        and not any(part.startswith(".") or _OUTPUT.search(part) for part in path.relative_to(folder).parts)
+        and not (inside and path.resolve().is_relative_to(root.resolve()))
+        and path.is_file()
+    ]
     if not files:
         raise VideoError(f"{source} names no image or video ({', '.join(_READ_SUFFIXES)}): check the name")
-    if others:
-        names = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        log.warning("%s: left out, as neither a picture nor a video by its name: %s", source, names)
-    files = [path for path in files if not _is_output(path, folder)]
     targets = [(path, default_output(path)) for path in files]
     if not root:
         return targets
@@ -90,12 +86,6 @@ def default_output(path):
     """Return ``NAME_sharpened`` beside a file; a .jpg or .mp4 if its type cannot be written."""
     suffix = path.suffix if path.suffix.lower() in _SUFFIXES else ".jpg" if is_image(path) else ".mp4"
     return path.with_name(f"{path.stem}_sharpened{suffix}")
-
-
-def _is_output(path, folder):
-    """Whether `path`, or a folder on the way to it from `folder`, has the name of an output."""
-    folders = itertools.takewhile(lambda step: step != folder, path.parents)
-    return bool(_OUTPUT.search(path.stem)) or any(step.name.endswith("_sharpened") for step in folders)
 
 
 def _identity(path):
@@ -117,10 +107,9 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **
         encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
 
     Returns:
-        The exit code, after the counts and a line on stderr for each failure have been printed: 0, 2 if a file failed,
-        130 after Ctrl-C.
+        The exit code, 0, or 2 if a file failed. The counts have been printed, and a line on stderr for each failure.
     """
-    written, present, failures, interrupted = 0, 0, [], False
+    written, present, failures = 0, 0, []
     try:
         with tqdm(jobs, unit=" files", leave=False, disable=None) as bar, logging_redirect_tqdm():
             for path, target in bar:
@@ -136,26 +125,15 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **
                     failures.append(str(error))
                 except Exception as error:  # one file's fault, or a fault of ours, must not cost a night's work
                     failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        interrupted = True
-    counts = [f"{written} written", f"{present} already there"]
-    if failures:
-        counts.append(f"{len(failures)} failed")
-    if interrupted:
-        left = len(jobs) - written - present - len(failures)
-        counts.append(f"{left} left when it was stopped; the same command goes on")
-    print(", ".join(counts))
-    for failure in failures:
-        print(f"inference.py: {failure}", file=sys.stderr)
-    return 130 if interrupted else 2 if failures else 0
+    finally:  # after Ctrl-C, too
+        print(f"{written} written, {present} already there, {len(failures)} failed")
+        for failure in failures:
+            print(f"inference.py: {failure}", file=sys.stderr)
+    return 2 if failures else 0
 
 
 def _is_done(path, target):
-    if not (existing_file(path) and target.is_file()):
-        return False
-    if target.stat().st_mtime < path.stat().st_mtime:
-        raise VideoError(f"{target} is older than its input; --overwrite replaces it")
-    return True
+    return existing_file(path) and target.is_file() and target.stat().st_mtime >= path.stat().st_mtime
 
 
 def sharpen_file(sharpener, path, output, compare, progress=False, size=None, **encoding):

@@ -102,11 +102,12 @@ FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
-ANSWERS = {  # what a narrow student learns: strength of a larger one's answer, share of the truth (`train.answer_loss`)
-    "real": (1.25, 0.0),
-    "soft": (1.0, 0.3),
-    "crisp": (0.8, 0.3),
-    "text": (1.0, 0.6),
+ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answer_loss`:
+    # strength of the residual and of the gain, gain more where there is texture, share of the truth
+    "real": (1.0, 1.5, 0.4, 0.0),
+    "soft": (1.0, 1.2, 0.2, 0.3),
+    "crisp": (0.8, 0.8, 0.0, 0.3),
+    "text": (1.0, 1.0, 0.0, 0.6),
 }
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
@@ -638,11 +639,12 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(2,)`, see `ANSWERS`.
+    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(4,)`, see `ANSWERS`.
 
     Args:
         pairs: list of `Pair`.
-        config: `config.Config`, of which ``crop``, ``crispness``, ``pattern_share`` and ``classic_share`` are used.
+        config: `config.Config`, of which ``crop``, ``crispness``, ``larger``, ``pattern_share`` and ``classic_share``
+            are used.
     """
 
     def __init__(self, pairs, config):
@@ -669,7 +671,8 @@ class PairDataset(Dataset):
             source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"
-        target = goal[0] if kind in ("clean", "image") else crisp(goal[0], source[0], amount)
+        plain = config.larger or kind in ("clean", "image")
+        target = goal[0] if plain else crisp(goal[0], source[0], amount)
         return {
             "input": _turned(*source, *turns),
             "goal": _turned(*goal, *turns),

@@ -1,6 +1,5 @@
 """The choice of an engine: PyTorch is imported only where it is what runs."""
 
-import contextlib
 import importlib.util
 import logging
 import platform
@@ -35,11 +34,10 @@ def make_engine(checkpoint, device="auto"):
     if device != "auto":
         return _torch_engine(checkpoint, device)
     if _gpu_is_likely():
-        with contextlib.suppress(ImportError, OSError):  # a broken PyTorch does not keep the CPU from working
-            from torch_engine import pick_device
+        from torch_engine import pick_device
 
-            if pick_device().type != "cpu":
-                return _torch_engine(checkpoint, device)
+        if pick_device().type != "cpu":
+            return _torch_engine(checkpoint, device)
     try:
         return OpenVINOEngine(checkpoint)
     except DeviceError as error:  # an ArtefactError is one

@@ -16,8 +16,10 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
   processors with AMX multiply such numbers in half the time of others;
 * what the student sees are planes less their local means, which are rounded to whole codes: the first convolution reads
   both, one beside the other with opposite weights, so that no difference is cut off;
-* skips, the residual and the sum with the planes stay in float. The residual itself is a few levels: there is nothing
-  to spare. It is made smaller by half a code, which takes the noise of all this rounding from what is flat.
+* what a block adds is rounded to the step of what it is added to, so that no layer writes floats: moving them would
+  take a third of the time;
+* the residual is rounded to half codes; `runtime.apply_change` makes it smaller by nearly one of them, which takes the
+  noise of all this rounding from what is flat, and multiplies it by the strength.
 
 Rounding is part of the loss when the float student is distilled into the int8 one (straight-through estimator of Bengio
 et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
@@ -53,6 +55,8 @@ from runtime import (
     MEANS,
     NEIGHBOURS,
     RELEASED_STUDENT,
+    RESIDUAL_STEPS,
+    UNUSED,
     CheckpointError,
     DeviceError,
     artefact_path,
@@ -70,7 +74,6 @@ WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
 FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
 CALIBRATION_SEED = 20261122
 STEPS = 6000
-FAINT = 0.5  # codes that every change is made smaller by: on a wall, smaller ones are rounding's and would flicker
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 WEB_MAGIC, WEB_VERSION = b"RTSS", 1  # of `web_file`; web/network.js reads it
 WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
@@ -81,7 +84,7 @@ WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
-    cells = torch.from_numpy(fold_planes(*pad_planes(y, uv))[1]).permute(2, 0, 1)[None].float()
+    cells = torch.from_numpy(fold_planes(*pad_planes(y, uv))).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
     return folded - torch.cat([m[:, :1].expand(-1, count, -1, -1) for m, count in zip(means, FOLDED, strict=True)], 1)
 
@@ -138,6 +141,10 @@ class QuantisedConv(nn.Module):
         """The input as the integers that are multiplied."""
         low, high = (-128, 127) if self.signed else (0, 255)
         return round_through(x / self.steps()[:, None, None]).clamp(low, high)
+
+    def rounded(self, x):
+        """The input as the multiples of its steps that the integers stand for."""
+        return self.input_integers(x) * self.steps()[:, None, None]
 
     def weight_integers(self):
         """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
@@ -216,7 +223,10 @@ def calibration_pictures(count):
 
 
 def quantise(student, samples):
-    """Copy a student `in_codes` with `QuantisedConv` for convolutions, their ranges measured on `samples`."""
+    """Copy a student `in_codes` with `QuantisedConv` for convolutions, their ranges measured on `samples`.
+
+    What the blocks add to has the same steps from the first of them to the last layer: see `predict_quantised`.
+    """
     ranges = {}
 
     def measure(module, arguments):
@@ -231,12 +241,29 @@ def quantise(student, samples):
         predict(student, sample)
     for hook in hooks:
         hook.remove()
+    stream = [*(block.conv1 for block in student.body), student.tail]
+    lows, highs = (torch.stack(ends) for ends in zip(*(ranges[module] for module in stream), strict=True))
+    ranges |= dict.fromkeys(stream, (lows.amin(dim=0), highs.amax(dim=0)))
     quantised = copy.deepcopy(student)
     for name, module in convolutions.items():
         parent, _, attribute = name.rpartition(".")
         kind = QuantisedHead if module is student.head else QuantisedConv
         setattr(quantised.get_submodule(parent), attribute, kind(module, *ranges[module]))
+    for block in quantised.body:
+        block.conv1.log_step = quantised.tail.log_step
     return quantised
+
+
+def predict_quantised(quantised, x):
+    """`predict` as the int8 network computes it, but for `runtime.FAINT`."""
+    rounded = quantised.tail.rounded
+    x = rounded(F.relu(quantised.head(x)))
+    for block in quantised.body:
+        x = rounded(x + rounded(block.conv2(F.relu(block.conv1(x)))))
+    residual, gain = quantised.tail(x).split([sum(FOLDED), GAINS], dim=1)
+    steps = RESIDUAL_STEPS * residual, gain
+    residual, gain = (round_through(codes).clamp(-128, 127) for codes in steps)
+    return torch.cat([residual / RESIDUAL_STEPS, gain], dim=1)
 
 
 def answer_loss(answer, expected, x):
@@ -263,14 +290,15 @@ def distil(quantised, student, batches, steps, progress=True):
         batches: iterable of `details`, `(N, 24, h, w)`.
         steps: how many there are.
     """
-    groups = []
+    groups, steps_of_inputs = [], set()
     for module in quantised.modules():
         if isinstance(module, QuantisedConv):
             size = module.weight.detach().square().mean().sqrt().item()
             groups.append({"params": [module.weight, module.bias], "lr": 2e-3 * size})
             if not isinstance(module, QuantisedHead):
                 groups.append({"params": [module.log_scale], "lr": 1e-3})
-                groups.append({"params": [module.log_step], "lr": 1e-2})
+                steps_of_inputs.add(module.log_step)
+    groups.append({"params": list(steps_of_inputs), "lr": 1e-2})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     # Warm-up, then the half of a cosine.
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -278,7 +306,7 @@ def distil(quantised, student, batches, steps, progress=True):
     )
     for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        answer_loss(predict(quantised, x), predict(student, x), x).backward()
+        answer_loss(predict_quantised(quantised, x), predict(student, x), x).backward()
         optimizer.step()
         schedule.step()
 
@@ -329,54 +357,44 @@ class _Graph:
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its inputs ``planes (1, h, w, 28)`` and ``cells (1, h, w, 32)``, uint8, are what `runtime.fold_planes` gives of a
-    frame; its output ``sharp`` is folded like the first, with the gain behind the planes. The other inputs are float:
-    ``stretch`` `(1, 1, 1, 1)` and ``amount`` `(1, 1, 1, 28)` multiply the details that the student sees and what it
-    says of them, ``keep`` is 1 for restored planes and 0 for the residual alone, 128 being none. Details are multiplied
-    after the first convolution, so that it reads whole codes; for chroma of limited range the factor of luma is 2 % too
-    much.
+    Its input ``cells (1, h, w, 32)``, uint8, is what `runtime.fold_planes` gives of a frame; its output ``change``
+    likewise, int8, what `runtime.apply_change` takes. The other input ``stretch`` `(1, 1, 1, 1)`, float, multiplies the
+    details that the student sees, which makes limited range full. That is done after the first convolution, so that it
+    reads whole codes; for chroma the factor of luma is 2 % too much.
 
-    Channels are last in all that is not convolved, and what changes its layout has 8 bits: moving floats is slow.
+    Channels are last in all that is not convolved, and all that a layer writes has 8 bits: moving floats is slow. What
+    a block adds is therefore rounded before it is added; OpenVINO makes one operation of convolution, rounding and sum.
     """
     graph = _Graph()
+    steps = quantised.tail.steps().detach().numpy()  # of what the blocks add to: its integers are what is added
 
-    def to_front(x):
-        return graph.add("Transpose", x, perm=[0, 3, 1, 2])
+    def arrays(module, outputs=1):
+        weights, scales, bias = (t.detach().numpy() for t in (module.weight_integers(), module.scales(), module.bias))
+        return weights, np.float32(scales / outputs), np.float32(bias / outputs)
 
-    def to_back(x):
-        return graph.add("Transpose", x, perm=[0, 2, 3, 1])
+    def stream(x):
+        return graph.round(x, np.int8(0))
 
-    def arrays(module):
-        return [t.detach().numpy() for t in (module.weight_integers(), module.scales(), module.bias)]
-
-    def layer(module, x):
-        steps = module.steps().detach().numpy().reshape(1, -1, 1, 1)
-        x = graph.round(graph.add("Mul", x, graph.constant(1 / steps)), np.int8(0) if module.signed else np.uint8(0))
-        return graph.convolve(x, *arrays(module), dilation=module.dilation)
-
-    pixels, cells = (graph.add("Cast", name, to=TensorProto.FLOAT) for name in ("planes", "cells"))
-    x = graph.round(cells, np.uint8(0))  # rounds nothing, and says that it has 8 bits
-    weights, scales, bias = arrays(quantised.head)
+    cells = graph.add("Transpose", graph.add("Cast", "cells", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    weights, scales, bias = arrays(quantised.head, steps)
     weights = np.concatenate([weights, quantised.head.mean_weights().detach().numpy()], axis=1)
-    x = graph.add("Mul", graph.convolve(to_front(x), weights, scales), "stretch")
-    x = graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1))))
+    x = graph.add("Mul", graph.convolve(graph.round(cells, np.uint8(0)), weights, scales), "stretch")
+    x = stream(graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1)))))
     for block in quantised.body:
-        x = graph.add("Add", x, layer(block.conv2, graph.add("Relu", layer(block.conv1, x))))
-    change = to_back(layer(quantised.tail, x))
-    limits = [graph.constant(np.float32(sign * FAINT)) for sign in (-1, 1)]
-    change = graph.add("Mul", graph.add("Sub", change, graph.add("Clip", change, *limits)), "amount")
-
-    middle = graph.constant(np.float32(128))
-    kept = graph.add("Add", graph.add("Mul", graph.add("Sub", pixels, middle), "keep"), middle)
-    one, zero = graph.constant(np.float32(1)), graph.constant(np.uint8(0))
-    graph.add("QuantizeLinear", graph.add("Add", kept, change), one, zero, output="sharp")  # rounds and saturates
+        hidden = block.conv2.steps().detach().numpy()
+        inner = graph.convolve(x, *arrays(block.conv1, hidden), dilation=block.conv1.dilation)
+        inner = graph.round(graph.add("Relu", inner), np.uint8(0))
+        x = stream(graph.add("Add", x, stream(graph.convolve(inner, *arrays(block.conv2, steps)))))
+    unit = np.repeat(np.float32([1 / RESIDUAL_STEPS, 1]), [sum(FOLDED), GAINS])
+    tail = (np.concatenate([array, array[:UNUSED]]) for array in arrays(quantised.tail, unit))
+    change = graph.add("Transpose", graph.convolve(x, *tail), perm=[0, 2, 3, 1])
+    one, zero = graph.constant(np.float32(1)), graph.constant(np.int8(0))
+    graph.add("QuantizeLinear", change, one, zero, output="change")  # rounds and saturates
 
     tensor = helper.make_tensor_value_info
-    inputs = [tensor("planes", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + GAINS])]
-    inputs.append(tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)]))
-    inputs += [tensor(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("stretch", "keep")]
-    inputs.append(tensor("amount", TensorProto.FLOAT, [1, 1, 1, sum(FOLDED) + GAINS]))
-    outputs = [tensor("sharp", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + GAINS])]
+    inputs = [tensor("cells", TensorProto.UINT8, [1, "height", "width", sum(FOLDED) + sum(MEANS)])]
+    inputs.append(tensor("stretch", TensorProto.FLOAT, [1, 1, 1, 1]))
+    outputs = [tensor("change", TensorProto.INT8, [1, "height", "width", sum(FOLDED) + GAINS + UNUSED])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -388,38 +406,29 @@ def build_model(quantised, metadata):
     return model
 
 
-def training_config(checkpoint, meta, data):
-    """The configuration of a checkpoint's training, in its `meta`, but without this machine's own part."""
-    if not isinstance(meta.get("config"), dict):
-        raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-    decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-    return make_config({**decided, "data_root": str(data)}, checkpoint)
-
-
 def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress=True):
-    """Write the int8 network of a checkpoint, completely or not at all.
-
-    With `data` it learns on the student's own training pairs, else on calibration pictures.
+    """Write the int8 network of a checkpoint, completely or not at all, and return its path.
 
     Args:
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `engines.make_engine` looks for it.
-        data: folder with what the student was trained on, `data_root` of its configuration.
+        data: folder with what the student was trained on, `data_root` of its configuration, to learn on its own pairs.
         frames: how many `calibration_pictures` to measure on, and to train on where there is no data.
         steps: of training.
-
-    Returns:
-        The path of the file.
 
     Raises:
         CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
-    config = None if data is None else training_config(checkpoint, meta, data)
+    if data is not None:  # the configuration of its training, but without that machine's own part
+        if not isinstance(meta.get("config"), dict):
+            raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
+        decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
+        config = make_config({**decided, "data_root": str(data)}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
     quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
     note = f"distilled in {steps} steps"
-    if config:
+    if data is not None:
         pictures = open_inputs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
             pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for

@@ -57,8 +57,8 @@ class Picture:
 def read_image(path):
     """Read an image file as a `Picture`, upright.
 
-    Pillow reads 8-bit files: it knows orientation and colour profiles, and refuses a truncated file. OpenCV reads
-    16-bit files, which Pillow would reduce to 8 bits; it is given their content, as some names crash it.
+    Pillow reads 8-bit files, and OpenCV those of 16 bits, which Pillow would reduce to 8 bits; it is given their
+    content, as some names crash it.
 
     Raises:
         VideoError: the file does not exist, is not an image, is damaged, exceeds `MAX_IMAGE_SIDE` or
@@ -72,9 +72,13 @@ def read_image(path):
         with contextlib.suppress(Exception):  # Pillow reads EXIF once; damage there must not cost the picture
             file.getexif()
         pixels, profile = _read_16_bits(path, file) if deep else None, file.info.get("icc_profile")
-        picture = _read_8_bits(path, file) if pixels is None else _split_alpha(pixels, profile)
-        picture.metadata = _read_metadata(file)
-        return picture
+        if pixels is None:
+            pixels, profile = _read_8_bits(path, file)
+        alpha = None
+        if pixels.ndim == 3:
+            pixels, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None
+        parts = (part if part is None else np.ascontiguousarray(part) for part in (pixels, alpha))
+        return Picture(*parts, profile, _read_metadata(file))
 
 
 def is_image(path):
@@ -169,22 +173,19 @@ def existing_file(path):
 @contextlib.contextmanager
 def _open_image(path):
     """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
-    too_large = (
-        f"{path} is too large ({{}}): at most {MAX_IMAGE_SIDE} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million "
-        "pixels can be read; scale it down or cut it first"
-    )
     try:
         if _is_heic(path):
             _learn_heic(path)
         with Image.open(path, formats=_READ_FORMATS) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
-                raise VideoError(too_large.format(f"{width}x{height}"))
+                raise VideoError(
+                    f"{path} is too large ({width}x{height}): at most {MAX_IMAGE_SIDE} pixels a side and "
+                    f"{MAX_IMAGE_PIXELS // 10**6} million pixels can be read; scale it down or cut it first"
+                )
             yield file
     except VideoError:
         raise
-    except Image.DecompressionBombError as error:
-        raise VideoError(too_large.format(error)) from error
     except Exception as error:  # decoders of damaged files raise anything: KeyError, struct.error, zlib.error ...
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
 
@@ -232,14 +233,14 @@ def _check_supported(path, file, deep):
     """Refuse several pictures in a file, and those that Pillow 13 or OpenCV 5 misread."""
     if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
         raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
-    if file.format != "TIFF":
-        return
-    orientation = file.getexif().get(_ORIENTATION, 1)
-    if orientation > 4:
-        raise VideoError(f"{path} is a TIFF stored on its side (orientation {orientation}): turn it first")
-    separate, negative = file.tag_v2.get(_TIFF_PLANES, 1) != 1, file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) not in (1, 2, 5)
-    if deep and (separate or negative):
-        raise VideoError(f"{path} is a 16-bit TIFF stored as separate planes or a negative: convert it to PNG first")
+    if file.format == "TIFF":
+        separate, negative = (
+            file.tag_v2.get(_TIFF_PLANES, 1) != 1,
+            file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) not in (1, 2, 5),
+        )
+        if file.getexif().get(_ORIENTATION, 1) > 4 or (deep and (separate or negative)):
+            kind = "on its side, as separate planes or as a negative"
+            raise VideoError(f"{path} is a TIFF stored {kind}: convert it to PNG first")
 
 
 def _read_16_bits(path, file):
@@ -260,20 +261,18 @@ def _read_16_bits(path, file):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def _read_8_bits(path, file):
     if file.mode in ("I", "F"):
         raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
     image, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
-    grey = image.mode in ("1", "L") and not image.has_transparency_data
-    if image.mode in ("CMYK", "LAB") or (profile and not grey and profile[16:20] == b"GRAY"):
+    if image.mode in ("1", "L") and not image.has_transparency_data:
+        return np.array(image.convert("L")), profile
+    if image.mode in ("CMYK", "LAB") or (profile and profile[16:20] == b"GRAY"):
         profile = None  # it does not describe the RGB values that follow
-    if grey:
-        return Picture(np.array(image.convert("L")), None, profile)
-    pixels = np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    return _split_alpha(np.ascontiguousarray(_swap_red_and_blue(pixels)), profile)
+    return _swap_red_and_blue(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))), profile
 
 
 def _swap_red_and_blue(pixels):
@@ -281,25 +280,16 @@ def _swap_red_and_blue(pixels):
     return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 
-def _split_alpha(pixels, profile):
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), profile)
-    return Picture(pixels, None, profile)
-
-
-_quiet_lock, _quiet_levels = threading.Lock(), []  # the level to restore, once for each block that is open
+_quiet_lock, _quiet_levels = threading.Lock(), []  # the level that each block which is open met, the first one ours
 
 
 @contextlib.contextmanager
 def quiet_opencv():
     """Silence OpenCV's own messages, until the last of the threads in such a block leaves it."""
     with _quiet_lock:
-        _quiet_levels.append(_quiet_levels[0] if _quiet_levels else cv2.utils.logging.getLogLevel())
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _quiet_levels.append(cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT))
     try:
         yield
     finally:
         with _quiet_lock:
-            level = _quiet_levels.pop()
-            if not _quiet_levels:
-                cv2.utils.logging.setLogLevel(level)
+            cv2.utils.logging.setLogLevel(_quiet_levels.pop())

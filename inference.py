@@ -6,22 +6,14 @@ examples:
   python inference.py call.mp4             writes call_sharpened.mp4 beside it
   python inference.py a.jpg -o b.jpg       writes b.jpg
   python inference.py holiday/             all in it, to holiday_sharpened/
-  python inference.py a.mp4 b.png -o out/  writes out/a.mp4 and out/b.png
   python inference.py "in/**/*.mp4"        all .mp4 in in/, at any depth
-  python inference.py in/ --shard 2/3      the second of three machines
   python inference.py a.mp4 --size 1080p   enlarged, then sharpened
   python inference.py --screen             a part of the screen, in a window
   python inference.py rtsp://host/stream   a stream; with -o, written to a file
   python inference.py --virtual-camera     offers camera 0 to other programs
   python inference.py --demo               three clips; needs no camera or data
 
-from Python:
-  from inference import RealTimeSharpener
-  sharpener = RealTimeSharpener()
-  sharp = sharpener.sharpen(frame)          uint8 BGR, PIL image, tensor ...
-  y, uv = sharpener.sharpen_planes(y, uv)   YUV 4:2:0
-  sharpener.sharpen_image("a.jpg", "b.jpg")
-  sharpener.process_video_stream("call.mp4", "sharpened.avi", size="1080p")
+From Python: `RealTimeSharpener`. docs/usage.md says more.
 """
 
 import argparse
@@ -30,7 +22,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -40,19 +31,20 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from batch import check_free, default_output, is_pattern, plan_files, sharpen_file, sharpen_files
 from conversion import add_change, divide_pixels, divide_planes, pixels_to_planes, stack, to_pixels
 from engines import make_engine
 from images import VideoError, existing_file, read_image, write_image
-from live import Camera, LoadController, Meter, TimedSource, is_camera, play
+from live import Camera, LoadController, Meter, TimedSource, is_camera, play, size_text
 from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, tqdm, without_password
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, without_password
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
-from window import KEYS, CaptureSaver, Controls, Recorder, VirtualCamera, Window, draw_rectangle
+from window import KEYS, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +71,7 @@ class RealTimeSharpener:
         checkpoint: the file that was found.
         device: a `torch.device`, or OpenVINO's name of one.
         description: device and precision.
-        strength: may be set at any time; it holds from the next frame on.
+        strength: may be set at any time, for the next picture, file or stream; in a window, keys change it.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
@@ -166,7 +158,7 @@ class RealTimeSharpener:
         """
         strength = _check_strength(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
-        if y.ndim != 2 or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
+        if y.ndim != 2 or not y.size or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
@@ -193,11 +185,13 @@ class RealTimeSharpener:
         _check_other(input_path, output_path)
         size = _fixed_size(size)
         picture = read_image(input_path)
-        picture = _resize_picture(picture, _say_shrunk(input_path, size, *picture.pixels.shape[1::-1]))
-        sharp = self.sharpen(picture.pixels, strength=strength)
+        target = _say_shrunk(input_path, size, *picture.pixels.shape[1::-1])
+        before = resize_pixels(picture.pixels, target)
+        sharp = self.sharpen(before, strength=strength)
         if compare:
-            sharp = divide_pixels(picture.pixels, sharp)
-        write_image(output_path, dataclasses.replace(picture, pixels=sharp))
+            sharp = divide_pixels(before, sharp)
+        alpha = None if picture.alpha is None else resize_pixels(picture.alpha, target)
+        write_image(output_path, dataclasses.replace(picture, pixels=sharp, alpha=alpha))
 
     def process_video_stream(
         self,
@@ -210,7 +204,6 @@ class RealTimeSharpener:
         codec: str | None = None,
         quality: float | None = None,
         camera_size: tuple[int, int] | None = None,
-        camera_rate: float | None = None,
         virtual_camera: bool = False,
         size: SizeLike | None = None,
     ) -> dict:
@@ -218,73 +211,70 @@ class RealTimeSharpener:
 
         Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
         copied. What cannot be decoded is left out, with a warning. Ctrl-C keeps what was written so far; if the input
-        breaks off or most of it is damaged, that is in ``NAME_partial``. A camera gives its newest frame each time,
-        and is waited for if it is unplugged. Ctrl-C, or a camera that stays away, ends a recording and keeps it. In a
-        window, a live stream leaves out frames that are late, and less is sharpened if the machine is too busy (see
-        `live.LoadController`); never in a file.
+        breaks off or most of it is damaged, that is in ``NAME_partial``. A camera gives its newest frame each time;
+        Ctrl-C, or unplugging it, ends a recording and keeps it. In a window, a live stream leaves out frames that are
+        late, and less is sharpened if the machine is too busy (see `live.LoadController`); never in a file.
 
         Args:
-            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen, see
-                `screen.Screen`: ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, and
-                ``"screen:"`` one that the user draws.
+            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen:
+                ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, ``"screen:"`` one that the user
+                draws.
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: left half as it came, right half sharpened.
             progress: show a progress bar.
-            frame_budget: milliseconds that a window's frame may take; None for the interval between the source's
-                frames, 0 for no limit.
-            on_frame: called as ``on_frame(number, picture)``, numbers from 0, after each frame that is written or
-                shown, with that picture upright as ``(H, W, 3)`` uint8 BGR, before the encoder's loss. It delays the
-                next frame. If it returns False (nothing else will do), that frame is the last, and the file is
-                complete with it. What it raises ends the processing, is raised here, and leaves no file.
+            frame_budget: milliseconds for a frame in a window; None for the interval between the source's frames, 0 for
+                no limit.
+            on_frame: called as ``on_frame(number, picture)``, numbers from 0, for each frame that is written or shown,
+                upright as ``(H, W, 3)`` uint8 BGR. If it returns False (nothing else will do), that frame is the last.
+                What it raises ends the processing, is raised here, and leaves no file.
             codec, quality: of a file that is written, see `video.VideoWriter`.
-            camera_size, camera_rate: ``(width, height)`` and frames per second to ask a camera for.
+            camera_size: ``(width, height)`` to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
-            size: enlarge the pictures first, see `sharpen`; upright lines and sides, as players show them. ``"window"``
-                follows the window's size.
+            size: enlarge the pictures first, see `sharpen`; ``"window"`` follows the window's size.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
-            ``source_size``, ``engine`` and ``output``; of what is live also ``dropped``, ``latency_ms`` and
-            ``latency_p95_ms``, see `live.Meter.stats`, and ``levels``, see `live.LoadController.frames`.
+            ``source_size``, ``engine`` and ``output``; of what is live also those of `live.Meter.stats`, and
+            ``levels``, see `live.LoadController.frames`.
 
         Raises:
             ValueError: the budget is not a number from 0, or there is no such size.
-            VideoError: the source cannot be read, the file cannot be written, or there is no display or no virtual
-                camera.
+            VideoError: the source cannot be read, the file cannot be written, or there is no display or virtual camera.
         """
-        size = _fixed_size(size) if output_path is not None or virtual_camera else size and parse_size(size)
+        live = output_path is None or is_camera(input_source) or is_screen(input_source)
+        in_window = output_path is None and not virtual_camera
+        size = size and parse_size(size) if in_window else _fixed_size(size)
         if output_path is not None:
             check_encoder(output_path, codec, quality)
-            if not (is_camera(input_source) or is_screen(input_source)):
-                return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality, size)
+        if not live:
+            return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality, size)
 
-        controls, meter, saver, count = Controls(self.strength, compare, size=size), Meter(), None, 0
+        controls, meter, count = Controls(self.strength, compare, size=size), Meter(), 0
         with contextlib.ExitStack() as stack:
-            source, sharpen = self._open_live(stack, input_source, camera_size, camera_rate, controls)
-            target = _say_shrunk(input_source, None if size == WINDOW else size, *source.size)
+            source, enlarge, sharpen = self._open_live(stack, input_source, camera_size, controls)
+            target = source.size if size == WINDOW else _say_shrunk(input_source, size, *source.size)
             load = LoadController(0 if output_path is not None else frame_budget, source.rate)
-            if output_path is not None:
-                screen = stack.enter_context(Recorder(output_path, target, source.rate, codec, quality))
+            if in_window:
+                place = source.free_place if isinstance(source, Screen) else None
+                screen = stack.enter_context(Window(controls, self.description, place))
+                if isinstance(source, Screen):
+                    source.own_window = lambda: screen.rectangle
             elif virtual_camera:
                 screen = stack.enter_context(VirtualCamera(source.rate))
             else:
-                place = source.free_place if isinstance(source, Screen) else None
-                screen = stack.enter_context(Window("Real-time sharpener", controls, self.description, place))
-                if isinstance(source, Screen):
-                    source.own_window = lambda: screen.rectangle
-                saver = stack.enter_context(CaptureSaver(screen.say, source.rate))
+                screen = stack.enter_context(Recorder(output_path, target, source.rate, codec, quality))
             begin = time.perf_counter()
-            pictures = play(source, sharpen, screen, controls, load, meter, saver)
-            for count, picture in enumerate(_progress_bar(pictures, progress), 1):
+            pictures = play(source, enlarge, sharpen, screen, controls, load, meter)
+            for count, picture in enumerate(tqdm(pictures, unit=" frames", leave=False, disable=not progress), 1):
                 if on_frame and on_frame(count - 1, picture) is False:
                     break
-                if output_path is not None:  # in a window, keys set the strength
-                    controls.strength = self.strength
-        count = screen.frames if output_path is not None else count
-        sizes = source.size, screen.size if output_path is not None else meter.sizes[1] or (0, 0)
+        if isinstance(screen, Recorder):
+            count = screen.frames  # after Ctrl-C, fewer than were shown to it
+        sizes = meter.sizes or (source.size, target)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
     def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
+        """Sharpen a video into another: one thread reads, this one sharpens, one writes."""
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True))
@@ -296,7 +286,8 @@ class RealTimeSharpener:
             frames = stack.enter_context(read_ahead(reader))
             write = stack.enter_context(write_behind(writer.write))
             begin = time.perf_counter()
-            for number, frame in enumerate(_progress_bar(frames, progress, reader.frame_count)):
+            bar = tqdm(frames, total=reader.frame_count, unit=" frames", leave=False, disable=not progress)
+            for number, frame in enumerate(bar):
                 before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
                 y, uv = self.sharpen_planes(*before, kind.full_range)
                 if compare:
@@ -306,28 +297,31 @@ class RealTimeSharpener:
                     break
         return self._statistics(number + 1, begin, (shape[:2], target), output_path)
 
-    def _open_live(self, stack, source, camera_size, camera_rate, controls):
-        """Return a source for `live.play`, and the function of a frame and a strength that sharpens its frames."""
+    def _open_live(self, stack, source, camera_size, controls):
+        """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""
 
-        def sharpen_pixels(pixels, strength):
-            return self._sharpen_pixels(resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1])), strength)
+        def enlarge(pixels):
+            return resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1]))
 
         if is_screen(source):
-            return stack.enter_context(Screen(source, draw_rectangle)), sharpen_pixels
+            return stack.enter_context(Screen(source, draw_rectangle)), enlarge, self._sharpen_pixels
         if is_camera(source):
-            return stack.enter_context(Camera(source, camera_size, camera_rate)), sharpen_pixels
+            return stack.enter_context(Camera(source, camera_size)), enlarge, self._sharpen_pixels
+
         reader = stack.enter_context(VideoReader(source))
         kind = reader.format
         timed = ((frame, float(frame.pts * kind.time_base)) for frame in reader)
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
-        def sharpen_frame(frame, strength):
-            target = controls.target_size(kind.width, kind.height, kind.turned)
-            y, uv = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
-            return reader.to_bgr(*self.sharpen_planes(y, uv, kind.full_range, strength))
+        def enlarge_frame(frame):
+            target = controls.target_size(kind.width, kind.height, kind.pixel_aspect, kind.turned)
+            return resize_planes(frame.y, frame.uv, target, kind.chroma_location)
+
+        def sharpen_frame(planes, strength):
+            return reader.to_bgr(*self.sharpen_planes(*planes, kind.full_range, strength))
 
         upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
-        return TimedSource(frames, reader.live, kind.rate, upright), sharpen_frame
+        return TimedSource(frames, reader.live, kind.rate, upright), enlarge_frame, sharpen_frame
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""
@@ -377,43 +371,15 @@ def _say_shrunk(source, size, width, height, *shape):
     return target
 
 
-def _resize_picture(picture, size):
-    alpha = None if picture.alpha is None else resize_pixels(picture.alpha, size)
-    return dataclasses.replace(picture, pixels=resize_pixels(picture.pixels, size), alpha=alpha)
-
-
-def _progress_bar(frames, shown, total=None):
-    """Yield the frames, with a bar that ends at 100 %: their number is often an estimate."""
-    with tqdm(frames, total=total, unit=" frames", leave=False, disable=not shown) as bar:
-        try:
-            yield from bar
-        finally:
-            bar.total = bar.n
-            bar.refresh()
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
 _EXPLANATIONS = (
-    """where it goes:
-  Without -o, a file or folder becomes NAME_sharpened beside it, and a camera
-  or stream a window. With -o, one file becomes that file; several, a folder or
-  a pattern go into that folder, under their relative paths. Hidden files and
-  outputs of earlier runs (NAME_sharpened, NAME_sharpened_partial) are skipped.
-
-many files (several sources, a folder, a pattern, or -o names a folder):
-  A file whose output exists and is not older is done: the same command goes on
-  where it was stopped. If other options changed, such as --strength, add
-  --overwrite. A file that fails does not stop the others.
-
-keys in the window:
+    """keys in the window:
 """
     + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
     + """
-  Pictures and recordings go to the current folder. Ctrl-C, or unplugging the
-  camera for half a minute, keeps what was recorded. If the machine is busy,
-  the window sharpens less for a while, and says so.
+  Pictures go to the current folder.
 
 exit codes:
   0    all is written or existed already
@@ -424,13 +390,12 @@ exit codes:
 
 def main(argv=None):
     """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    end = argv.index("--") if "--" in argv else len(argv)
-    args = make_parser().parse_intermixed_args(argv[:end])
-    args.sources += argv[end + 1 :]  # names that may begin with a dash, which argparse does not see to
+    args = make_parser().parse_intermixed_args(argv)
     for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
         stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
+    for module in ("live", "window"):  # what a camera gives, and where files go and a virtual camera is
+        logging.getLogger(module).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has a limit of its own
     try:
@@ -442,23 +407,24 @@ def main(argv=None):
         return 130
 
 
+def _make_sharpener(args):
+    return RealTimeSharpener(args.checkpoint, args.device, args.strength)
+
+
 def _run(args):
     given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
     sources = given or ["0"]
     live = args.virtual_camera or any(map(_is_live, sources))
     if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (given or args.size))):
         raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")
-    if args.size and (args.output or args.virtual_camera or not live):
-        _fixed_size(args.size)  # refused before anything is done
-    elif args.size:
-        parse_size(args.size)
     if args.virtual_camera and (args.output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
+    if args.size and not live:
+        _fixed_size(args.size)  # refused before anything is done
     if args.demo:
         from demo import run_demo
 
-        folder = args.output or Path(__file__).resolve().parent / "results" / "demo"
-        run_demo(_make_sharpener(args), folder)
+        run_demo(_make_sharpener(args), args.output or Path(__file__).resolve().parent / "results" / "demo")
         return 0
     if live:
         return _run_live(args, sources[0])
@@ -472,9 +438,8 @@ def _run_file(args, source):
     """Sharpen one image or video file."""
     output = args.output or default_output(existing_file(source))
     check_free(output, args.overwrite)
-    sharpener = _make_sharpener(args)
-    progress = sys.stderr.isatty()
-    stats = sharpen_file(sharpener, source, output, args.compare, progress, args.size, **_encoding(args))
+    options = {"size": args.size, "codec": args.codec, "quality": args.crf, "progress": sys.stderr.isatty()}
+    stats = sharpen_file(_make_sharpener(args), source, output, args.compare, **options)
     if stats:
         _print_statistics(stats)
     print(f"written to {output}")
@@ -488,28 +453,25 @@ def _run_files(args, sources):
         raise VideoError(f"{output} is not a folder: several files go to one, name it with -o")
     part, parts = args.shard or (1, 1)
     jobs = plan_files(sources, output)[part - 1 :: parts]
-    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, args.size, **_encoding(args))
+    options = {"size": args.size, "codec": args.codec, "quality": args.crf}
+    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, **options)
 
 
 def _run_live(args, source):
     """Show a camera, the screen or a stream in a window, offer it as a virtual camera, or record it."""
     if args.output is not None:
         check_free(args.output, args.overwrite)
-    source = int(source) if source.isdecimal() else source
-    if is_camera(source) or args.virtual_camera:
-        for module in ("live", "window"):  # what the camera gives, and where it is offered
-            logging.getLogger(module).setLevel(logging.INFO)
     stats = _make_sharpener(args).process_video_stream(
-        source,
+        int(source) if source.isdecimal() else source,
         args.output,
         args.compare,
         progress=sys.stderr.isatty(),
         frame_budget=args.budget,
         camera_size=args.camera_size,
-        camera_rate=args.camera_rate,
         virtual_camera=args.virtual_camera,
         size=args.size,
-        **_encoding(args),
+        codec=args.codec,
+        quality=args.crf,
     )
     _print_statistics(stats)
     if args.output is not None:
@@ -522,21 +484,12 @@ def _is_live(source):
     return named and not Path(source).is_dir()
 
 
-def _make_sharpener(args):
-    return RealTimeSharpener(args.checkpoint, args.device, args.strength)
-
-
-def _encoding(args):
-    return {"codec": args.codec, "quality": args.crf}
-
-
 def _print_statistics(stats):
-    sizes = " to ".join("{}x{}".format(*size) for size in dict.fromkeys((stats["source_size"], stats["size"])))
-    stats = stats | {"frames": plural(stats["frames"], "frame"), "sizes": sizes}
-    print("{frames} of {sizes} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(**stats))
+    frames, sizes = plural(stats["frames"], "frame"), size_text(stats["source_size"], stats["size"])
+    print("{} of {} in {seconds:.1f} s: {fps:.1f} FPS ({engine})".format(frames, sizes, **stats))
     if "latency_ms" in stats:
-        latency = "{dropped} dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
-        print(latency.format(**stats | {"dropped": plural(stats["dropped"], "frame")}))
+        latency = "{} dropped; added latency {latency_ms:.1f} ms, 95 % within {latency_p95_ms:.1f} ms"
+        print(latency.format(plural(stats["dropped"], "frame"), **stats))
     levels = stats.get("levels", {})
     if any(list(levels.values())[1:]):
         print("this machine was busy: " + ", ".join(f"{name}: {count} shown" for name, count in levels.items()))
@@ -552,18 +505,16 @@ def parse_amount(text):
 
 def parse_camera_size(text):
     """Parse ``WIDTHxHEIGHT`` into a pair."""
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected a size such as 1280x720, got {text}")
-    return int(match[1]), int(match[2])
+    width, height = map(int, text.split("x"))
+    return width, height
 
 
 def parse_shard(text):
     """Parse ``I/N`` into a pair, I from 1 to N."""
-    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
         raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/3, got {text}")
-    return int(numbers[1]), int(numbers[2])
+    return part, parts
 
 
 def make_parser():
@@ -576,58 +527,40 @@ def make_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what to sharpen").add_argument
-    sources_help = (
-        "camera index, image, video, folder, pattern (in quotes, so that your shell does not cut it short; ** is any "
-        "depth) or URL of a stream; default: camera 0"
-    )
-    add("sources", nargs="*", metavar="SOURCE", help=sources_help)
-    shard_help = "of many files, do only the I-th part of N, I from 1 to N: each machine has its own I; default: all"
-    screen_help = (
-        "the screen: a monitor's number, a rectangle, such as 100,80,1280x720, or one that you draw with the mouse if "
-        "you name none"
-    )
-    add("--screen", nargs="?", const="", metavar="PART", help=screen_help)
-    add("--shard", type=parse_shard, metavar="I/N", help=shard_help)
+    text = "camera index, image, video, folder, pattern in quotes, or URL of a stream; default: camera 0"
+    add("sources", nargs="*", metavar="SOURCE", help=text)
+    text = "the screen: a monitor's number, a rectangle such as 100,80,1280x720, or one that you draw if you name none"
+    add("--screen", nargs="?", const="", metavar="PART", help=text)
+    add("--shard", type=parse_shard, metavar="I/N", help="of many files, only the I-th part of N, for several machines")
     add("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
 
     add = parser.add_argument_group("output").add_argument
-    output_help = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
-    add("-o", "--output", metavar="PATH", help=output_help)
+    text = "file to write, or folder for several files; default: NAME_sharpened beside the source, or a window"
+    add("-o", "--output", metavar="PATH", help=text)
     add("--overwrite", action="store_true", help="replace what exists; by default it is left alone")
-    strength_help = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
-    add("--strength", type=parse_amount, default=1.0, metavar="X", help=strength_help)
-    size_help = (
-        "enlarge first: 1080p (lines), 1920x1080 (fits into it), 2x, or window (follows the window's size); the aspect "
-        "stays; default: its own size"
-    )
-    add("--size", metavar="SIZE", help=size_help)
+    text = "how much to sharpen: 0 nothing, 1 the default, 2 crisp; default: 1"
+    add("--strength", type=parse_amount, default=1.0, metavar="X", help=text)
+    text = "enlarge first: 1080p (lines), 1920x1080 (fits into it), 2x, or window (follows it); default: its own size"
+    add("--size", metavar="SIZE", help=text)
     add("--compare", action="store_true", help="left half as it came, right half sharpened")
-    codec_help = (
-        "of a video: h264, hevc, av1, vp9, ffv1, or FFmpeg's name of an encoder, such as h264_nvenc; default: h264, in "
-        ".webm vp9"
-    )
-    add("--codec", metavar="NAME", help=codec_help)
-    crf_help = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, or what is alike"
-    add("--crf", type=float, metavar="Q", help=crf_help)
+    text = "of a video: h264, hevc, av1, vp9 or ffv1; default: h264, in .webm vp9"
+    add("--codec", metavar="NAME", help=text)
+    text = "quality of a video on its codec's scale: of h264 0 is lossless, 51 worst; default: 18, or what is alike"
+    add("--crf", type=float, metavar="Q", help=text)
 
     add = parser.add_argument_group("live picture").add_argument
-    budget_help = (
-        "milliseconds that a window's frame may take before it is sharpened less, 0 for no limit; default: the time "
-        "between the source's frames"
-    )
-    add("--budget", type=parse_amount, metavar="MS", help=budget_help)
-    size_help = "size to ask a camera for, such as 1280x720; default: what it gives"
-    add("--camera-size", type=parse_camera_size, metavar="WxH", help=size_help)
-    rate_help = "frames per second to ask a camera for; default: what it gives"
-    add("--camera-rate", type=parse_amount, metavar="FPS", help=rate_help)
-    virtual_help = "offer the sharpened picture to other programs as a camera, without a window (needs pyvirtualcam)"
-    add("--virtual-camera", action="store_true", help=virtual_help)
+    text = "milliseconds for a frame in a window, after which less is sharpened; 0: no limit; default: the frames' rate"
+    add("--budget", type=parse_amount, metavar="MS", help=text)
+    text = "size to ask a camera for, such as 1280x720; default: what it gives"
+    add("--camera-size", type=parse_camera_size, metavar="WxH", help=text)
+    text = "offer the sharpened picture to other programs as a camera, without a window (needs pyvirtualcam)"
+    add("--virtual-camera", action="store_true", help=text)
 
     add = parser.add_argument_group("how it runs").add_argument
-    device_help = "auto, cpu, cuda:1, mps, openvino, openvino:GPU ...; default: auto, the fastest here"
-    add("--device", default="auto", help=device_help)
-    checkpoint_help = "file of the student network; default: the released one"
-    add("--checkpoint", default=str(RELEASED_STUDENT), metavar="FILE", help=checkpoint_help)
+    text = "auto, cpu, cuda:1, mps, openvino, openvino:GPU ...; default: auto, the fastest here"
+    add("--device", default="auto", help=text)
+    text = "file of the student network; default: the released one"
+    add("--checkpoint", default=str(RELEASED_STUDENT), metavar="FILE", help=text)
     return parser
 
 

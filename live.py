@@ -12,7 +12,6 @@ import logging
 import sys
 import threading
 import time
-from array import array
 from collections import deque
 from fractions import Fraction
 
@@ -25,7 +24,6 @@ from images import VideoError, quiet_opencv
 _MAX_DELAY = 0.15  # seconds that a frame of a live stream may be late: a few intervals
 _CLOCK_JUMP = 10  # seconds between two time stamps that mean that the stream began anew
 _IDLE_INTERVAL = 0.1  # seconds without a frame after which a source yields None
-_RETRY_INTERVAL = 1.0  # seconds between attempts to open a camera that is gone
 
 SHARPEN, SKIP, PASS, PROBE = "sharpen", "skip", "pass", "probe"  # see `LoadController.next_action`
 
@@ -44,39 +42,31 @@ def is_camera(source):
 class Camera:
     """Yields the newest frame of a camera; a thread drops those that nobody was in time for.
 
-    If the camera is unplugged, the thread tries to open it again every second, and its frames go on.
-
     Args:
         source: index of the camera, 0 is the first, or a device path.
-        size, rate: ``(width, height)`` and frames per second to ask for; the camera takes what is nearest to them.
-        patience: seconds to wait for a camera that is gone.
+        size: ``(width, height)`` to ask for; the camera takes what is nearest to it.
 
     Attributes:
         size: ``(width, height)`` in pixels.
         rate: frames per second that the camera promises.
         dropped: number of frames that nobody was in time for.
-        note: what the user should know; usually empty.
+        note: what the user should know, always empty; see `screen.Screen`.
 
     Raises:
         VideoError: the camera cannot be opened.
     """
 
-    def __init__(self, source=0, size=None, rate=None, patience=30.0):
-        self.source, self._asked, self._patience = source, (size, rate), patience
-        self.dropped, self.note = 0, ""
-        first = self._open()
-        if first is None:
-            raise VideoError(
-                f"camera {source} cannot be opened: plug it in, close programs that use it, allow access to it, or "
-                "name a file to sharpen"
-            )
-        self._newest = first, time.perf_counter()
+    note = ""
+
+    def __init__(self, source=0, size=None):
+        self.source, self.dropped = source, 0
+        self._newest = self._open(size), time.perf_counter()
         self._ended, self._stop, self._changed = False, threading.Event(), threading.Condition()
         self._thread = threading.Thread(target=self._read, name="camera", daemon=True)
         self._thread.start()
 
     def __iter__(self):
-        """Yield newest frames until the camera stays away; that ends the iteration without an error."""
+        """Yield newest frames until the camera is unplugged; that ends the iteration without an error."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._newest is not None or self._ended, _IDLE_INTERVAL)
@@ -97,11 +87,10 @@ class Camera:
         self._thread.join()
         self._capture.release()
 
-    def _open(self):
-        """Open the camera with the settings asked for; return its first frame, or None."""
+    def _open(self, size):
+        """Open the camera; return its first frame."""
         # FFmpeg would take a device path for a file.
         by_path = sys.platform.startswith("linux") and not isinstance(self.source, int)
-        size, rate = self._asked
         with quiet_opencv():
             self._capture = cv2.VideoCapture(self.source, cv2.CAP_V4L2 if by_path else cv2.CAP_ANY)
             if size and size[0] * size[1] > 640 * 480:  # more than USB 2 carries uncompressed
@@ -109,50 +98,31 @@ class Camera:
             if size:
                 self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
                 self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
-            if rate:
-                self._capture.set(cv2.CAP_PROP_FPS, float(rate))
             arrived, first = self._capture.read()
         if not arrived:
             self._capture.release()
-            return None
+            raise VideoError(
+                f"camera {self.source} cannot be opened: plug it in, close programs that use it, allow access to it, "
+                "or name a file to sharpen"
+            )
         self.size = (first.shape[1], first.shape[0])
         self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))
-        if size and tuple(size) != self.size:
-            log.warning("camera %s gives %dx%d instead of %dx%d", self.source, *self.size, *size)
         return first
 
     def _read(self):
-        """Keep the newest frame until the camera is closed or stays away; runs in the thread."""
-        try:
-            while not self._stop.is_set():
-                arrived, frame = self._capture.read()
-                if not arrived:
-                    frame = self._reopen()
-                if frame is None:
-                    return
-                with self._changed:
-                    self.dropped += self._newest is not None
-                    self._newest = frame, time.perf_counter()
-                    self._changed.notify()
-        finally:
+        """Keep the newest frame until the camera is closed or unplugged; runs in the thread."""
+        while not self._stop.is_set():
+            arrived, frame = self._capture.read()
+            if not arrived:
+                break
             with self._changed:
-                self._ended = True
+                self.dropped += self._newest is not None
+                self._newest = frame, time.perf_counter()
                 self._changed.notify()
-
-    def _reopen(self):
-        """Wait for a camera that is gone; return its next frame, or None."""
-        end = time.perf_counter() + self._patience
-        self.note = f"camera {self.source} is gone"
-        log.warning("camera %s is gone: waiting up to %g s for it", self.source, self._patience)
-        self._capture.release()
-        while not self._stop.wait(_RETRY_INTERVAL) and time.perf_counter() < end:
-            frame = self._open()
-            if frame is not None:
-                self.note = ""
-                log.warning("camera %s is back", self.source)
-                return frame
-        return None
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
 
 
 class TimedSource:
@@ -166,13 +136,9 @@ class TimedSource:
     Args:
         frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None if no frame has come.
         live: whether frames come at their own rate, not as fast as they are read.
-        rate: frames per second.
-        size: ``(width, height)`` of the upright frames, None if unknown.
 
     Attributes:
-        rate, size: see above.
-        dropped: number of frames that were left out.
-        note: always empty; see `Camera`.
+        rate, size, dropped, note: see `Camera`; the size is that of the upright frames, or None.
     """
 
     note = ""
@@ -203,18 +169,17 @@ class TimedSource:
 # The loop
 
 
-def play(source, sharpen, screen, controls, load, meter, saver=None):
+def play(source, enlarge, sharpen, screen, controls, load, meter):
     """Show the frames of a source until it ends or the user closes the screen; yield each picture shown.
 
     Args:
         source: `Camera`, `TimedSource` or `screen.Screen`.
-        sharpen: function of a frame and a strength that returns a uint8 BGR picture, enlarged if that is wanted; at
-            strength 0 it does no more.
+        enlarge: function that brings a frame to the size that is wanted.
+        sharpen: function of such a frame and a strength that returns a uint8 BGR picture; at strength 0 the frame's.
         screen: `window.Window`, `window.VirtualCamera` or `window.Recorder`.
         controls: `window.Controls`.
         load: `LoadController`.
         meter: `Meter`.
-        saver: `window.CaptureSaver`, or None.
     """
     skipped = 0
     for frame, taken, due in source:
@@ -229,10 +194,12 @@ def play(source, sharpen, screen, controls, load, meter, saver=None):
             continue
 
         begin = time.perf_counter()
-        sharpened = None if action == PASS else sharpen(frame, controls.strength)
-        original = sharpen(frame, 0) if action != SHARPEN or controls.comparing else None
-        after = sharpened if action == SHARPEN else original
-        shown = divide_pixels(original, after, controls.divider) if controls.comparing else after
+        frame = enlarge(frame)
+        after = None if action == PASS else sharpen(frame, controls.strength)
+        before = sharpen(frame, 0) if action != SHARPEN or controls.comparing else None
+        if action != SHARPEN:  # a probe is only to tell what it costs
+            after = before
+        shown = divide_pixels(before, after, controls.divider) if controls.comparing else after
 
         ready = time.perf_counter()
         wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
@@ -243,11 +210,6 @@ def play(source, sharpen, screen, controls, load, meter, saver=None):
         meter.add(now, 1000 * (ready - taken + drawing))
         if action != PASS:
             load.add(1000 * (ready - begin + drawing))
-
-        if saver:
-            if controls.snapshot and sharpened is None:  # a snapshot is sharpened even if the picture is not
-                sharpened = sharpen(frame, controls.strength)
-            saver.save(controls, sharpened, shown)
         yield shown
 
 
@@ -255,9 +217,8 @@ class LoadController:
     """Decides how much of a live picture is sharpened, so that it fits a budget. It has no clock: it is told the costs.
 
     There are three levels. At "every other frame", half of the frames are left out: half the rate is a small loss in a
-    call, while sharp and soft frames in turn would flicker, and the previous frame's residual would leave ghosts on a
-    picture that moved. If that is too much as well, all frames are shown "not sharpened". There, a probe now and then
-    (a frame is sharpened, but shown as it came) tells what sharpening would cost.
+    call, while sharp and soft frames in turn would flicker. If that is too much as well, all frames are shown "not
+    sharpened". There, a probe now and then (a frame is sharpened, but shown as it came) tells what that would cost.
 
     The level goes down if the median of the last costs exceeds the level's budget, and up if for 3 s the median was
     within 90 % of the upper level's. After a step up that did not hold for a minute, the next one waits twice as long,
@@ -319,7 +280,7 @@ class LoadController:
         if not self._probing and len(costs) == costs.maxlen and cost > self._limit(self.level):
             held = self._now - self._raised >= 60 * self._second
             self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
-            self._step(self.level + 1)
+            self._enter(self.level + 1)
         elif self._probing or self.level == self._HALF:  # which sharpens a frame as the level above does
             ample = 0.9 * self._limit(self.level - 1)
             # A probe delays the picture: while probes are in vain, they become rare.
@@ -329,15 +290,11 @@ class LoadController:
                 self._calm = self._now
             elif self._now - self._calm >= self._patience:
                 self._raised = self._now
-                self._step(self.level - 1)
+                self._enter(self.level - 1)
 
     def _limit(self, level):
         """Milliseconds that a shown frame may take: if every other one is left out, there is time for two."""
         return self._budget * (2 if level == self._HALF else 1)
-
-    def _step(self, level):
-        log.info("from %s to %s", self.LEVELS[self.level], self.LEVELS[level])
-        self._enter(level)
 
     def _enter(self, level):
         self.level, self._calm, self._pause = level, self._now, self._second
@@ -351,12 +308,12 @@ class Meter:
 
     Attributes:
         dropped: frames of the source that were not shown.
-        sizes: ``(width, height)`` of the source's frames (None if unknown) and of those shown.
+        sizes: ``(width, height)`` of the source's frames and of those shown, as far as they are known.
     """
 
     def __init__(self):
-        self.dropped, self.sizes = 0, (None, None)
-        self._times, self._latencies = deque(maxlen=31), array("f")
+        self.dropped, self.sizes = 0, ()
+        self._times, self._latencies = deque(maxlen=31), []
 
     def add(self, seconds, milliseconds):
         """Take in when a frame was shown, and its latency: how long after it came, without the wait for its time."""
@@ -368,9 +325,8 @@ class Meter:
         """Rate, latency and sizes of the last frames, for the window."""
         span = self._times[-1] - self._times[0] if self._times else 0
         rate = (len(self._times) - 1) / span if span else 0
-        latency = np.mean(self._latencies[-30:]) if self._latencies else 0
-        sizes = " to ".join("{}x{}".format(*size) for size in dict.fromkeys(self.sizes) if size)
-        return ", ".join(filter(None, [f"{rate:.0f} FPS, {latency:.0f} ms, {self.dropped} dropped", sizes]))
+        latency = np.mean(self._latencies[-30:] or 0)
+        return f"{rate:.0f} FPS, {latency:.0f} ms, {self.dropped} dropped, {size_text(*self.sizes)}"
 
     @property
     def stats(self):
@@ -378,3 +334,8 @@ class Meter:
         latencies = self._latencies or [0]
         mean, high = float(np.mean(latencies)), float(np.percentile(latencies, 95))
         return {"dropped": self.dropped, "latency_ms": mean, "latency_p95_ms": high}
+
+
+def size_text(*sizes):
+    """Return sizes as ``640x360 to 1920x1080``, each once."""
+    return " to ".join("{}x{}".format(*size) for size in dict.fromkeys(sizes) if size)

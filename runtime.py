@@ -9,15 +9,12 @@ threads.
 """
 
 import base64
-import collections
-import contextlib
 import functools
 import hashlib
 import io
 import logging
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -25,21 +22,25 @@ import cv2
 import numpy as np
 
 from pipeline import in_parallel
-from utils import first_line, processor_quota, usable_cores
+from utils import first_line, usable_cores
 
 log = logging.getLogger(__name__)
 
 RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_student_model.pth"
 # Of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes.
-ARTEFACT_FORMAT = 6
+ARTEFACT_FORMAT = 7
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.15  # of what leaves it that stays
 
-# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual.
-FOLDED, MEANS, GAINS = (16, 4, 4), (4, 2, 2), 4
+# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual, and of
+# nothing behind that: a convolution of 32 channels takes two thirds of the time of one of 28.
+FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
+CHANNELS = 32  # of what the network reads and writes
+RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
+FAINT = 0.45  # codes that every residual is made smaller by: on a wall, smaller ones are rounding's and would flicker
 GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and codes for a gain of 1
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
@@ -50,24 +51,7 @@ STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 
-# What a network's file may hold: it may come from anywhere, and its note of whose weights it has proves nothing.
-_MAX_BYTES, _MAX_CHANNELS = 1 << 26, 384  # of the largest student, see models.py
-_PLANES, _FACTOR, _FACTORS = [1, -1, -1, sum(FOLDED) + GAINS], [1, 1, 1, 1], [1, 1, 1, sum(FOLDED) + GAINS]
-_PORTS = {  # name: type and shape, -1 being any
-    "planes": ("u8", _PLANES),
-    "cells": ("u8", [1, -1, -1, sum(FOLDED) + sum(MEANS)]),
-    "stretch": ("f32", _FACTOR),
-    "amount": ("f32", _FACTORS),
-    "keep": ("f32", _FACTOR),
-    "sharp": ("u8", _PLANES),
-}
-_OPERATIONS = {  # those of export.py's networks as OpenVINO reads them, and others of their kind: no loops, no files
-    *("Parameter", "Constant", "Result", "Convert", "Add", "Subtract", "Multiply", "Divide", "Clamp", "Relu"),
-    *("Maximum", "Minimum", "Round", "Transpose", "Reshape", "ShapeOf", "Broadcast", "Concat", "Gather", "Slice"),
-    *("StridedSlice", "Squeeze", "Unsqueeze", "FakeQuantize", "Convolution"),
-}
 _openvino_lock = threading.Lock()  # its readers change the process's locale for a moment, whatever other threads do
-_EXTERNAL = b"location"  # ONNX's word before the name of a file in which weights lie
 
 
 def in_stripes(function, rows, threads):
@@ -146,11 +130,6 @@ class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
-def check_size(y):
-    if 0 in y.shape:
-        raise ValueError(f"expected planes with pixels, got luma of {y.shape[1]}x{y.shape[0]}")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # OpenVINO
 
@@ -169,11 +148,7 @@ def existing_checkpoint(path):
 
 def checkpoint_digest(path):
     """SHA-256 of a checkpoint's file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(existing_checkpoint(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(existing_checkpoint(path).read_bytes()).hexdigest()
 
 
 def probe_planes():
@@ -201,38 +176,35 @@ def pad_planes(y, uv):
     return [_fit(plane, height // fold, width // fold) for plane, fold in ((y, 1), (uv[0], 2), (uv[1], 2))]
 
 
-def fold_planes(y, u, v, planes=None, cells=None, threads=1):
+def fold_planes(y, u, v, cells=None, threads=1):
     """Fold a frame as the student's int8 network reads it, channels last.
 
-    The planes are what it adds its residual to, and, where it puts its gain, no gain. What it sees has their local
-    means (`models.local_mean`) behind them, rounded to codes, four times for luma and twice for each chroma: see
-    `export.QuantisedHead`. They are computed here and not in the network, where they would take a third of its time.
+    Behind the planes are their local means (`models.local_mean`), rounded to codes, four times for luma and twice for
+    each chroma: see `export.QuantisedHead`. They are computed here and not in the network, where they would take a
+    third of its time.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
-        planes, cells: arrays to fill; None makes new ones.
+        cells: array to fill; None makes a new one.
         threads: how many work at the same time.
 
     Returns:
-        uint8 arrays: planes ``(H/4, W/4, 28)``, 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each
-        chroma and 4 of `GAIN_ZERO`; cells ``(H/4, W/4, 32)``.
+        uint8 array ``(H/4, W/4, 32)``: 16 channels of luma (rows, then columns, of 4x4 pixels), 4 of each chroma, and 8
+        of means.
     """
     rows, columns = y.shape[0] // 4, y.shape[1] // 4
-    if planes is None:
-        planes, cells = (np.empty((rows, columns, _PORTS[name][1][-1]), np.uint8) for name in ("planes", "cells"))
+    if cells is None:
+        cells = np.empty((rows, columns, CHANNELS), np.uint8)
 
     def fold_stripe(top, bottom):
         begin = max(top - _MARGIN, 0)
-        quads = _quads(*_stripe((y, u, v), top, bottom))
         means = [
             quad[top - begin :][: bottom - top] for quad in _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
         ]
-        no_gain = np.full((*quads[0].shape, GAINS), GAIN_ZERO, np.uint8).view(np.int32)[..., 0]
-        cv2.merge([*quads, no_gain], planes.view(np.int32)[top:bottom])
-        cv2.merge(quads + means, cells.view(np.int32)[top:bottom])
+        cv2.merge(_quads(*_stripe((y, u, v), top, bottom)) + means, cells.view(np.int32)[top:bottom])
 
     in_stripes(fold_stripe, rows, threads)
-    return planes, cells
+    return cells
 
 
 def _stripe(planes, top, bottom):
@@ -261,21 +233,67 @@ def _mean_3x3(cells):
     return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
 
 
-def unfold_planes(folded, height, width, threads=1):
-    """The inverse of `fold_planes`: new arrays ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``, the gain likewise."""
+def unfold_planes(folded):
+    """The inverse of `fold_planes` for 8-bit arrays ``(h, w, 28 or more)``: luma ``(4h, 4w)`` and ``(3, 2h, 2w)``.
+
+    The last three are both chroma planes and the gain; whatever the type, they come as uint8.
+    """
     rows, columns = folded.shape[:2]
-    y, halves = np.empty((rows, 4, columns), np.int32), np.empty((3, rows, 2, columns), np.uint16)
+    y = np.ascontiguousarray(folded.view(np.int32)[..., :4].transpose(0, 2, 1))
+    halves = folded.view(np.uint16)[..., 8:14].reshape(rows, columns, 3, 2).transpose(2, 0, 3, 1)
+    y, halves = (array.view(np.uint8) for array in (y, np.ascontiguousarray(halves)))
+    return y.reshape(4 * rows, 4 * columns), halves.reshape(3, 2 * rows, 2 * columns)
 
-    def unfold_stripe(top, bottom):
-        stripe = folded[top:bottom]
-        y[top:bottom] = stripe.view(np.int32)[..., :4].transpose(0, 2, 1)
-        pairs = stripe.view(np.uint16)[..., 8:].reshape(bottom - top, columns, 3, 2)
-        halves[:, top:bottom] = pairs.transpose(2, 0, 3, 1)
 
-    in_stripes(unfold_stripe, rows, threads)
-    luma, halved = y.view(np.uint8).reshape(4 * rows, 4 * columns), halves.view(np.uint8).reshape(3, 2 * rows, -1)
-    halved = halved[:, : (height + 1) // 2, : (width + 1) // 2]
-    return tuple(np.ascontiguousarray(plane) for plane in (luma[:height, :width], halved[:2], halved[2]))
+def apply_change(change, y, uv, strength, scale, threads=1):
+    """Sharpen planes by what the int8 network says of them.
+
+    Args:
+        change: int8 ``(ceil(H/8)*2, ceil(W/8)*2, 32)``: folded residuals in `RESIDUAL_STEPS`, the gain in `GAIN_STEPS`.
+        y, uv: planes in codes, uint8 or float32.
+        strength: what residual and gain are multiplied by.
+        scale: codes of luma and chroma for a step of 1.
+        threads: how many work at the same time.
+
+    Returns:
+        ``(y, uv)``, new arrays of the same type.
+    """
+    luma, chroma, gains = _change_tables(min(strength, STRENGTH_LIMIT), scale, y.dtype)
+    sharp, moved = np.empty_like(y), np.empty_like(uv)
+
+    def apply_stripe(top, bottom):
+        begin = max(top - _MARGIN, 0)
+        dy, (du, dv, gain) = unfold_planes(change[begin : bottom + _MARGIN])
+        seen = y[4 * begin : 4 * (bottom + _MARGIN)]
+        restored = _add(seen, dy, luma)
+        gain = cv2.LUT(gain[: (len(seen) + 1) // 2, : uv.shape[2]], gains)
+        refined = limit_halo(steepen(restored, gain), seen)
+        sharp[4 * top : 4 * bottom] = refined[4 * (top - begin) :][: 4 * (bottom - top)]
+        inner = slice(2 * (top - begin), 2 * (bottom - begin))
+        for plane, residual, out in zip(uv, (du, dv), moved, strict=True):
+            out[2 * top : 2 * bottom] = _add(plane[2 * top : 2 * bottom], residual[inner], chroma)
+
+    in_stripes(apply_stripe, -(-len(y) // 4), threads)
+    return sharp, moved
+
+
+def _change_tables(strength, scale, dtype):
+    """What each byte of a change is worth, times the strength: in luma, in chroma, and as `steepen` takes the gain."""
+    codes = np.arange(256).astype(np.uint8).view(np.int8) / np.float32(RESIDUAL_STEPS)
+    residual = np.sign(codes) * np.maximum(np.abs(codes) - FAINT, 0) * strength
+    planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
+    if dtype == np.uint8:
+        planes = [np.rint(table).astype(np.int16) for table in planes]
+    gains = np.clip(np.rint(codes * RESIDUAL_STEPS * strength) + GAIN_ZERO, 0, 255).astype(np.uint8)
+    return *planes, gains
+
+
+def _add(plane, change, table):
+    """Add to a plane what a table says of each byte of `change`, which may be larger."""
+    moved = cv2.LUT(change[: plane.shape[0], : plane.shape[1]], table)
+    if plane.dtype == np.uint8:
+        return cv2.add(plane, moved, dtype=cv2.CV_8U)
+    return np.clip(plane + moved, 0, 255)
 
 
 def _fit(plane, height, width):
@@ -289,19 +307,16 @@ def _fit(plane, height, width):
 class OpenVINOEngine:
     """Runs the int8 network of a student with OpenVINO.
 
-    The network is compiled for a size of frames when the first one comes, or read from a cache of compiled networks;
-    the last four sizes are kept. Calls from several threads take turns.
+    The network is compiled for a size of frames when the first one comes; the last four sizes are kept in memory, and
+    compiled networks in the user's cache. Calls from several threads take turns.
 
     Args:
         checkpoint: the student's file; beside it lies the network that export.py made of it, see `artefact_path`.
         device: ``"CPU"``, ``"GPU"``, ``"NPU"`` or another name that OpenVINO knows.
         threads: of the CPU; None takes what OpenVINO takes, one per core, but no more than the process may use.
-        cache: folder for compiled networks, the last 64 of them; None takes one in the user's cache.
 
     Attributes:
-        device: OpenVINO's name of the device.
-        description: device and precision, for reports.
-        identity: the description and what else decides the output.
+        device, description, identity: see `torch_engine.TorchEngine`; the device is OpenVINO's name of it.
 
     Raises:
         ArtefactError: OpenVINO is not installed, or the network is missing, was made from another checkpoint or does
@@ -310,124 +325,58 @@ class OpenVINOEngine:
         DeviceError: OpenVINO does not find the device.
     """
 
-    def __init__(self, checkpoint, device="CPU", threads=None, cache=None):
+    def __init__(self, checkpoint, device="CPU", threads=None):
         # Importing OpenVINO tells its makers so over the network, unless what does that is missing.
         sys.modules.setdefault("openvino_telemetry", None)
         try:
-            import openvino
-            import openvino.frontend
+            import openvino.frontend  # noqa: F401
         except ImportError as error:
             raise ArtefactError(f"OpenVINO cannot be imported ({first_line(error)}): pip install openvino") from error
-        self._openvino, self.device, path = openvino, device, artefact_path(checkpoint)
-        self._properties = {"PERFORMANCE_HINT": "LATENCY"}
-        self._threads = threads or usable_cores()
-        if device == "CPU" and (threads := threads or processor_quota()):
-            self._properties["INFERENCE_NUM_THREADS"] = threads
-        if folder := _usable_folder(cache):
-            self._properties["CACHE_DIR"] = str(folder)
-        self._lock, self._networks = threading.Lock(), collections.OrderedDict()
+        self.device, path = device, artefact_path(checkpoint)
+        self._lock, self._threads = threading.Lock(), threads or usable_cores()
+        properties = {"PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU" and (threads or self._threads < os.cpu_count()):  # OpenVINO does not know of quotas
+            properties["INFERENCE_NUM_THREADS"] = self._threads
+        if folder := _cache_folder():
+            properties["CACHE_DIR"] = str(folder)
         try:
-            with _openvino_lock:
-                self._core = _core()
-            self._check_device()
-            self._network, answer = self._read(path, checkpoint)
+            with _openvino_lock:  # one thread makes the core
+                _check_device(device)
+            network, answer = _read_network(path, checkpoint)
+            compiled = functools.partial(_compile, network, device, properties)
+            self._network_for = functools.lru_cache(_SIZES_KEPT)(compiled)
             self._test(answer)
         except (CheckpointError, DeviceError):
             raise
         except Exception as error:  # OpenVINO's own and its readers', of many kinds
             raise ArtefactError(f"OpenVINO cannot run {path} on {device} ({first_line(error)})") from error
         self.description = f"openvino {device} int8"
-        self.identity = f"{self.description} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+        self.identity = f"{self.description} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
         log.info("%s (%s)", self.description, path)
 
     def __call__(self, y, uv, full_range=False, strength=1.0):
         """Sharpen the planes of a video frame: see `TorchEngine.__call__`."""
         if strength == 0:
             return y.copy(), uv.copy()
-        sharp, uv, gain = self._infer(y, uv, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE, strength, keep=1)
-        return refine(sharp, gain, y, self._threads), uv
+        return self._sharpen((y, uv), y, uv, strength, FULL_RANGE_SCALE if full_range else LIMITED_RANGE_SCALE)
 
     def difference(self, y, uv, strength=1.0):
         """What sharpening would add: see `TorchEngine.difference`. The network sees floats rounded to 8 bits."""
         if y.dtype == np.uint8:
-            dy, duv, gain = self._infer(y, uv, FULL_RANGE_SCALE, strength, keep=0)
-            sharp = refine(cv2.addWeighted(y, 1, dy, 1, -128), gain, y, self._threads)
-            return cv2.addWeighted(sharp, 1, y, -1, 128), duv
-        rounded = (np.rint(255 * plane).astype(np.uint8) for plane in (y, uv))
-        dy, duv, gain = self._infer(*rounded, FULL_RANGE_SCALE, strength, keep=0)
-        codes, middle = 255 * y, np.float32(128)
-        sharp = refine(np.clip(codes + (dy - middle), 0, 255), gain, codes, self._threads)
-        return (sharp - codes) / 255, (duv - middle) / 255
+            sharp = self._sharpen((y, uv), y, uv, strength)
+            return tuple(cv2.addWeighted(a, 1, b, -1, 128) for a, b in zip(sharp, (y, uv), strict=True))
+        codes = 255 * y, 255 * uv
+        sharp = self._sharpen([np.rint(plane).astype(np.uint8) for plane in codes], *codes, strength)
+        return tuple((after - before) / 255 for after, before in zip(sharp, codes, strict=True))
 
-    def _infer(self, y, uv, scale, strength, keep):
-        """Restored uint8 planes, or with `keep` 0 what is added to them around 128, and the gain for `steepen`."""
-        check_size(y)
-        amount = min(strength, STRENGTH_LIMIT) * np.repeat(np.float32([*scale, 255]), (16, 8, GAINS)) / 255
-        parameters = {"stretch": 255 / scale[0], "amount": amount, "keep": keep}
-        with self._lock:
-            padded = pad_planes(y, uv)
-            network = self._network_for(*(side // 4 for side in padded[0].shape))
-            fold_planes(*padded, network.planes, network.cells, self._threads)
-            network.infer(parameters)
-            return unfold_planes(network.sharp, *y.shape, self._threads)  # copied: the next call overwrites it
-
-    def _network_for(self, rows, columns):
-        """The `_FrameNetwork` for folded planes of this size, compiled if need be."""
-        if (rows, columns) not in self._networks:
-            self._networks[rows, columns] = self._compile(rows, columns)
-            if len(self._networks) > _SIZES_KEPT:
-                self._networks.popitem(last=False)
-        self._networks.move_to_end((rows, columns))
-        return self._networks[rows, columns]
-
-    def _compile(self, rows, columns):
-        network = self._network.clone()
-        network.reshape({name: [1, rows, columns, _PORTS[name][1][-1]] for name in ("planes", "cells")})
-        self._check_sizes(network, rows * columns)
-        with _openvino_lock:
-            request = self._core.compile_model(network, self.device, self._properties).create_infer_request()
-        return _FrameNetwork(request, self._openvino.Tensor, rows, columns)
-
-    def _check_device(self):
-        found = self._core.available_devices
-        if self.device not in found and self.device not in {name.split(".")[0] for name in found}:
-            known = ", ".join(f"openvino:{name}" for name in found)
-            raise DeviceError(f"OpenVINO finds no device {self.device!r} on this machine: use auto, {known}")
-
-    def _read(self, path, checkpoint):
-        """Read the network if it was made from this checkpoint and for this version, and the student's answer."""
-        advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
-        if not path.is_file():
-            raise ArtefactError(f"there is no int8 network at {path}: {advice}")
-        if path.stat().st_size > _MAX_BYTES:
-            raise ArtefactError(f"{path} is no student's network: it has over {_MAX_BYTES} bytes; {advice}")
-        content = path.read_bytes()
-        if _EXTERNAL in content:
-            raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
-        # OpenVINO would take other formats, too, whatever the name; not all of them are harmless to read.
-        with _openvino_lock:
-            reader = self._openvino.frontend.FrontEndManager().load_by_framework("onnx")
-            network = reader.convert(reader.load(io.BytesIO(content)))
-        notes = network.get_rt_info(["framework"]).value if "framework" in dict(network.get_rt_info()) else {}
-        if notes.get("format") != str(ARTEFACT_FORMAT):
-            raise ArtefactError(f"{path} was made for another version of this program: {advice}")
-        if notes.get("checkpoint") != checkpoint_digest(checkpoint):
-            raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
-        ports = [*network.inputs, *network.outputs]
-        found = {port.any_name: _described(port) for port in ports if port.names}
-        if found != _PORTS or len(ports) != len(_PORTS) or len(network.outputs) != 1 or "sharp" not in found:
-            raise ArtefactError(f"{path} has other inputs and outputs than this program's networks: {advice}")
-        if foreign := {operation.get_type_name() for operation in network.get_ops()} - _OPERATIONS:
-            raise ArtefactError(f"{path} does what this program's networks do not ({min(foreign)}): {advice}")
-        return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
-
-    def _check_sizes(self, network, cells):
-        """Refuse a network that would take more memory for frames of so many cells of 4x4 pixels than any student."""
-        limit = max(cells, 9 * _MAX_CHANNELS) * _MAX_CHANNELS
-        for operation in network.get_ops():
-            for port in operation.outputs():
-                if port.partial_shape.is_dynamic or np.prod([float(side) for side in port.shape]) > limit:
-                    raise ArtefactError(f"the int8 network makes {port.partial_shape} of {cells} cells: it is damaged")
+    def _sharpen(self, seen, y, uv, strength, scale=FULL_RANGE_SCALE):
+        """Planes in codes, uint8 or float32, sharpened by what the network says of uint8 planes."""
+        with self._lock:  # the next call overwrites what the network answered
+            padded = pad_planes(*seen)
+            cells, change, infer = self._network_for(*(side // 4 for side in padded[0].shape), 255 / scale[0])
+            fold_planes(*padded, cells, self._threads)
+            infer()
+            return apply_change(change, y, uv, strength, scale, self._threads)
 
     def _test(self, answer):
         """Compare with the student's answer for `probe_planes`, so that a device which computes another is not used."""
@@ -437,27 +386,55 @@ class OpenVINOEngine:
             raise ArtefactError(f"it is wrong by {error:.2f} codes where the student changes {size:.2f}")
 
 
-class _FrameNetwork:
-    """The network compiled for one size of frames, and the arrays that it reads and writes.
+def _check_device(device):
+    """Raise `DeviceError` if OpenVINO finds no device of this name."""
+    found = _core().available_devices
+    if device not in {*found, *(name.split(".")[0] for name in found)}:
+        known = ", ".join(f"openvino:{name}" for name in found)
+        raise DeviceError(f"OpenVINO finds no device {device!r} on this machine: use auto, {known}")
 
-    Attributes:
-        planes, cells: uint8 arrays ``(rows, columns, 28)`` and ``(rows, columns, 32)``: a frame, folded.
-        sharp: what the network made of it, like `planes`.
+
+def _read_network(path, checkpoint):
+    """Read the network if it was made from this checkpoint and for this version, and the student's answer.
+
+    The file may come from a stranger. ONNX holds no code, but may name other files; OpenVINO would take other formats,
+    too, whatever the name, and not all of them are harmless to read.
     """
+    import openvino.frontend
 
-    def __init__(self, request, tensor, rows, columns):
-        self._request, self._arrays = request, {}
-        for name, (kind, shape) in _PORTS.items():
-            shape = [{-1: side}.get(fixed, fixed) for fixed, side in zip(shape, (1, rows, columns, 1), strict=True)]
-            self._arrays[name] = np.zeros(shape, {"u8": np.uint8, "f32": np.float32}[kind])
-            request.set_tensor(name, tensor(self._arrays[name], shared_memory=True))
-        self.planes, self.cells, self.sharp = (self._arrays[name][0] for name in ("planes", "cells", "sharp"))
+    advice = "make it with `pip install -r requirements-dev.txt` and `python export.py CHECKPOINT`"
+    if not path.is_file():
+        raise ArtefactError(f"there is no int8 network at {path}: {advice}")
+    content = path.read_bytes()
+    if b"location" in content:  # ONNX's word before the name of a file in which weights lie
+        raise ArtefactError(f"{path} wants weights from another file, which is refused: {advice}")
+    with _openvino_lock:
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        network = reader.convert(reader.load(io.BytesIO(content)))
+    notes = network.get_rt_info(["framework"]).value
+    if notes.get("format") != str(ARTEFACT_FORMAT):
+        raise ArtefactError(f"{path} was made for another version of this program: {advice}")
+    if notes.get("checkpoint") != checkpoint_digest(checkpoint):
+        raise ArtefactError(f"{path} was made from another checkpoint than {checkpoint}: {advice}")
+    return network, np.frombuffer(base64.b64decode(notes["answer"]), np.uint8)
 
-    def infer(self, parameters):
-        """Make `sharp` of `planes` and `cells`, with numbers or arrays for the network's float inputs."""
-        for name, value in parameters.items():
-            self._arrays[name][...] = value
-        self._request.infer()
+
+def _compile(network, device, properties, rows, columns, stretch):
+    """Compile for frames of so many cells; returns arrays to fill and to read, and the function between them."""
+    import openvino
+
+    network = network.clone()
+    network.reshape({"cells": [1, rows, columns, CHANNELS]})
+    parameter = network.input("stretch").get_node()  # as a constant it costs nothing
+    constant = openvino.opset13.constant(np.full((1, 1, 1, 1), stretch, np.float32))
+    parameter.output(0).replace(constant.output(0))
+    network.remove_parameter(parameter)
+    with _openvino_lock:
+        request = _core().compile_model(network, device, properties).create_infer_request()
+    cells, change = (np.zeros((1, rows, columns, CHANNELS), kind) for kind in (np.uint8, np.int8))
+    for name, array in (("cells", cells), ("change", change)):
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+    return cells[0], change[0], request.infer
 
 
 @functools.cache
@@ -473,30 +450,17 @@ def _core():
     return openvino.Core()
 
 
-def _described(port):
-    """Type and shape of a network's input or output as in `_PORTS`."""
-    sides = [-1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
-    return port.element_type.get_type_name(), sides
-
-
 def _cache_folder():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realtime-sharpener" / "openvino"
-
-
-def _usable_folder(folder):
-    """The folder, by default the user's own, if files can be written to it, else None: the cache only saves time.
+    """The user's folder for compiled networks, or None if it cannot be written: the cache only saves time.
 
     What was written longest ago is removed from it: each size of frames leaves a file of 0.2 MB.
     """
     try:
-        folder = Path(folder or _cache_folder())
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "realtime-sharpener" / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        log.warning("compiled networks are not kept: %s", first_line(error))
+        for blob in sorted(folder.glob("*.blob"), key=os.path.getmtime)[:-_BLOBS_KEPT]:
+            blob.unlink(missing_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
-    with contextlib.suppress(OSError):  # another process may be tidying up, too
-        for blob in sorted(folder.glob("*.blob"), key=lambda file: file.stat().st_mtime)[:-_BLOBS_KEPT]:
-            blob.unlink()
-    return folder
+    return folder if os.access(folder, os.W_OK) else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from images import MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, VideoError
 
-_LEAST_SIDE, _LEAST_FACTOR, _MOST_FACTOR = 16, Fraction(1, 16), 16
+_LEAST_SIDE = 16  # pixels
 # Distance of a chroma sample from the middle of its 2x2 pixels, in chroma samples (x, y), by FFmpeg's names.
 _SITES = {"center": (0, 0), "topleft": (-0.25, -0.25), "top": (0, -0.25), "bottomleft": (-0.25, 0.25)}
 _SITES |= {"left": (-0.25, 0), "bottom": (0, 0.25)}
@@ -57,10 +57,10 @@ def parse_size(size):
         found = Size(factor=Fraction(factor[1]))
     else:
         raise SizeError(f"{text} is no size: write 1080p, 1920x1080, 2x or window")
-    if found.factor is not None and not _LEAST_FACTOR <= found.factor <= _MOST_FACTOR:
-        raise SizeError(f"size {text}: a factor is from {float(_LEAST_FACTOR)} to {_MOST_FACTOR}")
-    if not all(_LEAST_SIDE <= side <= MAX_IMAGE_SIDE for side in (found.width, found.height) if side is not None):
-        raise SizeError(f"size {text}: a side has {_LEAST_SIDE} to {MAX_IMAGE_SIDE} pixels")
+    named = [side for side in (found.width, found.height) if side is not None]
+    scale = 1 if found.factor is None else found.factor
+    if not all(_LEAST_SIDE <= side <= MAX_IMAGE_SIDE for side in named) or not 1 / 16 <= scale <= 16:
+        raise SizeError(f"size {text}: a side has {_LEAST_SIDE} to {MAX_IMAGE_SIDE} pixels, a factor is 0.0625 to 16")
     return found
 
 

@@ -5,7 +5,6 @@ mss reads the screen on Linux with X11, on Windows and on macOS.
 
 import contextlib
 import ctypes
-import logging
 import os
 import re
 import sys
@@ -20,10 +19,7 @@ from images import VideoError
 from utils import first_line
 
 _RATE = 30  # pictures a second
-LEAST_SIDE = 16  # pixels of a rectangle
-_FORMS = 'write a monitor\'s number, such as 2, or a rectangle, such as "100,80,1280x720"'
-
-log = logging.getLogger(__name__)
+_LEAST_SIDE = 16  # pixels of a rectangle
 
 
 def is_screen(source):
@@ -40,9 +36,7 @@ class Screen:
         draw: function of a picture of the whole desktop that returns a rectangle ``(x, y, width, height)`` of it.
 
     Attributes:
-        size: ``(width, height)`` of the pictures.
-        rate: of the pictures, a second.
-        dropped: number of pictures that nobody was in time for.
+        size, rate, dropped, note: see `live.Camera`.
         region, desktop: ``(x, y, width, height)`` of what is shown, and of all monitors together.
         own_window: function that returns such a rectangle of the window that shows the pictures; None if none does.
 
@@ -59,7 +53,9 @@ class Screen:
             monitors = [_rectangle(monitor) for monitor in _call(lambda: self._mss.monitors)]
             self.desktop, self.dropped = monitors[0], 0
             text = str(source).removeprefix("screen:")
-            self.region = self._drawn(draw) if draw and not text else find_region(text, monitors)
+            if draw and not text:
+                text = "{},{},{}x{}".format(*self._drawn(draw))
+            self.region = find_region(text, monitors)
             self.size = self._grab(self.region).shape[1::-1]  # on some screens a point has several pixels
         except BaseException:
             self._mss.close()
@@ -83,7 +79,6 @@ class Screen:
 
     @property
     def note(self):
-        """What the user should know; usually empty."""
         own = self.own_window and self.own_window()
         return "this window is part of the picture: move it away" if own and _overlap(own, self.region) else ""
 
@@ -118,19 +113,15 @@ def find_region(text, monitors):
     Raises:
         VideoError: it means none, or one that is off the screen.
     """
-    if re.fullmatch(r"[0-9]{1,3}", text):
-        if not 1 <= int(text) < len(monitors):
-            raise VideoError(f"there is no monitor {text}: this desktop has 1 to {len(monitors) - 1}")
+    if text.isdecimal() and 1 <= int(text) < len(monitors):
         return monitors[int(text)]
-    numbers = re.fullmatch(r"(-?[0-9]{1,6}),(-?[0-9]{1,6}),([0-9]{1,6})x([0-9]{1,6})", text)
-    if numbers is None:
-        raise VideoError(f"{text or 'nothing'} names no part of the screen: {_FORMS}")
-    region = tuple(map(int, numbers.groups()))
-    if min(region[2:]) < LEAST_SIDE or not _contains(monitors[0], region):
-        x, y, width, height = monitors[0]
+    numbers = re.fullmatch(r"(-?\d{1,6}),(-?\d{1,6}),(\d{1,6})x(\d{1,6})", text)
+    region = tuple(map(int, numbers.groups())) if numbers else (0, 0, 0, 0)
+    if min(region[2:]) < _LEAST_SIDE or not _contains(monitors[0], region):
         raise VideoError(
-            f"the rectangle {text} is too small or not all on the screen: at least {LEAST_SIDE}x{LEAST_SIDE} pixels "
-            f"within {x},{y},{width}x{height}"
+            f"{text or 'nothing'} is no part of the screen: write a monitor's number, 1 to {len(monitors) - 1}, or a "
+            f'rectangle, such as "100,80,1280x720", of at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels within '
+            + "{},{},{}x{}".format(*monitors[0])
         )
     return region
 
@@ -139,7 +130,6 @@ def desktop_size():
     """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
     with contextlib.suppress(VideoError), _call(mss.MSS) as reader:
         return _call(lambda: _rectangle(reader.monitors[1])[2:])
-    return None
 
 
 def _check_system():

@@ -53,7 +53,7 @@ from models import (
     widen,
     write_weights,
 )
-from runtime import DeviceError
+from runtime import DETAIL_RADIUS, DETAIL_SIGMA, DeviceError
 from torch_engine import TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 
@@ -62,6 +62,7 @@ TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
 ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
+LEAST_TEXTURE, FULL_TEXTURE = 2 / 255, 5 / 255  # deviation of detail from where on, and from where on fully, it is
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 
 
@@ -208,28 +209,48 @@ def distillation_loss(output, batch, config, step):
     return terms
 
 
-def answer_loss(predicted, larger, batch):
+def texture(y):
+    """How much of luma `(N, 1, H, W)` is hair, cloth or an edge, and not a wall: from 0 to 1, `(N, 1, H/2, W/2)`."""
+
+    def blurred(plane, sigma, radius):
+        return gaussian_blur(F.pad(plane, [radius] * 4, mode="reflect"), sigma, radius)
+
+    deviation = F.avg_pool2d(blurred((y - blurred(y, DETAIL_SIGMA, DETAIL_RADIUS)).square(), 2.5, 6), 2).sqrt()
+    return ((deviation - LEAST_TEXTURE) / (FULL_TEXTURE - LEAST_TEXTURE)).clamp(0, 1)
+
+
+@torch.no_grad()
+def answers(larger, batch):
+    """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
+
+    They are those of the `larger` one, as strong as `dataset.ANSWERS` says. Its gain stops at what is faint, so that
+    skin, hair and cloth look painted beside their sharp outlines; where there is `texture`, some gain is added.
+    """
+    residual, gain_share, more, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
+    dy, duv, gain = larger.predict(*batch["input"])
+    y, _ = batch["input"]
+    gain = gain_share * gain + more * texture(y + residual * dy)
+    missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
+    residuals = (torch.lerp(residual * change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
+    return *residuals, (1 - truth) * gain
+
+
+def answer_loss(predicted, expected):
     """The loss of a student that learns what a larger one says, before the strength is applied.
 
     A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
-    is safest left out. An answer follows from the input. Some of the truth is mixed in, see `dataset.ANSWERS`.
+    is safest left out. An answer follows from the input.
 
     Args:
         predicted: `models.Student.predict` of the batch's input.
-        larger: the `models.Student` that knows more.
-        batch: collated items of `PairDataset`.
+        expected: the batch's `answers`.
 
     Returns:
         As `distillation_loss`.
     """
-    amount, share = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
-    with torch.no_grad():
-        *residuals, gain = (amount * answer for answer in larger.predict(*batch["input"]))
-    missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
-    goals = [torch.lerp(*planes, share) for planes in zip(residuals, missing, strict=True)] + [gain * (1 - share)]
     errors = [
         F.smooth_l1_loss(scale * found.float(), scale * goal, beta=ANSWER_BETA)
-        for scale, found, goal in zip(ANSWER_SCALES, predicted, goals, strict=True)
+        for scale, found, goal in zip(ANSWER_SCALES, predicted, expected, strict=True)
     ]
     terms = dict(zip(("luma", "chroma", "gain"), errors, strict=True))
     terms["loss"] = terms["luma"] + 0.5 * terms["chroma"] + terms["gain"]
@@ -412,7 +433,7 @@ def train(config, resume=False):
             with autocast(config, device):
                 output = parallel(*batch["input"])
             if larger:
-                terms = answer_loss(output, larger, batch)
+                terms = answer_loss(output, answers(larger, batch))
             else:
                 terms = distillation_loss([plane.float() for plane in output], batch, config, step)
             optimizer.zero_grad(set_to_none=True)

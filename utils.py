@@ -1,4 +1,4 @@
-"""Tools shared by the other modules: metrics, colour planes, processors, files, progress bars.
+"""Tools shared by the other modules: metrics, colour planes, processors, files.
 
 This repository uses two picture layouts:
 
@@ -8,21 +8,12 @@ This repository uses two picture layouts:
 
 import contextlib
 import os
-import platform
 import re
 import threading
-import warnings
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import TqdmWarning
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # in notebooks without ipywidgets, the bar is plain text
-    from tqdm.auto import tqdm as tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm as logging_redirect_tqdm
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
@@ -121,25 +112,12 @@ _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 
 
 def usable_cores():
-    """How many cores this process may use."""
-    return processor_quota() or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-
-
-def processor_quota():
-    """How many cores' time a container's quota (Linux cgroups 2 and 1) leaves to this process; None if unlimited.
-
-    OpenVINO knows which cores it may use, but not for how long.
-    """
-    for quota, period in (
-        ("/sys/fs/cgroup/cpu.max", None),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            words = Path(quota).read_text().split() + (Path(period).read_text().split() if period else [])
-            limit, length = (int(word) for word in words)
-            if limit > 0 and limit / length < len(os.sched_getaffinity(0)):
-                return max(1, limit // length)
-    return None
+    """Return how many cores this process may use, by its affinity and its container's quota (Linux cgroups 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        limit, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        cores = min(cores, max(1, limit // period))
+    return cores
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -167,48 +145,14 @@ def without_password(address):
 def atomic_path(path):
     """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
 
-    If `path` is a link, the file that it names is replaced.
-
-    The temporary name is unique to the thread and keeps the suffix, from which some writers choose the format. A killed
-    process leaves its temporary file behind; the next write to `path` on the same machine removes it.
-
-    Raises:
-        OSError: raised by the block; if it names no file or the temporary one, it is changed to name `path`.
+    If `path` is a link, the file that it names is replaced. The temporary name is unique to the thread and keeps the
+    suffix, from which some writers choose the format. A killed process leaves its temporary file behind.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{zlib.crc32(platform.node().encode()):08x}"  # machines may share a folder, but not process numbers
-    _remove_leftovers(path, machine)
-    temporary = path.with_name(f".{path.stem}.{machine}-{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno and str(error.filename) in ("None", str(temporary)):
-            with contextlib.suppress(AttributeError):  # PyAV's own errors cannot be changed
-                error.filename = str(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _remove_leftovers(path, machine):
-    """Remove temporary files of `path` left by processes of this machine that have ended."""
-    name = rf"\.+{re.escape(path.stem)}(?:\.{machine}-(\d+)-\d+\.part)+{re.escape(path.suffix)}"
-    with contextlib.suppress(OSError):  # another process may remove them at the same time
-        for file in path.parent.iterdir():
-            if (match := re.fullmatch(name, file.name)) and not _is_running(int(match[1])):
-                file.unlink()
-
-
-def _is_running(process):
-    """Return whether a process of this number runs; always True on Windows, where `os.kill` would end it."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True

@@ -8,10 +8,7 @@ and tags pass through (see `tracks`)::
         for frame in reader:
             writer.write(frame)
 
-A reader may run in one thread and its writer in another (see `pipeline`).
-
-Files appear under their name when they are complete, never half-written; but Ctrl-C ends a video early under its own
-name, and if the input breaks off, what came before is kept as ``NAME_partial``. What goes wrong is a `VideoError`.
+A reader may run in one thread and its writer in another (see `pipeline`). What goes wrong is a `VideoError`.
 """
 
 import contextlib
@@ -33,10 +30,11 @@ import cv2  # noqa: F401, before av, whose own libxcb would hang OpenCV's window
 # isort: split
 import av
 import numpy as np
+from tqdm import tqdm
 
 from images import VideoError, existing_file
 from pipeline import run_to_end
-from scaling import resize_planes
+from scaling import resize_pixels
 from tracks import COVER, copy_tracks
 from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
 
@@ -51,13 +49,14 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_MAX_REORDERED = 17  # frames that a decoder may hold back to bring them into order
+_MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
 
 # Files may come from strangers. Their size is checked before memory is allocated, and they are read as nothing but
 # video, whatever their names say: FFmpeg would open what a playlist names.
 MAX_VIDEO_SIDE = 1 << 13  # 8,192
+_LIMITS = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # for a decoder, if a frame has another size than the header says
 _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
@@ -119,14 +118,14 @@ class VideoFormat:
 class Frame:
     """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
 
-    `packets_before` counts the audio and subtitle packets that precede it in its file; None if unknown.
+    `packets` are those of audio and subtitles that were met in the file since the frame before.
     """
 
     y: np.ndarray
     uv: np.ndarray
     pts: int | None = None
     duration: int | None = None
-    packets_before: int | None = None
+    packets: list = ()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,14 +148,16 @@ class VideoReader:
 
     8-bit YUV 4:2:0 comes out as it was coded, without what the container crops. With a warning, other 8-bit formats are
     converted to it, with range and matrix kept, interlaced frames are made progressive, frames of another size are
-    scaled (to the largest if `audio` is read, too, else to the first), and packets that cannot be decoded are gaps.
+    scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get black bars), and
+    packets that cannot be decoded are gaps.
 
     Args:
         source: path or URL.
-        audio: collect packets of audio and subtitles for a `VideoWriter`, which must then take them (`take_packets`).
+        audio: give frames the packets of audio and subtitles, for a `VideoWriter`.
 
     Attributes:
         format: the `VideoFormat`.
+        packets: of audio and subtitles after the last frame; empty before the iteration has ended.
         frame_count: estimated number of frames, or None if unknown.
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
@@ -167,8 +168,8 @@ class VideoReader:
         metadata, chapters: of the container, as PyAV gives them.
 
     Raises:
-        VideoError: it cannot be opened, has no video, has more than `MAX_VIDEO_SIDE` pixels a side, or holds what 8-bit
-            planes cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
+        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
+            cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
     def __init__(self, source, audio=False):
@@ -179,22 +180,19 @@ class VideoReader:
         try:
             self._choose_streams(audio)
             self._check_streams()
-            self._rate = self.video_stream.average_rate or self.video_stream.guessed_rate or Fraction(25)
-            self.frame_count = self._estimate_count()
-            # One thread may iterate, and count the packets that it meets, while another takes and counts them.
-            self._packets, self._packets_met, self._packets_taken = deque(), 0, 0
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
-            self._largest, self.changing = self._survey() if surveyed else (None, ())
+            self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
+            self.packets, self._packets = [], []  # those met since the last frame
             frames = self._decode()
-            first = next(frames, None)
+            with _reading(self.name):
+                first = next(frames, None)
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
-            self._check_size(first.width, first.height)
             self._check_pixel_format(first)
             self.pixel_format = first.format.name
             self.format = self._read_format(first)
-            self._frames = itertools.chain([first], frames)
+            self._frames = self._shaped(itertools.chain([first], frames))
         except BaseException:
             self._container.close()
             raise
@@ -204,32 +202,28 @@ class VideoReader:
             raise RuntimeError("a VideoReader can be iterated over once: open another for a second pass")
         frames, self._frames = self._frames, None
         while True:
-            with self._busy:
+            with self._busy, _reading(self.name):
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
+                packets, self._packets = self._packets, []
                 if decoded is None:
+                    self.packets = packets
                     return
-                planes = self._fit(*_to_planes(decoded, self.format))
-                frame = Frame(*planes, decoded.pts, decoded.duration or None, self._packets_met)
+                frame = Frame(*_to_planes(decoded, self.format), decoded.pts, decoded.duration or None, packets)
             yield frame
 
     def to_bgr(self, y, uv):
-        """Convert planes with this video's tags, of any size, to an upright picture ``(H, W, 3)`` uint8 BGR."""
+        """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
+
+        It has the colours that the tags say, is stretched to square pixels, and upright.
+        """
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
         picture.colorspace, picture.color_range = self.format.matrix, self.format.value_range
-        return np.ascontiguousarray(self.format.upright(picture.to_ndarray(format="bgr24")))
-
-    def take_packets(self, end=None):
-        """Return the audio and subtitle packets met since the last call, up to the file's first `end` if given.
-
-        Another thread may iterate meanwhile.
-        """
-        packets = []
-        while self._packets and (end is None or self._packets_taken < end):
-            packets.append(self._packets.popleft())
-            self._packets_taken += 1
-        return packets
+        pixels, aspect = picture.to_ndarray(format="bgr24"), self.format.pixel_aspect or 1
+        stretch = max(aspect, 1), max(1 / aspect, 1)
+        size = [2 * round(k * side / 2) if k > 1 else side for k, side in zip(stretch, y.shape[::-1], strict=True)]
+        return np.ascontiguousarray(self.format.upright(resize_pixels(pixels, size)))
 
     def close(self):
         """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
@@ -243,6 +237,27 @@ class VideoReader:
 
     def __exit__(self, *error):
         self.close()
+
+    def describe(self, stream):
+        """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
+        alike = [other.index for other in self._container.streams if other.type == stream.type]
+        tag = re.search(r"\((\w{4}) / 0x", self._describe(stream))
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
+        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
+        return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
+
+    def _describe(self, stream):
+        """FFmpeg's verbose description of a stream; only there PyAV tells chroma location, cropping and tags."""
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.VERBOSE)
+        av.logging.set_libav_level(av.logging.VERBOSE)
+        try:
+            text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
+        finally:
+            av.logging.set_libav_level(av.logging.INFO)
+            av.logging.set_level(level)
+        return text.partition("Stream #")[0]
 
     def _open(self):
         try:
@@ -259,63 +274,52 @@ class VideoReader:
         video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
             raise VideoError(f"{self.name} has no video stream")
-        self.video_stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
-        tracks = [stream for stream in streams if stream.type in ("audio", "subtitle")]
-        self.tracks, self.attachments = tracks if audio else [], list(streams.attachments)
+        stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
+        tracks = [other for other in streams if other.type in ("audio", "subtitle")]
+        self.video_stream, self.tracks, self.attachments = stream, tracks if audio else [], list(streams.attachments)
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
-        kept = {stream.index for stream in (self.video_stream, *tracks, *self.attachments)}
-        kept |= {stream.index for stream in streams.data if self.chapters}  # in .mp4 the chapters' text
-        self.other_streams = [stream for stream in streams if stream.index not in kept]
-        endless = not (self.video_stream.frames or self.video_stream.duration or container.duration)
-        self.live = self._remote and not self.source.startswith("file:") and endless
-        self._description = _describe_container(container)
-
-    def describe(self, stream):
-        """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
-        kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
-        alike = [other.index for other in self._container.streams if other.type == stream.type]
-        tag = re.search(rf"Stream #0:{stream.index}\b.*?\((\w{{4}}) / 0x", self._description)
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
-        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
-        return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
+        kept = {other.index for other in (stream, *tracks, *self.attachments)}
+        kept |= {other.index for other in streams.data if self.chapters}  # in .mp4 the chapters' text
+        self.other_streams = [other for other in streams if other.index not in kept]
+        self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
+        self.frame_count = stream.frames or round(seconds * self._rate) or None
+        self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
 
     def _check_streams(self):
         """Refuse what can be refused before decoding, and limit what the decoder may use."""
         stream = self.video_stream
         if stream.codec_context is None:
             raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
-        self._check_size(stream.width, stream.height)
+        if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
+            raise VideoError(
+                f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
+                "pixels can be read; scale it down first"
+            )
         # FFmpeg would read a cut .mp4 or .mov whose index came first as if it ended there.
         ends = [entry.pos + entry.size for entry in stream.index_entries]
         self._cut = bool(ends) and not self._remote and max(ends) > Path(self.source).stat().st_size
-        stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # if a frame has another size
+        stream.codec_context.options = _LIMITS
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
         stream.thread_type = "SLICE" if self._remote else "AUTO"
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
 
-    def _check_size(self, width, height):
-        if max(width, height) > MAX_VIDEO_SIDE:
-            raise VideoError(
-                f"{self.name} is too large ({width}x{height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} pixels can "
-                "be read; scale it down first"
-            )
-
     def _check_pixel_format(self, frame):
-        pixels, transfer = frame.format, int(frame.color_trc)
-        bits, advice = max(part.bits for part in pixels.components), "-pix_fmt yuv420p"
-        if transfer in _TRANSFER_HDR:
-            reason, advice = f"HDR video ({_TRANSFER_HDR[transfer]})", _TONE_MAPPING
+        pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
+        bits = max(part.bits for part in parts)
+        if hdr:
+            reason = f"HDR video ({hdr})"
         elif bits > 8:
             reason = f"{bits}-bit video"
-        elif any(part.is_alpha for part in pixels.components) or pixels.has_palette or pixels.is_bayer:
+        elif any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
             reason = "video with transparency or a palette"
         else:
             return
         raise VideoError(
             f"{self.name}: {reason} ({pixels.name}) is not supported yet; convert it to 8-bit yuv420p first: "
-            f"ffmpeg -i INPUT {advice} OUTPUT"
+            f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
         )
 
     def _read_format(self, frame):
@@ -324,16 +328,16 @@ class VideoReader:
             log.warning("%s: %s is converted to 8-bit yuv420p", self.name, self.pixel_format)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
-        grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio
+        grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
         rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-        own = self._description.partition(f"Stream #0:{self.video_stream.index}")[2].partition("Stream #")[0]
-        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", own)
-        width, height = max((frame.width, frame.height), self._largest or (0, 0), key=np.prod)
+        description = self._describe(self.video_stream)
+        width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
+        crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
-            top = bottom = left = right = 0
-        self._crop, self._uncropped = (top, left), (height, width)
-        chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", own)
+            left = right = top = bottom = 0
+        self._crop = f"{width - left - right}:{height - top - bottom}:{left}:{top}:exact=1" if crop else None
+        chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
         return VideoFormat(
             width=width - left - right,
             height=height - top - bottom,
@@ -341,61 +345,67 @@ class VideoReader:
             time_base=self._timeline.time_base,
             grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
-            pixel_aspect=aspect if aspect and aspect != 1 else None,
+            pixel_aspect=aspect if aspect != 1 and 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else None,
             display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
             chroma_location=chroma_location[1] if chroma_location and unconverted else None,
         )
 
-    def _fit(self, y, uv):
-        """Scale planes to the size of the video, and crop them."""
-        y, uv = resize_planes(y, uv, self._uncropped[::-1], self.format.chroma_location)
-        (top, left), (height, width) = self._crop, (self.format.height, self.format.width)
-        if (height, width) == self._uncropped:
-            return y, uv
-        rows, columns = slice(top // 2, top // 2 + (height + 1) // 2), slice(left // 2, left // 2 + (width + 1) // 2)
-        return y[top : top + height, left : left + width].copy(), uv[:, rows, columns].copy()
+    def _shaped(self, frames):
+        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and cropped."""
+        graph, form, interlaced, times = None, None, False, deque()
+        for frame in frames:
+            if frame.interlaced_frame and not interlaced:
+                log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self.name)
+            interlaced |= frame.interlaced_frame
+            if form != (form := (frame.width, frame.height, frame.format.name, interlaced)):
+                yield from _filtered(graph, None, times) if graph else ()
+                graph = self._make_graph(*form)
+            times.append((frame.pts, frame.duration, frame.time_base))
+            yield from _filtered(graph, frame, times)
+        yield from _filtered(graph, None, times)
+
+    def _make_graph(self, width, height, pixel_format, interlaced):
+        filters, size = [("bwdif", "deint=interlaced:mode=send_frame")] * interlaced, "{}:{}".format(*self._uncropped)
+        if (width, height) != self._uncropped:
+            filters.append(("scale", f"{size}:force_original_aspect_ratio=decrease:force_divisible_by=2:flags=bicubic"))
+            filters.append(("pad", f"{size}:-1:-1"))
+        filters += [("crop", self._crop)] if self._crop else []
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=self._timeline.time_base)
+        graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
+        return graph
 
     def _survey(self):
-        """Return the largest size of a file's keyframes, and the streams of sound whose rate or channels change."""
-        sizes, forms = {(0, 0)}, {}
-        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
-            video, sound = container.streams[self.video_stream.index], container.streams.audio
-            video.codec_context.options, video.codec_context.thread_count = {"max_pixels": str(MAX_VIDEO_SIDE**2)}, 1
-            for packet in container.demux(video, *(stream for stream in sound if stream.codec_context)):
-                with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video:
-                        found = forms.setdefault(packet.stream.index, Counter())
-                        found.update((frame.sample_rate, frame.layout.nb_channels) for frame in packet.decode())
-                    elif packet.is_keyframe and packet.size:
-                        packet.decode()
-                        sizes.add((video.codec_context.width, video.codec_context.height))
-        largest = max((size for size in sizes if max(size) <= MAX_VIDEO_SIDE), key=np.prod)
-        # A frame or two of another form are damage.
-        return largest, {index for index, found in forms.items() if sum(number > 2 for number in found.values()) > 1}
+        """Read through a file: return the largest size of its keyframes, and the sound whose rate or channels change.
 
-    def _estimate_count(self):
-        stream = self.video_stream
-        seconds = (stream.duration or 0) * stream.time_base or (self._container.duration or 0) * _CONTAINER_UNIT
-        return stream.frames or round(seconds * self._rate) or None
+        An eighth of the sound is decoded. If it takes more than two seconds, a bar shows what is done.
+        """
+        sizes, forms = [(0, 0)], Counter()
+        bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
+        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
+            video = container.streams[self.video_stream.index]
+            video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
+            sound = [stream for stream in container.streams.audio if stream.codec_context]
+            for number, packet in enumerate(tqdm(container.demux(video, *sound), **bar, disable=None)):
+                with contextlib.suppress(av.FFmpegError):
+                    if packet.stream is not video and number % 8 == 0:
+                        index, frames = packet.stream.index, packet.decode()
+                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
+                    elif packet.stream is video and packet.is_keyframe and packet.size:
+                        packet.decode()
+                        sizes.append((video.codec_context.width, video.codec_context.height))
+        # A frame or two of another form are damage.
+        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
+        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
 
     def _decode(self):
-        """Yield the frames as PyAV's, progressive and at their times; a `VideoError` says why that fails."""
-        try:
-            yield from _deinterlaced(self._timed_frames(), self.video_stream, self.name)
-        except av.ExitError as error:
-            raise VideoError(f"{self.name} sends nothing any more: check the connection") from error
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.name} is damaged or incomplete ({first_line(error)}): try a fresh copy") from error
-
-    def _timed_frames(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
         number, kind, captions, gaps, damaged = 0, None, False, [], []
         for packet in self._video_packets():
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                if packet.size:
-                    gaps.append(self._timeline.end)
+                gaps += [self._timeline.end] if packet.size else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
@@ -405,12 +415,25 @@ class VideoReader:
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 # To look at a frame's side data keeps it in memory until Python next searches for cycles.
-                looked_at = not captions and number % 25 == 1
-                if looked_at and any(data.type.name == "A53_CC" for data in frame.side_data):
+                if not captions and number % 25 == 1 and any(data.type.name == "A53_CC" for data in frame.side_data):
                     captions = True
                     log.warning("%s: closed captions within its video are not kept", self.name)
                 yield frame
         self._report(number, gaps, damaged)
+
+    def _video_packets(self):
+        """Yield the packets of video; collect those of the tracks."""
+        # PyAV raises IndexError if streams came up on the way.
+        with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
+            for packet in self._container.demux(self.video_stream, *self.tracks):
+                self._timeline.add(packet)
+                if packet.stream.index == self.video_stream.index:
+                    yield packet
+                elif packet.size:  # the empty packet at the end only flushes decoders
+                    self._packets.append(packet)
+        flushing = av.Packet()
+        flushing.stream = self.video_stream
+        yield flushing
 
     def _report(self, number, gaps, damaged):
         """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
@@ -422,34 +445,12 @@ class VideoReader:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         if self._cut and self.video_stream.frames:
             raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
-        self._check_length(number)
-
-    def _video_packets(self):
-        """Yield the packets of video; collect those of the tracks."""
-        packets = self._container.demux(self.video_stream, *self.tracks)
-        # PyAV raises IndexError if streams came up on the way.
-        with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
-            for packet in packets:
-                self._timeline.add(packet)
-                if packet.stream.index == self.video_stream.index:
-                    yield packet
-                elif packet.size:  # the empty packet at the end only flushes decoders
-                    self._packets.append(packet)
-                    self._packets_met += 1
-        flushing = av.Packet()
-        flushing.stream = self.video_stream
-        yield flushing
-
-    def _check_length(self, number):
-        """Warn if an .mkv, .avi or fragmented .mp4 has been cut off, which FFmpeg reads as if it ended there."""
-        container, stream = self._container, self.video_stream
-        if container.format.name == "avi":  # FFmpeg cuts the duration as the file is cut, but not the number of frames
-            declared = stream.frames * stream.time_base
-        elif self._cut or (container.format.name == "matroska,webm" and (self.tracks or not container.streams.audio)):
-            declared = (container.duration or 0) * _CONTAINER_UNIT
-        else:
-            return  # the duration is estimated, or perhaps that of audio which is not read
-        if number and (self._cut or declared - self._timeline.end > max(1, declared / 20)):
+        # FFmpeg reads others as if they ended there. Audio that is not read may be what the duration is that of.
+        told = self._container.format.name in ("avi", "matroska,webm") and (
+            self.tracks or not self._container.streams.audio
+        )
+        missing = (self.frame_count or 0) / self._rate - self._timeline.end
+        if number and (self._cut or (told and missing > max(1, self._timeline.end / 20))):
             log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
@@ -470,7 +471,7 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first, self._delay, self._previous_pts, self.end = [], None, None, 0  # the first packets' times
+        self._first, self._delay, self._previous_pts, self.end = None, None, None, 0
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -492,23 +493,22 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-        if packet.stream.index == self._stream.index and len(self._first) <= _MAX_REORDERED:
-            self._first.append(packet.dts)
+        if self._first is None and packet.stream.index == self._stream.index:
+            self._first = packet.dts
         self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
+        step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
-        step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
-        if self._avi:  # it has no other times than the order of its packets
-            if self._delay is None and frame.dts is not None:
+        elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
+            if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
-                latest = self._first[: reordered + 2][-1] if reordered else self._first[0]
-                self._delay = min(frame.dts, latest) - self._first[0]
-            frame.pts = None if frame.dts is None else frame.dts - self._delay
-        if frame.pts is None:
+                self._delay = min(frame.dts - self._first, (reordered + 1) * step if reordered else 0)
+            frame.pts = frame.dts - self._delay
+        if frame.pts is None or (self._avi and frame.dts is None):
             frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
         self._previous_pts = frame.pts
 
@@ -517,30 +517,8 @@ def _clock(seconds):
     return f"{int(seconds // 60):02}:{float(seconds % 60):04.1f}"
 
 
-def _deinterlaced(frames, stream, name):
-    """Pass frames on; from the first interlaced one on through FFmpeg's bwdif: a frame for a frame, at its time."""
-    graph, times, form = None, deque(), None
-    for frame in frames:
-        if graph is None and frame.interlaced_frame:
-            log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", name)
-        found = {"width": frame.width, "height": frame.height, "format": frame.format}
-        if (graph or frame.interlaced_frame) and str(found) != form:
-            yield from _filtered(graph, None, times) if graph else ()
-            graph, form = av.filter.Graph(), str(found)
-            bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-            source = graph.add_buffer(**found, time_base=stream.time_base)
-            graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
-        if graph is None:
-            yield frame
-        else:
-            times.append((frame.pts, frame.duration, frame.time_base))
-            yield from _filtered(graph, frame, times)
-    if graph is not None:
-        yield from _filtered(graph, None, times)
-
-
 def _filtered(graph, frame, times):
-    """Give a frame to a filter graph, None at the end, and yield those that are ready."""
+    """Give a frame to a filter graph, None at the end, and yield those that are ready, at their times."""
     graph.push(frame)
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
@@ -549,13 +527,21 @@ def _filtered(graph, frame, times):
             yield ready
 
 
+@contextlib.contextmanager
+def _reading(name):
+    try:
+        yield
+    except av.ExitError as error:
+        raise VideoError(f"{name} sends nothing any more: check the connection") from error
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{name} is damaged or incomplete ({first_line(error)}): try a fresh copy") from error
+
+
 def _to_planes(frame, video_format):
     """Convert an 8-bit frame of PyAV's to planes, at the range and matrix of its `VideoFormat`."""
-    if frame.format.name == "gray":  # swscale would take it for full range whatever its tag says
-        chroma = np.full((2, (frame.height + 1) // 2, (frame.width + 1) // 2), 128, np.uint8)
-        return plane_pixels(frame.planes[0]).copy(), chroma
     if frame.format.name not in ("yuv420p", "yuvj420p"):
-        value_range = _RANGE_FULL if video_format.full_range else _RANGE_LIMITED
+        # swscale takes grey for full range whatever its tag says.
+        value_range = _RANGE_FULL if video_format.full_range or frame.format.name == "gray" else _RANGE_LIMITED
         frame = frame.reformat(
             format="yuv420p",
             src_colorspace=video_format.matrix,
@@ -577,18 +563,6 @@ def _color_tags(frame):
     return {"value_range": value_range, "matrix": matrix, "primaries": primaries, "transfer": transfer}
 
 
-def _describe_container(container):
-    """Return FFmpeg's verbose description of a file; only there PyAV tells chroma location, cropping and tags."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.VERBOSE)
-    av.logging.set_libav_level(av.logging.VERBOSE)
-    try:
-        return container.dumps_format()
-    finally:
-        av.logging.set_libav_level(av.logging.INFO)
-        av.logging.set_level(level)
-
-
 def plane_pixels(plane):
     """Return the pixels ``(H, W)`` uint8 of a plane of a PyAV frame, without copying them."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
@@ -598,73 +572,47 @@ def plane_pixels(plane):
 # Encoders
 
 
-class Encoder(NamedTuple):
-    """How an encoder is set: qualities on its own scale, and options in which ``{}`` stands for the quality."""
+class Codec(NamedTuple):
+    """FFmpeg's encoder, its scale of qualities, options in which ``{}`` stands for one, and if it takes odd sizes."""
 
+    encoder: str
     best: int
     worst: int
     default: int
     options: dict
-    lossless: dict | None = None  # options to use instead if the best quality loses nothing
-    odd: bool = False  # whether it takes odd sizes
-
-    def options_at(self, quality):
-        """Return the options for a quality; None is the default."""
-        quality = self.default if quality is None else quality
-        chosen = self.lossless if self.lossless and quality == self.best else self.options
-        return {key: value.format(f"{quality:g}") for key, value in chosen.items()}
+    odd: bool = False
 
 
-_CODECS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "ffv1": "ffv1"}
-_X264, _X265 = {"preset": "veryfast"}, {"preset": "fast", "x265-params": "log-level=error"}
 _VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
-_ENCODERS = {  # by name, or by what a hardware encoder's name ends in
-    "libx264": Encoder(0, 51, 18, {"crf": "{}", **_X264}, {"qp": "0", **_X264}),
-    "libx265": Encoder(0, 51, 20, {"crf": "{}", **_X265}, _X265 | {"x265-params": "lossless=1:log-level=error"}),
-    "libsvtav1": Encoder(1, 63, 24, {"crf": "{}", "preset": "8"}, odd=True),
-    "libvpx-vp9": Encoder(0, 63, 24, {"crf": "{}", "b": "0", **_VP9}, {"lossless": "1", **_VP9}, odd=True),
-    "ffv1": Encoder(0, 0, 0, {"level": "3"}, odd=True),
-    "nvenc": Encoder(1, 51, 19, {"rc": "vbr", "cq": "{}", "b": "0"}),
-    "qsv": Encoder(1, 51, 20, {"global_quality": "{}"}),
-    "vaapi": Encoder(1, 51, 20, {"rc_mode": "CQP", "global_quality": "{}"}),
-    "amf": Encoder(0, 51, 20, {"rc": "cqp", "qp_i": "{}", "qp_p": "{}"}),
-    "videotoolbox": Encoder(100, 1, 65, {"flags": "+qscale", "global_quality": "{}*QP2LAMBDA"}),
+_CODECS = {
+    "h264": Codec("libx264", 0, 51, 18, {"crf": "{}", "preset": "veryfast"}),
+    "hevc": Codec("libx265", 0, 51, 20, {"crf": "{}", "preset": "fast", "x265-params": "log-level=error"}),
+    "av1": Codec("libsvtav1", 1, 63, 24, {"crf": "{}", "preset": "8"}, odd=True),
+    "vp9": Codec("libvpx-vp9", 0, 63, 24, {"crf": "{}", "b": "0", **_VP9}, odd=True),
+    "ffv1": Codec("ffv1", 0, 0, 0, {"level": "3"}, odd=True),
 }
 
 
 def check_encoder(path, codec=None, quality=None):
-    """Return FFmpeg's name of an encoder and its `Encoder`, None if nothing is known of it.
-
-    Args: see `VideoWriter`.
+    """Return the `Codec` for a file, see `VideoWriter`.
 
     Raises:
-        VideoError: the suffix of the name is unknown, FFmpeg has no such encoder here, or it has no such quality.
+        VideoError: the suffix of the name or the codec is unknown, or the codec has no such quality.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         raise VideoError(f"cannot write {path}: a video's name ends in one of {', '.join(VIDEO_SUFFIXES)}")
-    codec = codec or ("vp9" if suffix == ".webm" else "h264")
-    name = _CODECS.get(codec, codec)
-    try:
-        found = av.codec.Codec(name, "w").type == "video"
-    except av.codec.codec.UnknownCodecError:
-        found = False
-    if not found:
-        raise VideoError(
-            f"there is no video encoder {codec} on this machine: use one of {_list_codecs(av.codecs_available)}"
-        )
-    settings = _ENCODERS.get(name) or _ENCODERS.get(name.rpartition("_")[2])
-    if quality is not None:
-        if settings is None:
-            raise VideoError(f"the quality of {codec} cannot be set here: leave it out")
-        low, high = sorted((settings.best, settings.worst))
-        if not low <= quality <= high:
-            raise VideoError(f"the quality of {codec} is {settings.best} (best) to {settings.worst}, got {quality}")
-    return name, settings
+    name = codec or ("vp9" if suffix == ".webm" else "h264")
+    found = _CODECS.get(name)
+    if found is None or found.encoder not in av.codecs_available:
+        raise VideoError(f"there is no video encoder {name} on this machine: use one of {_list(av.codecs_available)}")
+    if quality is not None and not found.best <= quality <= found.worst:
+        raise VideoError(f"the quality of {name} is {found.best} (best) to {found.worst}, got {quality}")
+    return found
 
 
-def _list_codecs(available):
-    return ", ".join(codec for codec, name in _CODECS.items() if name in available)
+def _list(available):
+    return ", ".join(name for name, codec in _CODECS.items() if codec.encoder in available)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -675,9 +623,7 @@ class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
     Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What accompanies the pictures of
-    `source` comes along: packets of audio and subtitles bit for bit, or converted with a warning if the container
-    cannot hold them; languages, titles and dispositions; in .mkv attachments; the container's tags and chapters. A
-    warning names what cannot be kept.
+    `source` comes along, see `tracks`; a warning names what cannot be kept.
 
     The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
     least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
@@ -687,17 +633,16 @@ class VideoWriter:
         path: file to write, replaced if it exists.
         video_format: a `VideoFormat`.
         source: a `VideoReader` opened with ``audio=True``, or None.
-        quality: on the encoder's own scale, on which lower is better except for videotoolbox; by default 18 (x264),
-            24 (VP9). 0 is lossless with x264, x265 and VP9.
-        codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"``, ``"ffv1"`` (lossless) or FFmpeg's name of an encoder.
+        quality: on the codec's own scale, on which lower is better; by default 18 (H.264), 24 (VP9). 0 is lossless
+            with H.264 and VP9.
+        codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
 
     Raises:
-        VideoError: the suffix of the name is unknown, the file cannot be written, or the encoder is missing, does not
-            open, does not fit the container or has no such quality.
+        VideoError: see `check_encoder`; or the file cannot be written, or the encoder does not fit it or open.
     """
 
     def __init__(self, path, video_format, source=None, quality=None, codec=None):
-        self._encoder, self._settings = check_encoder(path, codec, quality)
+        self._codec = check_encoder(path, codec, quality)
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
         self._tracks, self._last_pts, self._frames = {}, None, 0
@@ -748,7 +693,7 @@ class VideoWriter:
         picture.pts, picture.time_base = self._last_pts, self._time_base
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
-        self._write_tracks(frame.packets_before)
+        self._write_tracks(frame.packets)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
 
@@ -757,17 +702,14 @@ class VideoWriter:
 
     def _pts_of(self, frame):
         """The time stamp of the next frame in the writer's time base, later than the one before."""
-        if frame.pts is not None:
-            pts = round(frame.pts * self._scale)
-        elif self._last_pts is None:
-            pts = 0
-        else:
-            pts = self._last_pts + max(round(1 / self.format.rate / self._time_base), 1)
-        return pts if self._last_pts is None else max(pts, self._last_pts + 1)
+        last = self._last_pts
+        step = max(round(1 / self.format.rate / self._time_base), 1)
+        following = 0 if last is None else last + step
+        pts = following if frame.pts is None else round(frame.pts * self._scale)
+        return pts if last is None else max(pts, last + 1)
 
-    def _write_tracks(self, end=None):
-        """Write the source's packets of audio and subtitles, up to its first `end` if that is given."""
-        for packet in self._source.take_packets(end) if self._source else []:
+    def _write_tracks(self, packets):
+        for packet in packets:
             if packet.stream.index in self._tracks:
                 self._tracks[packet.stream.index].write(packet)
 
@@ -778,8 +720,8 @@ class VideoWriter:
                 raise error
             if not self._frames:
                 raise VideoError(f"cannot write {self.path}: there is no frame")
-            if error is None:
-                self._write_tracks()
+            if error is None and self._source:
+                self._write_tracks(self._source.packets)
             self._container.mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
@@ -792,24 +734,23 @@ class VideoWriter:
             log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
 
     def _add_stream(self):
-        upload = {"hwaccel": av.codec.hwaccel.HWAccel("vaapi")} if self._encoder.endswith("_vaapi") else {}
         try:
-            stream = self._container.add_stream(self._encoder, rate=self._rate, time_base=self._time_base, **upload)
+            stream = self._container.add_stream(self._codec.encoder, rate=self._rate, time_base=self._time_base)
         except ValueError:
-            fitting = _list_codecs(self._container.supported_codecs)
+            fitting = _list(self._container.supported_codecs)
             raise VideoError(
-                f"{self._suffix} does not hold what {self._encoder} writes: use one of {fitting}, or .mkv"
+                f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
             ) from None
         # AVI and WebM cannot say that a picture is turned or mirrored.
         unknown = self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix")
         self._turned = self.format.display_matrix is not None and unknown
         height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
         stream.width, stream.height = width, height
-        if not (self._settings and self._settings.odd) and (width % 2 or height % 2):
+        if not self._codec.odd and (width % 2 or height % 2):
             stream.width, stream.height = width + width % 2, height + height % 2
             log.warning(
                 "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, self._encoder, width, height, stream.width, stream.height),
+                *(self.path, self._codec.encoder, width, height, stream.width, stream.height),
             )
         return stream
 
@@ -826,18 +767,16 @@ class VideoWriter:
 
     def _open_encoder(self):
         stream, context = self._stream, self._stream.codec_context
-        context.time_base = self._time_base
+        context.time_base, stream.pix_fmt = self._time_base, "yuv420p"
         context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
         if self._suffix == ".avi":
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
-        accepted = [pixels.name for pixels in context.codec.video_formats or []]
-        # Some hardware takes the same planes only in another layout.
-        stream.pix_fmt = "nv12" if "nv12" in accepted and "yuv420p" not in accepted else "yuv420p"
-        if context.codec.name == "libx265" and self._suffix in _QUICKTIME:
+        if self._codec.encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        if context.codec.name == "libsvtav1":
+        if self._codec.encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # else it describes itself on the terminal
-        options = self._settings.options_at(self._quality) if self._settings else {}
+        quality = self._codec.default if self._quality is None else self._quality
+        options = {key: value.format(f"{quality:g}") for key, value in self._codec.options.items()}
         if self.format.chroma_location:
             options["chroma_sample_location"] = self.format.chroma_location
         stream.options = options
@@ -845,8 +784,8 @@ class VideoWriter:
             context.open()
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(
-                f"the encoder {self._encoder} does not open for {stream.width}x{stream.height} on this machine "
-                f"({first_line(error)}): use one of {_list_codecs(av.codecs_available)}"
+                f"the encoder {self._codec.encoder} does not open for {stream.width}x{stream.height} on this machine "
+                f"({first_line(error)}): use one of {_list(av.codecs_available)}"
             ) from error
 
 

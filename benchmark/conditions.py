@@ -142,7 +142,7 @@ def list_sources(data=None, match=("*",)):
     Args:
         data: folder with one sub-folder of images and videos a category, at any depth; None: the photos of scikit-image
             and scikit-learn, and drawn slides.
-        match: of `data`, only files whose name fits one of these patterns.
+        match: only those whose name fits one of these patterns.
 
     Raises:
         DataError: the folder is missing or holds nothing that matches.
@@ -155,19 +155,19 @@ def list_sources(data=None, match=("*",)):
             for category, names in categories.items()
             for name in names
         ]
-        return [*sources, *(Source("text", f"slide {seed}", f"slide:{seed}") for seed in (1, 2))]
-    data = Path(data)
-    if not data.is_dir():
-        raise DataError(f"no folder {data}: give one that holds a sub-folder of images or videos for each category")
-    sources = [
-        Source(path.parent.relative_to(data).as_posix(), path.name, str(path))
-        for path in sorted(data.rglob("*"), key=lambda path: (path.parent, path.name))
-        if path.parent != data
-        and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
-        and any(fnmatch(path.name, p) for p in match)
-    ]
+        sources += [Source("text", f"slide {seed}", f"slide:{seed}") for seed in (1, 2)]
+    else:
+        data = Path(data)
+        if not data.is_dir():
+            raise DataError(f"no folder {data}: give one that holds a sub-folder of images or videos for each category")
+        sources = [
+            Source(path.parent.relative_to(data).as_posix(), path.name, str(path))
+            for path in sorted(data.rglob("*"), key=lambda path: (path.parent, path.name))
+            if path.parent != data and path.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        ]
+    sources = [source for source in sources if any(fnmatch(source.name, pattern) for pattern in match)]
     if not sources:
-        raise DataError(f"{data} has no sub-folder with images or videos whose names fit {' or '.join(match)}")
+        raise DataError(f"{data or 'the packages'}: no sub-folder with images or videos fits {' or '.join(match)}")
     return sources
 
 
@@ -183,18 +183,13 @@ def load_frame(source):
 
 @functools.lru_cache(maxsize=1)  # the units of a source follow each other
 def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
-    """Read the first frames of a video, or pan over a photo.
-
-    Args:
-        count: how many frames to read.
-        least: how many it must have.
-        crisp: shrink them until they are crisp at their own size.
+    """Read the first `count` frames of a video, or pan over a photo; `crisp` shrinks them until they are.
 
     Returns:
         ``(clip, full_range)``: planes of even size.
 
     Raises:
-        DataError: the video is shorter than `least`.
+        DataError: the video has fewer than `least` frames.
         VideoError: it cannot be read.
     """
     if not source.is_video:
@@ -259,13 +254,13 @@ def real_units(sources):
     return [Unit("real", source, "as it is") for source in sources if source.is_video]
 
 
-def camera_units(sources, codecs=CODECS):
+def camera_units(sources):
     """Return every source seen by each camera, with codecs and quantisers in turn; every fifth is scaled by 1.5."""
     units = []
     for i, source in enumerate(sources):
         for j, camera in enumerate(CAMERAS):
-            codec = codecs[(i + j) % len(codecs)]
-            qp = QUANTISERS[codec][(i // len(codecs) + j) % len(QUANTISERS[codec])]
+            codec = CODECS[(i + j) % len(CODECS)]
+            qp = QUANTISERS[codec][(i // len(CODECS) + j) % len(QUANTISERS[codec])]
             scale = 1.5 if (i + j) % 5 == 4 else 1
             condition = f"{camera}, x{scale:g} {codec} {_rate_name(qp, None)}"
             units.append(Unit("camera", source, condition, scale, codec, qp, camera=camera))
@@ -283,10 +278,7 @@ def x4_units(sources):
 
 
 def call_units(sources, scales=SCALES, codecs=CODECS):
-    """Return every source at each codec and rate, with scales in turn.
-
-    Over a few sources every codec and rate meets every scale.
-    """
+    """Return every source at each codec and rate, with scales in turn: over a few sources each meets every scale."""
     units = []
     for i, source in enumerate(sources):
         for j, codec in enumerate(codecs):
@@ -309,10 +301,7 @@ def _rate_name(qp, kbps):
 
 
 def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
-    """Scale a clip down, send it through the unit's codec, and scale it up again.
-
-    Args:
-        enlarge: scale it up with Lanczos; else the frames are as they were decoded.
+    """Scale a clip down, send it through the unit's codec, and enlarge it again (with Lanczos) unless told otherwise.
 
     Returns:
         ``(the last frames, kbit/s)``.

@@ -23,6 +23,7 @@ import scipy.stats
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
+from degradation import pack_planes
 from utils import first_line, luma_metrics, planes_to_bgr, to_full_range, to_limited_range
 
 
@@ -79,10 +80,9 @@ def vmaf_scores(clip, truth, full_range=True):
       three times their own height, so figures of different sizes do not compare.
     * It weighs the truth's motion since the frame before: give consecutive frames. The first frame has no motion, and
       without motion identical clips score 97.4 instead of 100.
-    * An odd last row or column is left out.
 
     Args:
-        clip, truth: lists of planes, of one length and size.
+        clip, truth: lists of planes, of one length and size, even sides.
         full_range: range of both; False is limited (video) range.
 
     Returns:
@@ -91,14 +91,15 @@ def vmaf_scores(clip, truth, full_range=True):
     Raises:
         MetricError: ffmpeg has no libvmaf, or fails, as it does with frames below `MS_SSIM_SIDE`.
     """
-    height, width = (side - side % 2 for side in truth[0][0].shape)
+    height, width = truth[0][0].shape
     models = "|".join(rf"version={version}\:name={name}" for name, version in VMAF_MODELS.items())
     options = f"model='{models}':feature='name=float_ms_ssim':n_threads=1:log_fmt=json:log_path=scores.json"
     source = ["-f", "rawvideo", "-pixel_format", "yuv420p", "-video_size", f"{width}x{height}", "-framerate", "25"]
     with tempfile.TemporaryDirectory() as folder:
         inputs = []
         for name, planes in (("output.yuv", clip), ("truth.yuv", truth)):
-            _write_raw(Path(folder) / name, planes, (width, height), full_range)
+            limited = [to_limited_range(*frame) if full_range else frame for frame in planes]
+            (Path(folder) / name).write_bytes(b"".join(pack_planes(*frame).tobytes() for frame in limited))
             inputs += [*source, "-i", name]
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error", *inputs]
         command += ["-lavfi", f"[0:v][1:v]libvmaf={options}", "-f", "null", "-"]
@@ -113,16 +114,6 @@ def vmaf_scores(clip, truth, full_range=True):
         frames = json.loads((Path(folder) / "scores.json").read_text("utf-8"))["frames"]
     keys = {name: name for name in VMAF_MODELS} | {"ms_ssim": "float_ms_ssim"}
     return {name: [frame["metrics"][key] for frame in frames] for name, key in keys.items()}
-
-
-def _write_raw(path, clip, size, full_range):
-    """Write the upper left `size` = (width, height), both even, of a clip as raw limited-range yuv420p."""
-    width, height = size
-    with open(path, "wb") as file:
-        for planes in clip:
-            y, uv = to_limited_range(*planes) if full_range else planes
-            file.write(y[:height, :width].tobytes())
-            file.write(uv[:, : height // 2, : width // 2].tobytes())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -308,12 +299,11 @@ def bootstrap_interval(clusters):
     Instead clips are drawn with all that was measured in them; a longer clip weighs more.
 
     Args:
-        clusters: list of lists of finite numbers; empty ones are left out.
+        clusters: list of lists of finite numbers, none of them empty.
 
     Returns:
         ``(low, high)``; NaN and NaN for fewer than two clusters. Equal values give equal intervals.
     """
-    clusters = [values for values in clusters if len(values)]
     if len(clusters) < 2:
         return float("nan"), float("nan")
     sums, counts = (np.array([function(values) for values in clusters]) for function in (np.sum, np.size))

@@ -15,11 +15,9 @@ import cv2  # before av: see video.py
 import av
 import numpy as np
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
 
 from degradation import low_resolution, resize
-from models import load_teacher, read_ncnn, realesrgan_files
+from models import load_teacher
 from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
@@ -107,41 +105,6 @@ class FFmpegFilter:
 # Networks
 
 
-class SRVGGNetCompact(nn.Module):
-    """The x4 super-resolution network of Real-ESRGAN's small models (github.com/xinntao/Real-ESRGAN, release v0.2.5).
-
-    All convolutions work at low resolution; their shuffled output is added to the input, each pixel enlarged to 4x4.
-
-    Args:
-        features: channels between the convolutions.
-        blocks: number of convolutions from `features` to `features` channels.
-    """
-
-    def __init__(self, features=64, blocks=16):
-        super().__init__()
-        layers = [nn.Conv2d(3, features, 3, padding=1), nn.PReLU(features)]
-        for _ in range(blocks):
-            layers += [nn.Conv2d(features, features, 3, padding=1), nn.PReLU(features)]
-        self.body = nn.Sequential(*layers, nn.Conv2d(features, 3 * 4**2, 3, padding=1))
-
-    def forward(self, x):
-        """Enlarge RGB ``(N, 3, H, W)`` in [0, 1] to ``(N, 3, 4H, 4W)``, not clamped."""
-        return F.pixel_shuffle(self.body(x), 4) + F.interpolate(x, scale_factor=4, mode="nearest")
-
-
-def load_animevideo():
-    """Return Real-ESRGAN's ``realesr-animevideov3`` on the CPU, frozen; weights that are missing are fetched.
-
-    Its variants for x2 and x3 have the same weights and shrink the output.
-
-    Raises:
-        CheckpointError: the weights cannot be fetched, or a file is not the published one.
-    """
-    network = SRVGGNetCompact()
-    network.load_state_dict(read_ncnn(*realesrgan_files("realesr-animevideov3-x4"), network))
-    return network.eval().requires_grad_(False)
-
-
 def super_resolver(network, scale):
     """Make a x4 super-resolution network a method for frames that were enlarged by `scale`.
 
@@ -184,13 +147,13 @@ class Peer:
     Attributes:
         name, description: for reports.
         at: function of the scale by which frames were enlarged; gives the method.
-        shrink: by how much smaller than 1920x1080 the frame is that its speed is measured on (see `speed.time_peer`).
+        is_slow: it would take hours, so it is measured on fewer frames.
     """
 
     name: str
     description: str
     at: Callable
-    shrink: int = 1
+    is_slow: bool = False
 
 
 # Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
@@ -233,10 +196,9 @@ FILTERS = {  # name: (description, method)
     ),
 }
 
-NETWORKS = {  # name: (description, loader, `Peer.shrink`)
-    "animevideov3": ("Real-ESRGAN's realesr-animevideov3, x4, 0.62 M parameters", load_animevideo, 1),
-    "Real-ESRGAN": ("Real-ESRGAN's x4plus, 16.7 M parameters", lambda: load_teacher("realesrgan")[0], 8),
-    "BSRGAN": ("BSRGAN, x4, 16.7 M parameters", lambda: load_teacher("bsrgan")[0], 8),
+NETWORKS = {  # name: (description, loader)
+    "Real-ESRGAN": ("Real-ESRGAN's x4plus, 16.7 M parameters", lambda: load_teacher("realesrgan")[0]),
+    "BSRGAN": ("BSRGAN, x4, 16.7 M parameters", lambda: load_teacher("bsrgan")[0]),
 }
 
 
@@ -259,6 +221,6 @@ def _filter(name):
 
 
 def _network(name, device):
-    description, load, shrink = NETWORKS[name]
+    description, load = NETWORKS[name]
     network = load().to(pick_device("cpu" if device.startswith("openvino") else device))
-    return Peer(name, description, functools.partial(super_resolver, network), shrink)
+    return Peer(name, description, functools.partial(super_resolver, network), is_slow=True)

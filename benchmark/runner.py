@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections import defaultdict
@@ -28,9 +29,8 @@ from tqdm import tqdm
 from benchmark import metrics
 from benchmark.conditions import DEFAULT_CONDITION, MEASURED_FRAMES, REAL_FRAMES, make_sample
 from benchmark.report import UNIT, to_table
-from benchmark.study import encode_png
 from degradation import DataError
-from images import VideoError
+from images import Picture, VideoError, write_image
 from utils import atomic_path, planes_to_bgr, to_full_range
 
 logger = logging.getLogger(__name__)
@@ -85,29 +85,23 @@ def as_it_came(y, uv, full_range):
 
 def available_tools():
     """Return whether VMAF and ColorVideoVDP can be measured here, as two bools, and log why not."""
-
-    def works(name, function, *arguments):
-        try:
-            function(*arguments)
-        except metrics.MetricError as error:
-            logger.warning("left out: %s: %s", name, error)
-            return False
-        return True
-
     grey = [(np.full((192, 192), 128, np.uint8), np.full((2, 96, 96), 128, np.uint8))]
-    vmaf = works("VMAF and MS-SSIM", metrics.vmaf_scores, grey, grey)
-    return vmaf, works("ColorVideoVDP", metrics.load_colour_video_vdp)
+    works = []
+    for measure in (lambda: metrics.vmaf_scores(grey, grey), metrics.load_colour_video_vdp):
+        try:
+            measure()
+            works.append(True)
+        except metrics.MetricError as error:
+            logger.warning("left out: %s", error)
+            works.append(False)
+    return tuple(works)
 
 
-def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
-    """Measure methods on units, with a progress bar; what is in the cache is not measured again.
+def run(units, methods, cache_dir, vmaf=False, jod=False):
+    """Measure methods (`peers.Peer`) on units, with a progress bar; what is in the cache is not measured again.
 
-    Args:
-        units: list of `Unit`.
-        methods: list of `peers.Peer`; their description and name must tell them apart from all others.
-        cache_dir: folder for streams and figures.
-        vmaf, jod: see `evaluate`.
-        slow: names of methods that are measured on the units of `is_for_all` only, and on 2 frames of clips.
+    Slow methods are measured on the units of `is_for_all` only, and on 2 frames of clips. For `vmaf` and `jod` see
+    `evaluate`.
 
     Returns:
         One dict for each unit and method, in their order: the unit's identity, ``method``, ``frames`` and ``metrics``
@@ -120,9 +114,9 @@ def run(units, methods, cache_dir, vmaf=False, jod=False, slow=()):
     for unit in tqdm(units, desc="benchmark", unit="unit"):
         sample = None
         for method in methods:
-            if method.name in slow and not is_for_all(unit):
+            if method.is_slow and not is_for_all(unit):
                 continue
-            frames = 2 if method.name in slow else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
+            frames = 2 if method.is_slow else REAL_FRAMES if unit.protocol == "real" else MEASURED_FRAMES
             path = _record_path(unit, method, frames, (vmaf, jod), cache_dir)
             with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
                 records.append(json.loads(path.read_text("utf-8")))
@@ -188,18 +182,13 @@ def file_digest(path):
 
 
 def write_crops(units, records, methods, folder, student):
-    """Write crops of some units, and of the frames that the student harms most.
-
-    Returns:
-        ``(crops, worst)`` as report.json has them.
-    """
+    """Write crops of some units, and of the frames that the student harms most; return the lists of their entries."""
     step = max(1, len(units) // CROPS)
     crops = [write_crop(unit, -1, methods, folder, number) for number, unit in enumerate(units[step // 2 :: step])]
     by_key, worst = {record_key(unit.identity()): unit for unit in units}, []
     for case in worst_frames(records, student).to_dict("records"):
         entry = write_crop(by_key[record_key(case)], case["frame"], methods, folder, len(crops) + len(worst))
-        figures = {"change": case["change"], "input_value": case["before"], "value": case["level"]}
-        worst.append({**entry, "metric": "ssim_y", "method": student, **figures})
+        worst.append({**entry, "ssim": {"input": case["before"], student: case["level"]}})
     return crops, worst
 
 
@@ -213,15 +202,9 @@ def write_crop(unit, frame, methods, folder, number):
         pictures[method.name] = method.at(unit.scale)(*sample.input[index], sample.full_range)
     files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
     for name, planes in pictures.items():
-        write_png(folder / files[name], cut_frame(planes, sample.full_range, box))
+        write_image(folder / files[name], Picture(cut_frame(planes, sample.full_range, box)))
     identity = dict(zip(UNIT, record_key(unit.identity()), strict=True))
     return {**identity, "frame": sample.frames[index], "box": box, "files": files}
-
-
-def write_png(path, frame):
-    """Write a BGR frame, completely or not at all; `cv2.imwrite` would not raise if the disk is full."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_png(frame))
 
 
 def cut_frame(planes, full_range, box):
@@ -273,16 +256,12 @@ def describe_run(command, started):
 
 def describe_machine():
     """Describe the machine that measured."""
-    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     return {
-        "cpu": cpu,
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": memory and round(memory, 1),
         "system": platform.platform(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -1,12 +1,15 @@
 """Blind sheets: the same crop by several methods under letters in random order, and what viewers' scores say.
 
-    python evaluate.py sheets --data FOLDER         writes results/sheets/pictures/, scores.csv and key.json
-    python evaluate.py sheets --tally anna.csv ...  what the filled-in copies of scores.csv say
+    python evaluate.py sheets --data FOLDER         writes results/sheets
+    python evaluate.py sheets --tally anna.csv ...  what viewers' scores say
 
-A viewer gets ``pictures/`` and a copy of ``scores.csv``, and gives each letter of each sheet a score from 1 (bad) to 5
-(excellent). ``key.json`` says which letter was which method; who scores must not see it.
+A viewer opens ``index.html``, which shows ``pictures/``, gives each letter of each sheet a score from 1 (bad) to 5
+(excellent), and saves ``scores.csv``. The empty one can be filled in instead. ``key.json`` says which letter was which
+method; who scores must not see it.
 """
 
+import hashlib
+import json
 import string
 from pathlib import Path
 
@@ -14,35 +17,57 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from benchmark.runner import write_png
-from benchmark.study import read_key, write_key
+from benchmark.page import load_template
+from benchmark.runner import cut_frame, detailed_box
 from degradation import DataError
+from images import Picture, write_image
 from utils import atomic_path
 
 ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
-def make_sheets(folder, scenes, seed=0):
-    """Write a sheet for each scene and return the paths of the pictures.
+def cut_scenes(sample, methods, count):
+    """Cut the `count` most detailed places out of the last frame of a `conditions.Sample`.
 
     Args:
-        folder: gets ``pictures/sheet-NN.png``, ``scores.csv`` to fill in, and ``key.json``.
+        methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)``.
+
+    Returns:
+        List of `count` dicts of name -> crop, BGR uint8 `(180, 240, 3)` or smaller.
+    """
+    planes, scenes = sample.input[-1], []
+    outputs = {name: method(*planes, sample.full_range) for name, method in methods.items()}
+    seen = planes[0].copy()
+    for _ in range(count):
+        box = x, y, width, height = detailed_box(seen)
+        seen[y : y + height, x : x + width] = 128  # the next one lies elsewhere
+        scenes.append({name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()})
+    return scenes
+
+
+def make_sheets(folder, scenes, seed=0):
+    """Write a sheet for each scene, the page to score them on, and the key.
+
+    Args:
+        folder: gets ``pictures/sheet-NN.png``, ``index.html``, ``scores.csv`` to fill in, and ``key.json``.
         scenes: list of ``(name, {method: crop})``, crops BGR uint8 `(H, W, 3)`; all have the same methods.
         seed: of the order of scenes and letters.
     """
-    folder, rng, key, paths = Path(folder), np.random.default_rng(seed), {}, []
+    folder, rng, key, seen = Path(folder), np.random.default_rng(seed), {}, hashlib.sha256()
     for number, scene in enumerate(rng.permutation(len(scenes)), 1):
         name, crops = scenes[scene]
         letters = dict(zip(string.ascii_uppercase, rng.permutation(list(crops)).tolist(), strict=False))
         sheet = f"sheet-{number:02d}"
         key[sheet] = {"scene": name, "methods": letters}
-        paths.append(folder / "pictures" / f"{sheet}.png")
-        write_png(paths[-1], draw_sheet({letter: crops[letters[letter]] for letter in letters}))
-    write_key(folder, key)
-    with atomic_path(folder / "scores.csv") as temporary:
-        pd.DataFrame(columns=list(letters), index=pd.Index(key, name="sheet")).to_csv(temporary)
-    return paths
+        picture = draw_sheet({letter: crops[letters[letter]] for letter in letters})
+        write_image(folder / "pictures" / f"{sheet}.png", Picture(picture))
+        seen.update(picture)
+    page = load_template("sheets.html").render(sheets=list(key), letters=list(letters), identity=seen.hexdigest()[:16])
+    empty = pd.DataFrame(columns=list(letters), index=pd.Index(key, name="sheet")).to_csv(lineterminator="\n")
+    for file, text in (("key.json", json.dumps(key, indent=1)), ("index.html", page), ("scores.csv", empty)):
+        with atomic_path(folder / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def draw_sheet(crops):
@@ -56,6 +81,14 @@ def draw_sheet(crops):
     columns = min(COLUMNS, len(cells))
     cells += [np.full_like(cells[0], 128)] * (-len(cells) % columns)
     return np.vstack([np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)])
+
+
+def read_key(folder):
+    """Read ``key.json`` from a folder of `make_sheets`; a DataError says that there is none."""
+    try:
+        return json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{folder} holds no key.json: name a folder made by evaluate.py sheets") from error
 
 
 def read_scores(path, key):
@@ -77,7 +110,7 @@ def read_scores(path, key):
 
 
 def tally(folder, paths, method="student"):
-    """Summarise filled-in copies of a folder's ``scores.csv``, one a viewer, as a Markdown table.
+    """Summarise viewers' ``scores.csv`` for the sheets in a folder, one file a viewer, as a Markdown table.
 
     A row for each method has its mean score, in how many of the sheets it was worst, and how often `method` was before
     it, ties counting half.
@@ -85,7 +118,7 @@ def tally(folder, paths, method="student"):
     Raises:
         DataError: there is no key, or a file is not a copy of ``scores.csv``.
     """
-    key = read_key(folder, "sheets")
+    key = read_key(folder)
     scores = pd.concat([read_scores(path, key) for path in paths], ignore_index=True)
     lowest = scores.eq(scores.min(axis=1), axis=0)
     worst = lowest[lowest.sum(axis=1) == 1].sum()

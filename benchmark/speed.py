@@ -4,28 +4,26 @@
 call of each, so that whatever else keeps the machine busy slows all alike. Times are those of the wall clock.
 """
 
-import argparse
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
-import cv2  # before av: see video.py
-
-# isort: split
-import av
+import cv2
+import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import dataset
@@ -35,7 +33,7 @@ from benchmark.report import format_milliseconds
 from engines import make_engine
 from models import load_student
 from runtime import DeviceError
-from torch_engine import TorchEngine
+from torch_engine import TorchEngine, pick_precision
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import VideoReader, VideoWriter
 
@@ -47,20 +45,9 @@ SIZES = {  # name: (width, height)
     "1440p": (2560, 1440),
     "2160p": (3840, 2160),
 }
-BUDGETS = (1000 / 30, 1000 / 60)  # milliseconds for a frame of video
 FRAMES = 5  # different ones that an engine is shown in turn
-RATE = 25  # frames per second of the clip
-SAMPLES = 1920  # of its sound during a frame, at 48 kHz
+RATE = 25  # frames per second of a clip
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def parse_size(text):
-    """Return the ``(width, height)`` of a size on a command line: a name of `SIZES`, or ``WIDTHxHEIGHT``."""
-    numbers = re.fullmatch(r"(\d+)x(\d+)", text)
-    size = SIZES.get(text) or (numbers and tuple(map(int, numbers.groups())))
-    if not size or min(size) < 16:
-        raise argparse.ArgumentTypeError(f"expected a name or WIDTHxHEIGHT of at least 16x16, got {text!r}")
-    return size
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -108,21 +95,24 @@ def pan(size, count):
     """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
 
     Args:
-        size: (width, height) of the frames.
+        size: (width, height) of the frames, both even.
 
     Yields:
         `count` limited-range planes ``(y, uv)``.
     """
     width, height = size
-    right, bottom = width + 4 * count, height + 2 * count
+    whole = width + 4 * count, height + 2 * count
     photo = dataset.load_photo("skimage:astronaut")
-    missing = [max(0, wanted - side) for wanted, side in zip((bottom, right), photo.shape, strict=False)]
-    photo = cv2.copyMakeBorder(photo, 0, missing[0], 0, missing[1], cv2.BORDER_REFLECT)[:bottom, :right]
-    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution((right, bottom), 2), "area")
-    y, uv = to_limited_range(*degradation.resize_planes(*small, (right, bottom)))
-    for row, column in zip(range(count), range(0, 2 * count, 2), strict=True):  # of chroma
-        moved = y[2 * row :, 2 * column :], uv[:, row:, column:]
-        yield moved[0][:height, :width].copy(), moved[1][:, : (height + 1) // 2, : (width + 1) // 2].copy()
+    bottom, right = (max(0, wanted - side) for wanted, side in zip(whole[::-1], photo.shape, strict=False))
+    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[: whole[1], : whole[0]]
+    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution(whole, 2), "area")
+    y, uv = to_limited_range(*degradation.resize_planes(*small, whole))
+    for step in range(count):
+        top, left = step, 2 * step  # in chroma
+        yield (
+            y[2 * top : 2 * top + height, 2 * left : 2 * left + width].copy(),
+            uv[:, top : top + height // 2, left : left + width // 2].copy(),
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -152,48 +142,62 @@ def list_engines(sharpener, device):
 
 
 def count_macs(student, size):
-    """Count the multiply-accumulates of a student's convolutions for a frame ``(width, height)``.
-
-    Each weight is used once at each position of the folded map, which is a quarter of the frame in width and height,
-    padded to multiples of 8 before.
-    """
-    width, height = (side + -side % 8 for side in size)
-    kernels = [module.weight.numel() for module in student.modules() if isinstance(module, torch.nn.Conv2d)]
-    return sum(kernels) * (width // 4) * (height // 4)
+    """Count the multiply-accumulates of a student for a frame ``(width, height)``."""
+    width, height = size
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        student.predict(torch.rand(1, 1, height, width), torch.rand(1, 2, (height + 1) // 2, (width + 1) // 2))
+    return counter.get_total_flops() // 2
 
 
 def time_engines(engines, size, seconds):
-    """Time engines on planes of one size in memory, in and out.
-
-    Args:
-        engines: dict of description -> engine.
-        size: (width, height).
+    """Time engines (a dict of description -> engine) on planes of one size, a key of `SIZES`, in memory, in and out.
 
     Returns:
         A row for each engine: ``engine``, ``size`` and the figures of `summarise`.
     """
-    frames = list(pan(size, FRAMES))
+    frames = list(pan(SIZES[size], FRAMES))
     times = time_in_turns({name: _step(engine, frames) for name, engine in engines.items()}, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
+
+
+def time_network(student, device, size, seconds):
+    """Time a student's convolutions alone, at `pick_precision`, on planes that are on a PyTorch device already.
+
+    Returns:
+        A row like those of `time_engines`.
+    """
+    dtype, _ = pick_precision(device)
+    student = student.eval().to(device, memory_format=torch.channels_last)
+    width, height = SIZES[size]
+    y, uv = torch.rand(1, 1, height, width, device=device), torch.rand(1, 2, height // 2, width // 2, device=device)
+
+    @torch.inference_mode()
+    def step():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            student.predict(y, uv)
+
+    times = time_in_turns({"network": step}, seconds)["network"]
+    return {"engine": f"network alone, on {device}", "size": size, **summarise(times)}
 
 
 def time_peer(peer, seconds=2.0):
     """Return the milliseconds that a `peers.Peer` takes for a frame of 1920x1080 enlarged by 2, in memory.
 
-    The median of repeated calls, at least five. A peer with `shrink` above 1 would take minutes: it is measured on a
-    frame that much smaller in width and height, and the time is multiplied by the square.
+    The median of repeated calls, at least five. A slow one would take minutes: it is measured on a frame an eighth as
+    wide and high, and the time is multiplied by 64.
     """
-    height, width = 1080 // peer.shrink, 1920 // peer.shrink
+    shrink = 8 if peer.is_slow else 1
+    height, width = 1080 // shrink, 1920 // shrink
     rng = np.random.default_rng(0)
     y = rng.integers(16, 236, (height, width), dtype=np.uint8)
     uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
     step = _step(peer.at(2), [(y, uv, False), (255 - y, uv, False)])
     times = time_in_turns({"peer": step}, seconds, warmup=1, least=5)["peer"]
-    return peer.shrink**2 * summarise(times)["median_ms"]
+    return shrink**2 * summarise(times)["median_ms"]
 
 
 def _step(function, arguments):
-    """A function that calls another one with the next of some arguments: standing still may cost less."""
+    """A function that calls another one with the next of some arguments: equal frames may cost less."""
     shown = itertools.cycle(arguments)
     return lambda: function(*next(shown))
 
@@ -204,21 +208,12 @@ def _step(function, arguments):
 
 def make_clip(path, size, count):
     """Write a pan over a photo as H.264 with a tone as AAC beside it."""
-    tone = np.sin(2 * np.pi * 440 / 48000 * np.arange(SAMPLES)).astype(np.float32)[None] / 10
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=RATE, options={"crf": "23", "preset": "veryfast"})
-        video.width, video.height, video.pix_fmt = *size, "yuv420p"
-        audio = container.add_stream("aac", rate=48000)
-        audio.codec_context.layout = "mono"
-        for number, planes in enumerate(pan(size, count)):
-            picture = av.VideoFrame.from_ndarray(degradation.pack_planes(*planes), format="yuv420p")
-            picture.pts, picture.time_base = number, Fraction(1, RATE)
-            sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            sound.sample_rate, sound.pts = 48000, number * SAMPLES
-            container.mux(video.encode(picture))
-            container.mux(audio.encode(sound))
-        for stream in (video, audio):
-            container.mux(stream.encode(None))
+    video = f"-f rawvideo -pix_fmt yuv420p -s {size[0]}x{size[1]} -r {RATE} -i -"
+    sound = f"-f lavfi -i sine=sample_rate=48000:duration={count / RATE}"
+    options = f"-v error {video} {sound} -c:v libx264 -preset veryfast -c:a aac"
+    with subprocess.Popen([imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), path], stdin=subprocess.PIPE) as process:
+        for planes in pan(size, count):
+            process.stdin.write(degradation.pack_planes(*planes).tobytes())
 
 
 def time_files(sharpener, device, size, count, seconds):
@@ -226,13 +221,17 @@ def time_files(sharpener, device, size, count, seconds):
 
     The sharpened frames are encoded from memory. Opening and closing files counts.
 
+    Args:
+        size: a key of `SIZES`.
+        count: frames of the file.
+
     Returns:
         Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
         frame, and ``peak_memory_mib`` of inference.py in a process of its own.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target, copy = (Path(folder) / name for name in ("source.mp4", "target.mp4", "copy.mp4"))
-        make_clip(source, size, count)
+        make_clip(source, SIZES[size], count)
         kbps = source.stat().st_size * 8 / 1000 / (count / RATE)
         whole = functools.partial(sharpener.process_video_stream, source, target)
         whole()
@@ -253,8 +252,7 @@ def time_files(sharpener, device, size, count, seconds):
         options = ["-o", target, "--checkpoint", sharpener.checkpoint.resolve(), "--device", device, "--overwrite"]
         memory = peak_memory("import sys, inference; assert not inference.main(sys.argv[1:])", source, *options)
     parts = {name: summarise(found, count) for name, found in times.items()}
-    engine = {"engine": sharpener.description, "peak_memory_mib": memory}
-    return {"size": size, "frames": count, "kbps": kbps, **parts, **engine}
+    return {"size": size, "frames": count, "kbps": kbps, **parts, "peak_memory_mib": memory}
 
 
 def peak_memory(code, *arguments):
@@ -274,51 +272,52 @@ def peak_memory(code, *arguments):
 # The whole measurement and its pages
 
 
-def measure(sharpener, device, sizes, seconds, peers, clip):
+def measure(sharpener, device, sizes, seconds, peers, files):
     """Measure everything.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`, made for `device`.
-        sizes: list of (width, height) for the engines.
+        sizes: keys of `SIZES` for the engines.
         seconds: time for each figure.
         peers: list of `peers.Peer` to measure beside the student.
-        clip: ((width, height), number of frames) of the video file.
+        files: dict of a key of `SIZES` -> number of frames of a video file.
 
     Returns:
-        Dict of plain data: ``gmac_1080p``, ``engines``, ``peers``, ``files`` and ``left_out``.
+        Dict of plain data: ``gmac_1080p``, ``engine``, ``engines``, ``peers``, ``files`` and ``left_out``.
     """
     engines, left_out = list_engines(sharpener, device)
-    rows = [row for size in tqdm(sizes, desc="engines", unit="size") for row in time_engines(engines, size, seconds)]
+    student, rows = load_student(sharpener.checkpoint)[0], []
+    gmac = count_macs(student, SIZES["1080p"]) / 1e9
+    for size in tqdm(sizes, desc="engines", unit="size"):
+        rows += time_engines(engines, size, seconds)
+        if isinstance(sharpener.engine, TorchEngine):
+            rows.append(time_network(student, sharpener.engine.device, size, seconds))
     return {
-        "gmac_1080p": count_macs(load_student(sharpener.checkpoint)[0], SIZES["1080p"]) / 1e9,
+        "gmac_1080p": gmac,
+        "engine": sharpener.description,
         "engines": rows,
         "peers": [
             {"name": peer.name, "description": peer.description, "ms_1080p": time_peer(peer, seconds)}
             for peer in tqdm(peers, desc="peers", unit="peer")
         ],
-        "files": time_files(sharpener, device, *clip, seconds),
+        "files": [
+            time_files(sharpener, device, size, count, seconds)
+            for size, count in tqdm(files.items(), desc="files", unit="size")
+        ],
         "left_out": left_out,
     }
 
 
 def plot(report, path):
-    """Draw milliseconds over megapixels, a line for each engine with its 95th percentile as a shade above."""
+    """Draw milliseconds over megapixels, a line for each engine."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     table = pd.DataFrame(report["engines"])
-    table["megapixels"] = [width * height / 1e6 for width, height in table["size"]]
-    for name, rows in table.sort_values("megapixels").groupby("engine", sort=False):
-        (line,) = axes.loglog(rows["megapixels"], rows["median_ms"], "o-", label=name)
-        axes.fill_between(rows["megapixels"], rows["median_ms"], rows["p95_ms"], color=line.get_color(), alpha=0.15)
-    for budget in BUDGETS:
-        axes.axhline(budget, color="grey", linestyle="--", linewidth=1)
-        label = f"{budget:.1f} ms, {1000 / budget:.0f} frames/s"
-        axes.text(
-            0.99, budget, label, transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="grey", size=8
-        )
-    sizes = dict(zip(table["megapixels"], map(size_name, table["size"]), strict=True))
-    axes.set_xticks(list(sizes), [f"{place:.2g}\n{name}" for place, name in sizes.items()])
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    for name, rows in table.groupby("engine", sort=False):
+        axes.loglog([math.prod(SIZES[size]) / 1e6 for size in rows["size"]], rows["median_ms"], "o-", label=name)
+    for rate in (30, 60):
+        axes.axhline(1000 / rate, color="grey", linestyle="--", label=f"{rate} frames/s")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="megapixels", ylabel="median ms a frame", title=f"{report['machine']['cpu']}, planes in and out")
     axes.grid(alpha=0.3)
@@ -327,22 +326,11 @@ def plot(report, path):
         figure.savefig(temporary, dpi=120)
 
 
-def size_name(size):
-    """``1080p`` for a size of `SIZES`, else ``WIDTHxHEIGHT``."""
-    names = {tuple(known): name for name, known in SIZES.items()}
-    return names.get(tuple(size), f"{size[0]}x{size[1]}")
-
-
 def write_report(report, folder):
     """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
-    template = load_template("speed.md", ms=format_milliseconds, size=size_name, rate=_rate)
-    page = template.render(report)
+    page = load_template("speed.md", ms=format_milliseconds).render(report)
     for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     plot(report, folder / "speed.png")
     return page
-
-
-def _rate(fps):
-    return f"{fps:,.1f}" if fps >= 1 else f"{fps:.2g}"

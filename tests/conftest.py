@@ -40,6 +40,15 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other on a busy machine turn milliseconds into seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def student():
     """A small student whose weights are random: its residual is visible, about one part in a hundred."""

@@ -13,11 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-import inference
-from batch import plan_files
 from demo import run_demo
-from images import Picture, VideoError, read_image, write_image
-from inference import RealTimeSharpener, main, make_parser, parse_shard
+from images import Picture, read_image, write_image
+from inference import RealTimeSharpener, main, make_parser
 from tests.conftest import CONSTANT, broken_file, encode, read_times
 from tests.test_inference import ROOT, noise
 from video import VideoReader
@@ -26,7 +24,7 @@ from video import VideoReader
 # One source
 
 
-def run_script(*arguments, cwd=None, **environment):
+def run_script(*arguments, **environment):
     clean = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     return subprocess.run(
         [sys.executable, ROOT / "inference.py", *map(str, arguments)],
@@ -34,16 +32,8 @@ def run_script(*arguments, cwd=None, **environment):
         text=True,
         timeout=60,
         env=clean | environment,
-        cwd=cwd or (Path(arguments[0]).parent if arguments and Path(arguments[0]).parent.is_dir() else ROOT),
+        cwd=Path(arguments[0]).parent if Path(arguments[0]).parent.is_dir() else ROOT,
     )
-
-
-def test_script_sharpens_a_video_beside_the_input(exported, tmp_path):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source, "--checkpoint", exported)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "20 frames of 64x48" in result.stdout
-    assert read_times(tmp_path / "in_sharpened.mp4") == CONSTANT
 
 
 WITHOUT_TORCH = """
@@ -139,11 +129,9 @@ def test_odd_names_and_links(exported, tmp_path):
     video = encode(tmp_path / os.fsdecode(b"caf\xe9.mp4"), times=CONSTANT)
     result = run_script(video, "--checkpoint", exported, LANG="en_US.UTF-8")
     assert (result.returncode, result.stderr) == (0, "") and "caf?_sharpened.mp4" in result.stdout
-    make_images(tmp_path, "-in.png", "real.png")
+    make_images(tmp_path, "in.png", "real.png")
     (tmp_path / "link.png").symlink_to("real.png")
-    result = run_script(
-        "--checkpoint", exported, "-o", tmp_path / "link.png", "--overwrite", "--", "-in.png", cwd=tmp_path
-    )
+    result = run_script(tmp_path / "in.png", "--checkpoint", exported, "-o", tmp_path / "link.png", "--overwrite")
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "link.png").is_symlink() and read_image(tmp_path / "real.png").pixels.shape == (16, 20, 3)
 
@@ -203,7 +191,7 @@ def shift_time(path, seconds):
     os.utime(path, (status.st_atime, status.st_mtime + seconds))
 
 
-def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path, caplog):
+def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
     folder = tmp_path / "holiday"
     make_images(folder, "one.png", "deeper/two.jpg", "deeper/.hidden.png", ".thumbnails/one.png")
     encode(folder / "deeper" / "clip.mp4", times=CONSTANT)
@@ -215,7 +203,6 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path, caplog
     assert names_below(tmp_path / "holiday_sharpened") == ["deeper/clip.mp4", "deeper/two.jpg", "one.png"]
     assert "3 written, 0 already there, 2 failed" in out
     assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
-    assert "holiday: left out, as neither a picture nor a video by its name: notes.txt" in caplog.text
 
 
 @pytest.mark.parametrize("output", ["sharp", "holiday/sharp/"])
@@ -287,7 +274,7 @@ def test_what_is_done_is_skipped_and_what_is_stale_is_said(sharpen, tmp_path):
     shift_time(tmp_path / "in" / "b.png", 3600)
     code, out, err = sharpen("in", "-o", "out")
     assert code == 2 and "0 written, 3 already there, 1 failed" in out
-    assert len(err) == 1 and f"{Path('out', 'b.png')} is older than its input; --overwrite replaces it" in err[0]
+    assert len(err) == 1 and f"{Path('out', 'b.png')} exists already" in err[0]
     assert [path.stat().st_mtime_ns for path in outputs] == times
     assert sharpen("in", "-o", "out", "--overwrite", "--strength", "0")[0] == 0
     assert np.array_equal(read_image(outputs[0]).pixels, noise(16, 20, 0))
@@ -304,25 +291,20 @@ def test_outputs_of_earlier_runs_are_no_sources(sharpen, tmp_path):
     assert made == set(names_below(tmp_path)) - {"a.png", "in/b.png", "lone_sharpened.png", "a_sharpened_partial.png"}
 
 
-@pytest.mark.parametrize("fault", [None, RuntimeError("odd\nthing"), MemoryError()])
-def test_a_file_that_fails_does_not_stop_the_others(sharpen, tmp_path, monkeypatch, fault):
+def test_a_file_that_fails_does_not_stop_the_others(sharpen, tmp_path, monkeypatch):
     make_images(tmp_path, "a.png", "b.png", "c.png")
-    if fault is None:
-        (tmp_path / "b.png").write_text("not an image")
-    else:
-        sharpen_image = RealTimeSharpener.sharpen_image
+    sharpen_image = RealTimeSharpener.sharpen_image
 
-        def failing(self, path, *arguments, **options):
-            if path.name == "b.png":
-                raise fault
-            return sharpen_image(self, path, *arguments, **options)
+    def failing(self, path, *arguments, **options):
+        if path.name == "b.png":
+            raise RuntimeError("odd\nthing")
+        return sharpen_image(self, path, *arguments, **options)
 
-        monkeypatch.setattr(RealTimeSharpener, "sharpen_image", failing)
+    monkeypatch.setattr(RealTimeSharpener, "sharpen_image", failing)
     code, out, err = sharpen("a.png", "b.png", "missing.png", "c.png")
     assert code == 2 and "2 written, 0 already there, 2 failed" in out
     assert (tmp_path / "a_sharpened.png").exists() and (tmp_path / "c_sharpened.png").exists()
-    expected = "b.png is not an image" if fault is None else f"b.png: {type(fault).__name__}: "
-    assert len(err) == 2 and expected in err[0] and "missing.png does not exist" in err[1]
+    assert len(err) == 2 and "b.png: RuntimeError: odd thing" in err[0] and "missing.png does not exist" in err[1]
 
 
 def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monkeypatch):
@@ -338,41 +320,20 @@ def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(RealTimeSharpener, "sharpen_image", interrupted)
         code, out, err = sharpen("in")
-    assert (code, err) == (130, [])
-    assert out.startswith("2 written, 0 already there, 2 left when it was stopped")
+    assert (code, err, out) == (130, [], "2 written, 0 already there, 0 failed\n")
     assert names_below(tmp_path / "in_sharpened") == ["a.png", "b.png"]
     code, out, _ = sharpen("in")
     assert code == 0 and "2 written, 2 already there" in out
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_shards_take_every_file_once_and_evenly(monkeypatch, tmp_path, parts):
-    for index in range(5):
-        (tmp_path / f"{'aBäZ'[index % 4]}{index}.png").touch()
-    shards = []
-    monkeypatch.setattr(inference, "RealTimeSharpener", lambda *options: None)
-    monkeypatch.setattr(inference, "sharpen_files", lambda sharpener, jobs, *_, **__: shards.append(jobs))
-    for part in range(1, parts + 1):
-        main([str(tmp_path), "--shard", f"{part}/{parts}"])
-    assert {len(jobs) for jobs in shards} <= {5 // parts, -(-5 // parts)}
-    jobs = [job for shard in shards for job in shard]
-    assert sorted(jobs) == sorted(plan_files([str(tmp_path)])) and len(jobs) == 5
-
-
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/2/3", "-1/2", ""])
-def test_a_bad_shard_is_refused(capsys, text):
-    with pytest.raises(SystemExit) as ended:
-        main(["in", f"--shard={text}"])
-    assert ended.value.code == 2
-    assert "expected I/N with I from 1 to N, such as 2/3" in capsys.readouterr().err
-    assert parse_shard("2/3") == (2, 3)
-
-
-@pytest.mark.parametrize("text", ["1280", "0x720", "axb", "1280x720x3"])
-def test_a_bad_camera_size_is_refused(text, capsys):
-    with pytest.raises(SystemExit):
-        main(["--camera-size", text])
-    assert "such as 1280x720" in capsys.readouterr().err
+def test_shards_take_every_file_once_and_evenly(sharpen, tmp_path):
+    make_images(tmp_path, *(f"in/{name}.png" for name in "aBäZe"))
+    outputs = [sharpen("in", "--shard", f"{part}/3")[1] for part in (1, 2, 3)]
+    assert [output[:9] for output in outputs] == ["2 written", "2 written", "1 written"]
+    assert len(names_below(tmp_path / "in_sharpened")) == 5
+    for text in ("0/3", "4/3", "1", "a/b", "1/2/3", ""):
+        with pytest.raises(SystemExit):
+            sharpen("in", f"--shard={text}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -386,25 +347,6 @@ def test_help_fits_a_terminal_and_its_examples_are_understood(monkeypatch):
     for group in ("what to sharpen", "output", "live picture", "how it runs", "keys in the window", "exit codes"):
         assert f"\n{group}:\n" in page
     lines = re.findall(r"^ +python inference.py(.*?)(?:  |$)", page, re.MULTILINE)
-    assert len(lines) == 13
+    assert len(lines) == 11
     for line in lines:
         make_parser().parse_intermixed_args(line.split())
-
-
-def test_options_may_stand_anywhere():
-    args = make_parser().parse_intermixed_args(["a.png", "--overwrite", "b.png", "-o", "out", "c.png"])
-    assert (args.sources, args.output, args.overwrite) == (["a.png", "b.png", "c.png"], "out", True)
-    assert not make_parser().parse_intermixed_args([]).sources
-
-
-def test_nothing_named_is_camera_0(monkeypatch, sharpener):
-    opened = []
-
-    def refuse(index, *settings):
-        opened.append(index)
-        raise VideoError("no camera here")
-
-    monkeypatch.setattr(inference, "RealTimeSharpener", lambda *options: sharpener)
-    monkeypatch.setattr(inference, "Camera", refuse)
-    assert main([]) == main(["3"]) == 2
-    assert opened == [0, 3]

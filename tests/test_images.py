@@ -110,7 +110,7 @@ def test_deep_tiffs_that_would_be_misread_are_refused(tmp_path, rng, tag, value)
     entry = struct.pack("<HHII", tag, 3, 1, usual)
     assert data.count(entry) == 1 and read_image(path).pixels.dtype == np.uint16
     path.write_bytes(data.replace(entry, struct.pack("<HHII", tag, 3, 1, value)))
-    with pytest.raises(VideoError, match="separate planes or a negative"):
+    with pytest.raises(VideoError, match="separate planes or as a negative"):
         read_image(path)
 
 

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2  # before av: see video.py
@@ -14,13 +13,13 @@ import torch
 
 import inference
 from conversion import divide_planes
-from images import Picture, VideoError, quiet_opencv, read_image, write_image
+from images import Picture, VideoError, read_image, write_image
 from inference import RealTimeSharpener
 from models import CheckpointError, limit_halo, load_student, steepen
 from runtime import DeviceError
 from tests.conftest import CONSTANT, VARIABLE, encode, make_student, packets, read_times
 from torch_engine import TorchEngine, pick_device, pick_precision
-from utils import atomic_path, bgr_to_planes
+from utils import bgr_to_planes
 from video import VideoReader, VideoWriter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,12 +60,8 @@ def test_strength_of_a_call(exported, sharpener, tmp_path):
     sharpener.sharpen_image(tmp_path / "in.png", tmp_path / "out.png", strength=0.5)
     assert np.array_equal(cv2.imread(str(tmp_path / "out.png")), expected)
     for strength in (-1, float("nan"), float("inf")):
-        for sharpen in (
-            lambda s: sharpener.sharpen(frame, strength=s),
-            lambda s: half.sharpen_planes(*planes, False, s),
-        ):
-            with pytest.raises(ValueError, match="strength must be"):
-                sharpen(strength)
+        with pytest.raises(ValueError, match="strength must be"):
+            sharpener.sharpen(frame, strength=strength)
     half.strength = 1
     assert np.array_equal(half.sharpen(frame), sharpener.sharpen(frame))
 
@@ -96,6 +91,8 @@ def test_planes_may_be_read_only_views_and_strength_0_is_the_identity(sharpener)
         sharpener.sharpen_planes(np.zeros((8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8))
     with pytest.raises(ValueError, match="float"):
         sharpener.sharpen_planes(np.zeros((8, 8)), np.zeros((2, 4, 4)))
+    with pytest.raises(ValueError, match=r"got \(16, 0\)"):
+        sharpener.sharpen_planes(np.zeros((16, 0), np.uint8), np.zeros((2, 8, 0), np.uint8))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -122,27 +119,6 @@ def test_planes_get_the_scaled_residual_rounded_and_luma_the_gain(full_range, st
     assert (steep - restored).abs().max() > 2  # so does the gain
     exact = limit_halo(steep, torch.from_numpy(y)[None, None].double())[0, 0].numpy()
     assert np.percentile(np.abs(sharp_y - exact), 99) <= 2.1  # detail is rounded before it is multiplied
-
-
-def test_reduced_precision_changes_next_to_nothing():
-    frame = [np.float32(plane / 255) for plane in bgr_to_planes(cv2.GaussianBlur(noise(64, 64), (0, 0), 2))]
-    chosen = TorchEngine(make_student(), "cpu").difference(*frame)
-    exact = TorchEngine(make_student(), "cpu", torch.float32).difference(*frame)
-    for a, b in zip(chosen, exact, strict=True):
-        assert a.dtype == np.float32
-        assert np.abs(a - b).max() <= 0.02 * np.abs(b).max()
-
-
-@pytest.mark.parametrize("strength", [1, 0.6, 2.5])
-def test_differences_are_of_the_kind_of_the_planes(strength):
-    """Of bytes in codes around 128, of floats on their scale."""
-    engine = TorchEngine(make_student(), "cpu", torch.float32)
-    planes = bgr_to_planes(noise(24, 24))
-    in_codes = engine.difference(*planes, strength)
-    exact = engine.difference(*(np.float32(plane / 255) for plane in planes), strength)
-    for a, b in zip(in_codes, exact, strict=True):
-        assert a.dtype == np.uint8 and b.dtype == np.float32 and np.abs(b).max() > 0.02  # the student does something
-        assert np.abs(a - np.clip(255.0 * b + 128, 0, 255)).max() <= 0.501
 
 
 def test_devices_and_precisions(monkeypatch):
@@ -226,23 +202,6 @@ def test_a_video_is_what_frame_after_frame_gives(sharpener, tmp_path, compare):
     assert all(np.array_equal(picture, wanted) for (_, picture), wanted in zip(seen, expected, strict=True))
 
 
-def test_the_example_of_the_readme_makes_a_playable_avi(sharpener, tmp_path):
-    source = encode(tmp_path / "video.mp4", times=CONSTANT, audio="aac", options={"bf": "3"})
-    stats = sharpener.process_video_stream(input_source=str(source), output_path=str(tmp_path / "sharpened_video.avi"))
-    assert stats["frames"] == 20
-    capture = cv2.VideoCapture(str(tmp_path / "sharpened_video.avi"))
-    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(25)
-    assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 20
-
-
-def test_input_is_not_overwritten(sharpener, tmp_path):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    content = source.read_bytes()
-    with pytest.raises(VideoError, match="the input itself"):
-        sharpener.process_video_stream(source, source)
-    assert source.read_bytes() == content
-
-
 @pytest.mark.parametrize("answer", [False, 0, None])
 def test_only_false_stops_and_the_file_is_kept(sharpener, tmp_path, answer):
     source = encode(tmp_path / "in.mp4", times=CONSTANT, audio="aac")
@@ -280,80 +239,12 @@ def test_a_failure_arrives_at_once_and_leaves_the_old_file(sharpener, tmp_path, 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Threads
-
-
-def test_threads_give_what_each_stream_gives_alone(exported, sharpener, tmp_path):
-    # Each size twice: they share an inference request. Pictures are compared as the encoder gets them, since x264's own
-    # threads do not repeat exactly at small sizes.
-    sizes = [(128, 96), (160, 128), (128, 96), (160, 128)]
-    sources = [
-        encode(tmp_path / f"{index}.mp4", times=CONSTANT, size=size, audio="aac", options={"crf": f"{10 + 9 * index}"})
-        for index, size in enumerate(sizes)
-    ]
-    other = RealTimeSharpener(exported, "openvino", 0.5)
-    jobs = [(s, source) for s in (sharpener, other) for source in sources]
-
-    def process(job, folder):
-        (sharpener, source), seen = jobs[job], []
-        target = tmp_path / folder / f"{job}.mp4"
-        sharpener.process_video_stream(source, target, on_frame=lambda _, picture: seen.append(picture.tobytes()))
-        return seen, (read_times(target), packets(target, "audio"))
-
-    alone = [process(job, "alone") for job in range(len(jobs))]
-    assert len({pictures[10] for pictures, _ in alone}) == len(jobs)  # mixing them up would show
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        together = list(pool.map(lambda job: process(job, "together"), range(len(jobs))))
-    for (seen, rest), (expected, expected_rest) in zip(together, alone, strict=True):
-        assert seen == expected
-        assert rest == expected_rest
-
-
-def test_two_threads_may_write_the_same_file(tmp_path):
-    path, both = tmp_path / "out.txt", threading.Barrier(2)
-
-    def write(text):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text)
-            both.wait(timeout=20)
-            assert temporary.read_text("utf-8") == text
-            both.wait(timeout=20)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, ["one", "other"]))
-    assert path.read_text("utf-8") in ("one", "other")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_opencv_speaks_again_after_the_last_thread():
-    level, inside, outside = cv2.utils.logging.getLogLevel(), threading.Event(), threading.Event()
-
-    def overlap():
-        with quiet_opencv():
-            inside.set()
-            outside.wait(timeout=20)
-            assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
-
-    with ThreadPoolExecutor(1) as pool:
-        with quiet_opencv():
-            running = pool.submit(overlap)
-            assert inside.wait(timeout=20)
-        outside.set()
-        running.result(timeout=20)
-    assert cv2.utils.logging.getLogLevel() == level != cv2.utils.logging.LOG_LEVEL_SILENT
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # The notebook
-
-
-def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 def check(notebook):
     """No errors or warnings, and the pictures: soft, sharpened and truth, strengths, video."""
-    found = outputs(notebook)
+    found = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert {output.output_type for output in found} <= {"stream", "display_data", "execute_result"}
     assert [output.text for output in found if output.get("name") == "stderr"] == []
     images = [output.data["image/jpeg"] for output in found if "image/jpeg" in output.get("data", {})]
@@ -365,38 +256,23 @@ def check(notebook):
     soft, sharp = (float(psnr) for psnr in re.findall(r"PSNR ([\d.]+) dB", text))
     assert soft + 0.3 < sharp
     assert "50 frames of 448x448" in text
-    return text
 
 
 def test_the_notebook_holds_its_outputs_and_no_paths():
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: requirements-dev.txt has it")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    check(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert NOTEBOOK.stat().st_size < 300_000
+    check(nbformat.read(NOTEBOOK, as_version=4))
     text = re.sub(r'"image/jpeg": "[^"]*"', "", NOTEBOOK.read_text("utf-8"))
-    assert "Traceback" not in text
     assert not re.search(r"(?<![\w.])/(?!/)\w+/|[A-Z]:\\\\|site-packages", text)
 
 
-@pytest.mark.parametrize("folder", ["examples", "."])
-def test_the_notebook_runs(tmp_path, monkeypatch, folder):
+def test_the_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: requirements-dev.txt has it")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed: requirements-dev.txt has it")
-    import nbformat
-
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: requirements-dev.txt has it")
     for name in ("XDG_CACHE_HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    if folder == ".":
-        notebook.cells = notebook.cells[:2]  # what depends on the folder
     files = sorted(NOTEBOOK.parent.iterdir())
-    resources = {"metadata": {"path": str(ROOT / folder)}}
+    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
     assert sorted(NOTEBOOK.parent.iterdir()) == files
-    if folder == "examples":
-        check(notebook)
-    else:
-        assert "RealTimeSharpener" in outputs(notebook)[-1].data["text/plain"]
+    check(notebook)

@@ -108,16 +108,12 @@ def test_vmaf_is_what_ffmpeg_prints(files, truth, coded, name):
     assert re.findall(r"VMAF score: (\S+)", printed) == [f"{np.mean(ours):.6f}"]
 
 
-def test_full_range_is_brought_to_limited_range_and_sizes_are_made_even(truth, coded):
+def test_full_range_is_brought_to_limited_range(truth, coded):
     clips = [clip[:2] for clip in (coded, truth)]
     limited = [[to_limited_range(*planes) for planes in clip] for clip in clips]
     expected = metrics.vmaf_scores(*limited, full_range=False)
     assert metrics.vmaf_scores(*clips, full_range=True) == expected
     assert metrics.vmaf_scores(*clips, full_range=False) != expected
-
-    odd = [[(y[:-1, :-1], uv) for y, uv in clip] for clip in clips]  # 319x191: chroma still 160x96
-    even = [[(y[:-2, :-2], uv[:, :-1, :-1]) for y, uv in clip] for clip in clips]
-    assert metrics.vmaf_scores(*odd) == metrics.vmaf_scores(*even)
 
 
 def test_the_smallest_picture_of_ms_ssim(truth):
@@ -351,4 +347,4 @@ def test_interval_resamples_clusters(rng):
     assert metrics.bootstrap_interval(repeated) == pytest.approx(interval)
     # Only whole clusters are drawn: the mean of two is that of one, of the other, or of all their values.
     assert metrics.bootstrap_interval([[0, 0, 0], [4]]) == (0, 4)
-    assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0], []])).all()
+    assert np.isnan(metrics.bootstrap_interval([[1.0, 2.0, 3.0]])).all()

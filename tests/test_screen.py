@@ -31,21 +31,14 @@ def test_parts_of_the_screen():
     assert is_screen("screen:") and is_screen("screen:2") and not is_screen("screen.mp4") and not is_screen(0)
     assert find_region("2", MONITORS) == MONITORS[2]
     assert find_region("-1280,80,1280x720", MONITORS) == (-1280, 80, 1280, 720)
-    for text, message in [
-        ("0", "there is no monitor 0: this desktop has 1 to 2"),
-        ("3", "no monitor 3"),
-        ("1900,0,100x100", "not all on the screen"),
-        ("0,0,4x400", "too small"),
-        ("banana", "names no part of the screen"),
-        ("", "names no part of the screen"),
-    ]:
-        with pytest.raises(VideoError, match=message):
+    for text in ("0", "3", "1900,0,100x100", "0,0,4x400", "banana", ""):
+        with pytest.raises(VideoError, match=r"no part of the screen: .* 1 to 2, .* within -1280,0,3200x1080"):
             find_region(text, MONITORS)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [({}, "cannot be read"), ({"DISPLAY": ":4242"}, "cannot be read"), ({"WAYLAND_DISPLAY": "wayland-0"}, "X11")],
+    [({}, "cannot be read"), ({"WAYLAND_DISPLAY": "wayland-0"}, "X11")],
 )
 def test_without_a_screen_it_says_what_to_do(exported, environment, message):
     result = run_script("--screen", "1", "--checkpoint", exported, **environment)
@@ -94,6 +87,7 @@ def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display):
     for place, button in ((("50", "60"), "mousedown"), (("150", "140"), None), (("250", "160"), "mouseup")):
         act += ["mousemove", *place, "sleep", "0.3", *([button, "1", "sleep", "0.3"] if button else [])]
     try:
+        act += ["key", "Return"]
         subprocess.run(["xdotool", *act], env={"DISPLAY": display}, check=True, timeout=60)
         output, _ = drawing.communicate(timeout=60)
     except FileNotFoundError:

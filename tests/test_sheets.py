@@ -1,4 +1,6 @@
-"""Blind sheets: what viewers see, and what their scores come to."""
+"""Blind sheets: what viewers see, the page that takes their scores, and what these come to."""
+
+import time
 
 import cv2
 import numpy as np
@@ -6,7 +8,6 @@ import pandas as pd
 import pytest
 
 from benchmark import sheets
-from benchmark.study import read_key
 from degradation import DataError
 
 COLOURS = {"input": 40, "student": 90, "RCAS": 160, "unsharp mask": 220}
@@ -24,7 +25,7 @@ def write_scores(path, folder, given):
     """Fill in a copy of scores.csv, as a spreadsheet saves it: `given` maps a sheet to a dict of method -> score."""
     table = pd.read_csv(folder / "scores.csv", index_col="sheet", dtype=object)
     for sheet, scores in given.items():
-        methods = read_key(folder, "sheets")[sheet]["methods"]
+        methods = sheets.read_key(folder)[sheet]["methods"]
         table.loc[sheet] = [scores[methods[letter]] for letter in table]
     table.to_csv(path, encoding="utf-8-sig")
     return path
@@ -33,12 +34,13 @@ def write_scores(path, folder, given):
 @pytest.mark.parametrize("methods", [("input", "student"), tuple(COLOURS)])
 def test_each_letter_stands_over_its_methods_crop(tmp_path, methods):
     """Crops are twice as large, three a row; what is left of a row is empty."""
-    paths = sheets.make_sheets(tmp_path, scenes(4, methods))
-    assert paths == [tmp_path / "pictures" / f"sheet-{number:02d}.png" for number in (1, 2, 3, 4)]
-    key = read_key(tmp_path, "sheets")
+    sheets.make_sheets(tmp_path, scenes(4, methods))
+    key = sheets.read_key(tmp_path)
     assert {sheet["scene"] for sheet in key.values()} == {f"scene {i}" for i in range(4)}
     width, height = 2 * 30 + 2 * sheets.MARGIN, 2 * 20 + sheets.TITLE + sheets.MARGIN
     columns = min(3, len(methods))
+    paths = sorted((tmp_path / "pictures").iterdir())
+    assert [path.stem for path in paths] == list(key)
     for path in paths:
         sheet, picture = key[path.stem], cv2.imread(str(path))
         assert picture.shape == (height * -(-len(methods) // columns), width * columns, 3)
@@ -55,12 +57,45 @@ def test_each_letter_stands_over_its_methods_crop(tmp_path, methods):
 
 def test_letters_follow_the_seed_and_tell_nothing(tmp_path):
     for folder, seed in (("one", 0), ("again", 0), ("other", 1)):
-        paths = sheets.make_sheets(tmp_path / folder, scenes(), seed)
-    one, again, other = (read_key(tmp_path / folder, "sheets") for folder in ("one", "again", "other"))
+        sheets.make_sheets(tmp_path / folder, scenes(), seed)
+    one, again, other = (sheets.read_key(tmp_path / folder) for folder in ("one", "again", "other"))
     assert one == again != other
     assert len({tuple(sheet["methods"].values()) for sheet in one.values()}) > 3
-    for path in (*paths, tmp_path / "other" / "scores.csv"):
-        assert not any(name.encode() in path.read_bytes() for name in (*COLOURS, "scene"))
+    for path in (tmp_path / "other").rglob("*.*"):
+        if path.name != "key.json":
+            assert not any(name.encode() in path.read_bytes() for name in ("student", "RCAS", "unsharp", "scene"))
+
+
+def test_a_viewers_scores_survive_a_reload_and_are_saved_for_the_tally(browser, tmp_path):
+    sheets.make_sheets(tmp_path / "sheets", scenes(2, ("input", "student", "RCAS")))
+    key = sheets.read_key(tmp_path / "sheets")
+    opinion = {"input": 3, "student": 5, "RCAS": 2}
+
+    def visit(script):
+        browser("Page.navigate", url=(tmp_path / "sheets" / "index.html").as_uri())
+        loaded = "new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+        script = f"{loaded}.then(() => {{ {script}; return document.querySelector('output').value; }})"
+        return browser("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"]["value"]
+
+    clicks = {
+        sheet: ";".join(
+            f'document.querySelector(\'[name="{sheet},{letter}"][value="{opinion[method]}"]\').click()'
+            for letter, method in key[sheet]["methods"].items()
+        )
+        for sheet in key
+    }
+    assert visit(clicks["sheet-01"]) == "3 of 6 scores given"
+    assert visit("") == "3 of 6 scores given"
+    widths = "[...document.images].forEach(image => { if (image.naturalWidth !== 228) throw image.naturalWidth })"
+    assert visit(f"{clicks['sheet-02']}; {widths}; document.getElementById('save').click()") == "6 of 6 scores given"
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "scores.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "| student | 5.00 | 0 of 2 | – |" in sheets.tally(tmp_path / "sheets", [tmp_path / "scores.csv"])
+    empty, saved = (
+        path.read_bytes().splitlines() for path in (tmp_path / "sheets/scores.csv", tmp_path / "scores.csv")
+    )
+    assert saved[0] == empty[0] and [line.split(b",")[0] for line in saved] == [line.split(b",")[0] for line in empty]
 
 
 def test_scores_are_summed_up(tmp_path):

@@ -8,7 +8,7 @@ from tests.test_inference import noise
 
 def test_every_method_brings_every_clip_to_its_size(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sizes, "cpu_milliseconds", lambda *_: 1.0)
+    monkeypatch.setattr(sizes, "cpu_milliseconds", lambda method: 1.0)
     write_image(tmp_path / "data" / "noise" / "a.png", Picture(noise(170, 150)))
     assert evaluate.main(["size", "--data", "data", "--checkpoint", str(exported), "--frames", "1"]) == 0
     page = (tmp_path / "results" / "size" / "README.md").read_text()

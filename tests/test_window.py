@@ -1,4 +1,4 @@
-"""The window and its keys, snapshots and recordings, and the virtual camera."""
+"""The window and its keys, and the virtual camera."""
 
 import ctypes.util
 import os
@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import types
-from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -19,14 +18,12 @@ from PIL import ImageGrab
 
 import inference
 import window
-from images import VideoError
-from live import LoadController
 from scaling import WINDOW, parse_size
-from tests.conftest import CONSTANT, encode, pictures, read_times
+from tests.conftest import CONSTANT, encode, pictures
 from tests.test_cli import run_script
-from tests.test_inference import ROOT, noise
-from video import VideoReader, VideoWriter
-from window import CaptureSaver, Controls, Recorder
+from tests.test_inference import ROOT
+from video import VideoReader
+from window import Controls
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Keys and the overlay
@@ -50,10 +47,9 @@ def pressed(keys, **chosen):
         ("=" * 30, {}, {"strength": 2.0}),
         ("-" * 30, {}, {"strength": 0.0}),
         ("[", {}, {}),  # there is no divider
-        (["left", "left", "]"], {"comparing": True}, {"divider": 0.48}),
-        (["right"] * 99, {"comparing": True}, {"divider": 1.0}),
+        ("[[]", {"comparing": True}, {"divider": 0.48}),
+        ("]" * 99, {"comparing": True}, {"divider": 1.0}),
         ("p", {}, {"snapshot": True}),
-        ("r", {}, {"recording": True}),
         ("fofh", {}, {"overlay": False, "help": True}),
         ("q", {}, {"closed": True}),
         (["esc"], {}, {"closed": True}),
@@ -72,85 +68,21 @@ def test_a_size_that_would_be_too_large_leaves_the_picture_as_it_is():
     assert Controls(size=parse_size("3x")).target_size(6016, 3384) == (6016, 3384)
 
 
-def test_every_key_in_the_help_does_something():
-    for keys, _ in window.KEYS:
-        for key in keys.replace("mouse", "").split():
-            assert pressed([{"space": " ", "Esc": "esc"}.get(key, key)], comparing=True)
-
-
 @pytest.mark.parametrize(
     ("code", "name"),
     [
         (ord("C"), "c"),
         (0x100000 | ord("q"), "q"),  # GTK with number lock
         (27, "esc"),
-        (65361, "left"),
-        (2555904, "right"),
-        (63234, "left"),
-        (65451, "+"),
+        (0xFF51, ""),  # left on X11: its lower byte is Q
+        (0x250000, ""),  # left on Windows
         (65505, ""),  # shift alone
-        (65362, ""),  # up
         (-1, ""),
         (0, ""),
     ],
 )
 def test_names_of_keys(code, name):
     assert window.key_name(code) == name
-
-
-@pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_panel_can_be_read_on_any_picture(value):
-    picture = np.full((120, 200, 3), value, np.uint8)
-    panel = window.text_panel(("sharpening on", "key: meaning"), 14)
-    window.draw_panel(picture, panel, 10, 5)
-    height, width = panel.shape[:2]
-    assert (picture[:5] == value).all() and (picture[:, 10 + width :] == value).all()
-    drawn = picture[5 : 5 + height, 10 : 10 + width]
-    assert drawn.max() == 255 and np.median(drawn) <= 0.3 * value + 1
-    small = np.zeros((4, 3, 3), np.uint8)
-    window.draw_panel(small, panel, 10, 5)  # no room at all
-    assert not small.any()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Snapshots and recordings
-
-
-def test_snapshots_and_recordings_are_saved(tmp_path):
-    said, controls = [], Controls(snapshot=True, recording=True)
-    sharp, shown = noise(48, 64), noise(48, 64, seed=1)
-    with CaptureSaver(said.append, 25, tmp_path) as saver:
-        for _ in range(5):
-            saver.save(controls, sharp, shown)
-            time.sleep(0.002)
-        saver.save(controls, sharp, noise(24, 32))  # scaled
-        assert not controls.snapshot
-        controls.press("r")
-        saver.save(controls, sharp, shown)
-    (snapshot,), (recording,) = tmp_path.glob("*.png"), tmp_path.glob("*.mp4")
-    assert np.array_equal(cv2.imread(str(snapshot)), sharp)
-    assert 1 <= len(read_times(recording)) <= 6
-    assert sorted(said) == [f"recorded {recording}", f"saved {snapshot}"]
-
-
-def test_what_cannot_be_saved_is_said(tmp_path):
-    said, controls = [], Controls(snapshot=True, recording=True)
-    (tmp_path / "file").touch()
-    with CaptureSaver(said.append, 25, tmp_path / "file") as saver:  # which is no folder
-        saver.save(controls, noise(16, 16), noise(16, 16))
-        assert not controls.recording
-    assert len(said) == 2 and all("sharpened_" in message for message in said)
-
-
-def test_a_recorder_that_is_behind_says_so(tmp_path, monkeypatch):
-    waiting = threading.Event()
-    monkeypatch.setattr(VideoWriter, "write", lambda *_: waiting.wait())
-    with pytest.raises(VideoError, match="no frame"), Recorder(tmp_path / "out.mp4", (16, 16), 25) as recorder:
-        for _ in range(window._QUEUE_LENGTH):
-            assert not recorder.full
-            recorder.show(noise(16, 16))
-        assert recorder.full
-        waiting.set()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,13 +106,6 @@ def test_a_window_that_is_over_its_budget_says_so(exported, tmp_path, display):
     assert "85 frames of 64x48" in result.stdout
     result = run_script(source.as_uri(), "--budget", "0", "--checkpoint", exported, DISPLAY=display)
     assert "100 frames of 64x48" in result.stdout and "busy" not in result.stdout
-
-
-def test_a_dead_display_is_an_error_not_an_abort(exported, tmp_path):
-    source = encode(tmp_path / "in.mp4", times=CONSTANT)
-    result = run_script(source.as_uri(), "--checkpoint", exported, DISPLAY=":4242")
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1 and "no window can be opened" in result.stderr
 
 
 def close_like_a_window_manager(display, window):
@@ -239,7 +164,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         assert divider() is None
         do("key", "c")
         wait_for(lambda: divider() in range(157, 162))
-        do("key", "--repeat", "5", "--delay", "100", "Left")
+        do("key", "--repeat", "5", "--delay", "100", "bracketleft")
         wait_for(lambda: divider() in range(125, 131))
         do("mousemove", "128", "200", "mousedown", "1", "mousemove", "200", "200", "mousemove", "240", "200")
         do("mouseup", "1")
@@ -248,34 +173,24 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         wait_for(lambda: divider() is None and not (screen()[5:20, 5:100] > 250).any())
         do("key", "h")
         wait_for(lambda: shows_help(screen()))
-        do("key", "r")
-        wait_for(lambda: list(folder.glob("*")))
-        time.sleep(0.5)
-        do("key", "r")
-        wait_for(lambda: list(folder.glob("sharpened_*.mp4")))
-        # A snapshot is sharpened all the same, and frames as they came take the overlay too.
-        do("key", "--delay", "150", "space", "p", "o")
+        do("key", "p")
         wait_for(lambda: len(list(folder.glob("*.png"))) == 1)
-        wait_for(lambda: (screen()[5:20, 5:100] > 250).any())
         do("key", "--repeat", "10", "--delay", "100", "minus")
         time.sleep(0.5)
-        do("key", "p")
+        do("key", "--delay", "150", "p", "o")
         wait_for(lambda: len(list(folder.glob("*.png"))) == 2)
+        wait_for(lambda: (screen()[5:20, 5:100] > 250).any())
         close_like_a_window_manager(display, int(window.split()[0]))
         output, errors = program.communicate(timeout=15)
     finally:
         program.kill()
         program.wait()
-    assert (program.returncode, errors) == (0, "")
+    assert program.returncode == 0 and re.fullmatch(r"(saved sharpened_[\d_-]+\.png\n){2}", errors)
     assert re.search(r"\d+ frames of 320x240 in .*\n0 frames dropped; added latency [0-9.]+ ms, 95 % within", output)
-    (recording,) = folder.glob("*.mp4")
-    assert len(read_times(recording)) >= 5
-    with VideoReader(recording) as reader:  # what is shown, without the help over it
-        assert not any(shows_help(frame) for frame in pictures(reader))
     sharp, soft = (cv2.imread(str(path)) for path in sorted(folder.glob("*.png")))
     with VideoReader(source) as reader:
         came = pictures(reader)
-    assert any(np.array_equal(soft, frame) for frame in came)  # strength 0
+    assert any(np.array_equal(soft, frame) for frame in came)  # strength 0, without the help over it
     assert not any(np.array_equal(sharp, frame) for frame in came)
 
 
@@ -304,17 +219,15 @@ class FakeVirtualCamera:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
-@pytest.mark.parametrize("budget", [None, 1e-4])
-def test_a_virtual_camera_gets_sharpened_frames_until_ctrl_c(sharpener, tmp_path, monkeypatch, capsys, size, budget):
+def test_a_virtual_camera_gets_sharpened_frames_until_ctrl_c(sharpener, tmp_path, monkeypatch, size):
     library = types.SimpleNamespace(Camera=FakeVirtualCamera, PixelFormat=types.SimpleNamespace(BGR="bgr"))
     monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
     pixels = {"codec": "ffv1", "pixel_format": "yuv420p" if size == (64, 48) else "gray"}
     source = encode(tmp_path / "in.mkv", times=CONSTANT, size=size, **pixels)
-    stats = sharpener.process_video_stream(str(source), frame_budget=budget, virtual_camera=True)
+    stats = sharpener.process_video_stream(str(source), virtual_camera=True)
     camera = FakeVirtualCamera.newest
     assert (camera.width, camera.height, camera.fps, camera.fmt) == (64, 48, 25, "bgr") and camera.closed
     assert stats["size"] in (size, (0, 0)) and len(camera.sent) == 5 and stats["frames"] in (4, 5)
-    assert list(stats["levels"]) == list(LoadController.LEVELS)
     if size == (64, 48):
         with VideoReader(source) as reader:
             sharp = [reader.to_bgr(*sharpener.sharpen_planes(frame.y, frame.uv)) for frame in reader]
@@ -329,11 +242,8 @@ def test_without_pyvirtualcam_or_a_device_it_says_what_to_do(exported, tmp_path,
     message = capsys.readouterr().err
     assert "pip install pyvirtualcam" in message and "GNU GPL" in message and len(message.splitlines()) == 1
 
-    class Missing:
-        def __init__(self, **_):
-            raise RuntimeError("'v4l2loopback' backend: No v4l2 loopback device found")
-
-    library = types.SimpleNamespace(Camera=Missing, PixelFormat=types.SimpleNamespace(BGR="bgr"))
+    missing = RuntimeError("'v4l2loopback' backend: No v4l2 loopback device found")
+    library = types.SimpleNamespace(Camera=Mock(side_effect=missing), PixelFormat=types.SimpleNamespace(BGR="bgr"))
     monkeypatch.setitem(sys.modules, "pyvirtualcam", library)
     assert inference.main(command) == 2
     message = capsys.readouterr().err
@@ -341,10 +251,3 @@ def test_without_pyvirtualcam_or_a_device_it_says_what_to_do(exported, tmp_path,
     assert inference.main([*command, "-o", "out.mp4"]) == 2
     assert "leave out -o" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [source]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux") or Path("/dev/video0").exists(), reason="needs no camera")
-def test_the_real_pyvirtualcam_without_a_device():
-    pytest.importorskip("pyvirtualcam", reason="pyvirtualcam (GNU GPL 2) is not installed")
-    with window.VirtualCamera(25) as camera, pytest.raises(VideoError, match="modprobe v4l2loopback"):
-        camera.show(noise(48, 64))
