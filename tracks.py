@@ -179,7 +179,7 @@ class _ConvertedAudio(_Track):
     def flush(self):
         with contextlib.suppress(ValueError, NotImplementedError):
             self._write(None)
-        self._resample(None)
+            self._resample(None)
         self._container.mux(self.stream.encode(None))
         super().flush()
 

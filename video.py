@@ -380,16 +380,18 @@ class VideoReader:
 
         An eighth of the sound is decoded. If it takes more than two seconds, a bar shows what is done.
         """
-        sizes, forms = [(0, 0)], Counter()
+        sizes, forms, met = [(0, 0)], Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video = container.streams[self.video_stream.index]
             video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
             sound = [stream for stream in container.streams.audio if stream.codec_context]
-            for number, packet in enumerate(tqdm(container.demux(video, *sound), **bar, disable=None)):
+            for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
+                index = packet.stream.index
+                met[index] += 1
                 with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and number % 8 == 0:
-                        index, frames = packet.stream.index, packet.decode()
+                    if packet.stream is not video and met[index] % 8 == 0:
+                        frames = packet.decode()
                         forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
