@@ -88,7 +88,10 @@ def cpu_milliseconds(method):
 def write_report(path, figures, milliseconds, described, clips, last):
     """Write the figures as a page of Markdown, and return it."""
     digits = {"psnr_y": ("PSNR", 2), "ssim_y": ("SSIM", 4), "vmaf_neg": ("VMAF-NEG", 2)}
-    columns = {label: figures[metric].map(f"{{:.{count}f}}".format) for metric, (label, count) in digits.items()}
+    columns = {
+        label: figures[metric].map(f"{{:.{count}f}}".format).replace("nan", "–")
+        for metric, (label, count) in digits.items()
+    }
     times = figures["method"].map(milliseconds).map("{:.0f}".format)
     table = pd.DataFrame({"method": figures["method"], **columns, "CPU ms": times}).set_index(figures["lines"])
     cpu = "{cores} cores of {cpu}".format(**described["machine"])
