@@ -5,6 +5,8 @@
 """
 
 import contextlib
+import ctypes
+import ctypes.util
 import dataclasses
 import functools
 import logging
@@ -268,9 +270,12 @@ def draw_rectangle(picture):
 
 
 def check_display():
-    """Raise `VideoError` if there is no display: OpenCV's Qt would abort the whole process."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise VideoError("there is no display to open a window on: name an output file with -o instead")
+    """Raise `VideoError` if no display answers: OpenCV's Qt would abort the whole process."""
+    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
+        library = ctypes.util.find_library("X11")
+        named = os.environ.get("DISPLAY")
+        if not named or (library and not ctypes.CDLL(library).XOpenDisplay(None)):
+            raise VideoError("there is no display to open a window on: name an output file with -o instead")
 
 
 def _open_window(title):

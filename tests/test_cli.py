@@ -67,16 +67,19 @@ def test_pictures_videos_and_the_demo_need_no_pytorch(tmp_path):
         ("checkpoint", "not a checkpoint"),
         ("camera", "camera 0 cannot be opened"),
         ("display", "no display"),
+        ("dead display", "no display"),
     ],
 )
 def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
     if kind == "camera" and Path("/dev/video0").exists():
         pytest.skip("this machine has a camera")
     good = encode(tmp_path / "good.mp4", times=CONSTANT)
-    source = {"checkpoint": good, "camera": "0", "display": good.as_uri()}.get(kind) or broken_file(tmp_path, kind)
+    window = kind.endswith("display")
+    source = good.as_uri() if window else {"checkpoint": good, "camera": "0"}.get(kind) or broken_file(tmp_path, kind)
     before = sorted(tmp_path.iterdir())
-    output = [] if kind == "display" else ["-o", tmp_path / "out.mp4"]
-    result = run_script(source, "--checkpoint", good if kind == "checkpoint" else exported, *output)
+    output = [] if window else ["-o", tmp_path / "out.mp4"]
+    display = {"DISPLAY": ":987"} if kind == "dead display" else {}
+    result = run_script(source, "--checkpoint", good if kind == "checkpoint" else exported, *output, **display)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and message in result.stderr, result.stderr
     assert sorted(tmp_path.iterdir()) == before
