@@ -14,7 +14,6 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
-import functools
 import sys
 import time
 from pathlib import Path
@@ -70,9 +69,18 @@ def choose_methods(sharpener, peer_names, device="auto", crisp=None):
     digest = file_digest(sharpener.checkpoint)
 
     def student(name, strength):
-        sharpen = functools.partial(sharpener.sharpen_planes, strength=strength)
-        description = f"strength {strength:g}; checkpoint {digest[:12]}; {sharpener.engine.identity}"
-        return Peer(name, description, lambda scale: sharpen)
+        def of_a_clip(scale):
+            sharp = None
+
+            def sharpen(y, uv, full_range):
+                nonlocal sharp
+                sharp = sharpener.sharpen_planes(y, uv, full_range, strength, after=sharp)
+                return sharp
+
+            return sharpen
+
+        description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
+        return Peer(name, description, of_a_clip)
 
     methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: runner.as_it_came)]
     methods.append(student(STUDENT, sharpener.strength))
@@ -161,14 +169,14 @@ def run_sheets(argv):
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
         return
     methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments.peers, crisp=arguments.crisp)
-    methods, scenes = {method.name: method.at(1) for method in methods}, []
+    scenes = []
     for unit in conditions.real_units(conditions.list_sources(arguments.data, arguments.match)):
         try:
             sample = conditions.make_sample(unit)
         except (DataError, VideoError) as error:
             print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
             continue
-        crops = sheets.cut_scenes(sample, methods, arguments.crops)
+        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods}, arguments.crops)
         scenes += [(f"{unit.source.name}, {number}", scene) for number, scene in enumerate(crops, 1)]
     if not scenes:
         raise DataError("sheets show real clips: name a folder with videos by --data")

@@ -39,10 +39,10 @@ from engines import make_engine
 from images import VideoError, existing_file, read_image, write_image
 from live import Camera, LoadController, Meter, TimedSource, is_camera, play, size_text
 from pipeline import read_ahead, write_behind
-from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
+from runtime import RELEASED_STUDENT, CheckpointError, DeviceError, steady
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, without_password
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, usable_cores, without_password
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -139,6 +139,7 @@ class RealTimeSharpener:
         full_range: bool = False,
         strength: float | None = None,
         size: SizeLike | None = None,
+        after: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
@@ -148,6 +149,8 @@ class RealTimeSharpener:
             full_range: luma spans 0-255 instead of video's 16-235.
             strength: overrides the sharpener's own for this call.
             size: enlarge the frame first, see `sharpen`; chroma samples lie left, as in most video.
+            after: what this function returned for the frame before of the same video, so that noise does not flicker:
+                see `runtime.steady`. None, or another size: the frame stands alone.
 
         Returns:
             New ``(y, uv)``; at strength 0 and without `size` bit for bit the same.
@@ -163,7 +166,7 @@ class RealTimeSharpener:
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
         y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
-        return self.engine(y, uv, full_range, strength)
+        return self._steady(self.engine(y, uv, full_range, strength), after, strength)
 
     def sharpen_image(
         self,
@@ -285,13 +288,13 @@ class RealTimeSharpener:
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
             frames = stack.enter_context(read_ahead(reader))
             write = stack.enter_context(write_behind(writer.write))
-            begin = time.perf_counter()
+            begin, sharp = time.perf_counter(), None
             bar = tqdm(frames, total=reader.frame_count, unit=" frames", leave=False, disable=not progress)
             for number, frame in enumerate(bar):
                 before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
-                y, uv = self.sharpen_planes(*before, kind.full_range)
+                y, uv = sharp = self.sharpen_planes(*before, kind.full_range, after=sharp)
                 if compare:
-                    y, uv = divide_planes(before, (y, uv), kind.upright)
+                    y, uv = divide_planes(before, sharp, kind.upright)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break
@@ -299,14 +302,22 @@ class RealTimeSharpener:
 
     def _open_live(self, stack, source, camera_size, controls):
         """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""
+        last = None
 
         def enlarge(pixels):
             return resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1]))
 
+        def sharpen(pixels, strength):
+            nonlocal last
+            if strength == 0:
+                return pixels.copy()
+            (last,) = self._steady((self._sharpen_pixels(pixels, strength),), last and (last,), strength)
+            return last
+
         if is_screen(source):
-            return stack.enter_context(Screen(source, draw_rectangle)), enlarge, self._sharpen_pixels
+            return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
         if is_camera(source):
-            return stack.enter_context(Camera(source, camera_size)), enlarge, self._sharpen_pixels
+            return stack.enter_context(Camera(source, camera_size)), enlarge, sharpen
 
         reader = stack.enter_context(VideoReader(source))
         kind = reader.format
@@ -318,10 +329,19 @@ class RealTimeSharpener:
             return resize_planes(frame.y, frame.uv, target, kind.chroma_location)
 
         def sharpen_frame(planes, strength):
-            return reader.to_bgr(*self.sharpen_planes(*planes, kind.full_range, strength))
+            nonlocal last
+            sharp = self.sharpen_planes(*planes, kind.full_range, strength, after=last)
+            last = sharp if strength else last
+            return reader.to_bgr(*sharp)
 
         upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
         return TimedSource(frames, reader.live, kind.rate, upright), enlarge_frame, sharpen_frame
+
+    def _steady(self, sharp, previous, strength):
+        """A frame's planes after those of the frame before: see `runtime.steady`."""
+        if not strength or previous is None or previous[0].shape != sharp[0].shape:
+            return sharp
+        return tuple(steady(*planes, strength, usable_cores()) for planes in zip(sharp, previous, strict=True))
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""

@@ -34,6 +34,7 @@ DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.15  # of what leaves it that stays
+DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
 
 # Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual, and of
 # nothing behind that: a convolution of 32 channels takes two thirds of the time of one of 28.
@@ -116,6 +117,36 @@ def limit_halo(sharp, y, share=HALO_SHARE):
     window = np.ones((NEIGHBOURS, NEIGHBOURS), np.uint8)
     inside = cv2.min(cv2.max(sharp, cv2.erode(y, window)), cv2.dilate(y, window))
     return cv2.addWeighted(inside, 1 - share, sharp, share, 0)
+
+
+def steady(sharp, previous, strength=1.0, threads=1):
+    """Damp what changed by a few codes since the frame before: that is noise, of the camera, the codec or rounding.
+
+    A change of up to 5 codes is halved, a greater one stays, so that nothing that moves leaves a trail. As the frame
+    before was damped likewise, what stands still settles.
+
+    Args:
+        sharp: a plane or picture, uint8 ``(rows, ...)``.
+        previous: what this function gave for the frame before, of the same shape.
+        strength: below 1, so much less is damped.
+        threads: how many work at the same time.
+
+    Returns:
+        New array like `sharp`.
+    """
+    steps = np.zeros(128, np.float32)
+    steps[: len(DAMPING)] = DAMPING
+    steps = np.rint(min(strength, 1) * steps)
+    table = np.concatenate([[0], -steps[:0:-1], steps]).astype(np.int8)  # of what is gone, around 128
+    damped, rows = np.empty_like(sharp), [array.reshape(len(array), -1) for array in (sharp, previous)]
+
+    def damp_stripe(top, bottom):
+        now, before = (array[4 * top : 4 * bottom] for array in rows)
+        gone = cv2.LUT(cv2.addWeighted(before, 1, now, -1, 128), table)
+        damped.reshape(rows[0].shape)[4 * top : 4 * bottom] = cv2.add(now, gone, dtype=cv2.CV_8U)
+
+    in_stripes(damp_stripe, -(-len(sharp) // 4), threads)
+    return damped
 
 
 class CheckpointError(RuntimeError):

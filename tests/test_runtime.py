@@ -43,6 +43,7 @@ from runtime import (
     fold_planes,
     limit_halo,
     pad_planes,
+    steady,
     steepen,
     unfold_planes,
 )
@@ -165,6 +166,19 @@ def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dt
     assert found[0].dtype == found[1].dtype == dtype
     allowed = 5 if dtype == np.uint8 else 1e-3  # a gain of 3 multiplies what is rounded
     assert np.abs(found[0] - expected).max() <= allowed and np.abs(found[1] - restored[1]).max() <= allowed
+
+
+@pytest.mark.parametrize("shape", [(131, 50), (2, 65, 25), (40, 30, 3)])
+def test_noise_is_damped_from_frame_to_frame_and_motion_is_not(rng, shape):
+    before = rng.integers(20, 236, shape, np.uint8)
+    change = rng.integers(-20, 21, shape)
+    now = (before + change).astype(np.uint8)
+    damped = steady(now, before, threads=2).astype(int)
+    left, size = damped - before, np.abs(change)
+    assert (left == change)[size > 7].all(), "what moves leaves no trail"
+    assert (np.abs(left) <= (size + 1) // 2)[size <= 5].all() and (left * change >= 0).all()
+    assert not left[size == 1].any(), "what stands still settles"
+    np.testing.assert_array_equal(steady(now, before, strength=0), now)
 
 
 def test_stripes_on_threads_fold_the_whole_picture(rng):
