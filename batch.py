@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from images import VideoError, existing_file, is_image
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -109,6 +108,8 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **
     Returns:
         The exit code, 0, or 2 if a file failed. The counts have been printed, and a line on stderr for each failure.
     """
+    from tqdm.contrib.logging import logging_redirect_tqdm  # in a notebook its import warns of missing widgets
+
     written, present, failures = 0, 0, []
     try:
         with tqdm(jobs, unit=" files", leave=False, disable=None) as bar, logging_redirect_tqdm():

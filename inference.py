@@ -311,8 +311,8 @@ class RealTimeSharpener:
             nonlocal last
             if strength == 0:
                 return pixels.copy()
-            (last,) = self._steady((self._sharpen_pixels(pixels, strength),), last and (last,), strength)
-            return last
+            last = self._steady((self._sharpen_pixels(pixels, strength),), last, strength)
+            return last[0]
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
