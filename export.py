@@ -375,10 +375,11 @@ def build_model(quantised, metadata):
     def stream(x):
         return graph.round(x, np.int8(0))
 
-    cells = graph.add("Transpose", graph.add("Cast", "cells", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    cells = graph.round(graph.add("Cast", "cells", to=TensorProto.FLOAT), np.uint8(0))  # says that it has 8 bits
+    cells = graph.add("Transpose", cells, perm=[0, 3, 1, 2])  # the other way round, OpenVINO would convolve floats
     weights, scales, bias = arrays(quantised.head, steps)
     weights = np.concatenate([weights, quantised.head.mean_weights().detach().numpy()], axis=1)
-    x = graph.add("Mul", graph.convolve(graph.round(cells, np.uint8(0)), weights, scales), "stretch")
+    x = graph.add("Mul", graph.convolve(cells, weights, scales), "stretch")
     x = stream(graph.add("Relu", graph.add("Add", x, graph.constant(bias.reshape(1, -1, 1, 1)))))
     for block in quantised.body:
         hidden = block.conv2.steps().detach().numpy()

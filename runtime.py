@@ -99,17 +99,14 @@ def steepen(y, gain):
     Returns:
         Luma of the same type.
     """
-    dtype, kind, result = (
-        (np.int16, cv2.CV_16S, cv2.CV_8U) if y.dtype == np.uint8 else (np.float32, cv2.CV_32F, cv2.CV_32F)
-    )
     # NumPy where there is a scalar: OpenCV takes an array of one pixel for one, too.
     gain = np.maximum(gain, GAIN_ZERO + GAIN_STEPS * DETAIL_GAIN[0])  # it cannot be more than the greatest one
     gain = cv2.resize(gain, (2 * gain.shape[1], 2 * gain.shape[0]))[: y.shape[0], : y.shape[1]]
-    gain = np.subtract(gain, GAIN_ZERO, dtype=dtype)
-    side = 2 * DETAIL_RADIUS + 1
-    detail = cv2.subtract(y, cv2.GaussianBlur(y, (side, side), DETAIL_SIGMA), dtype=kind)
-    sharp = cv2.add(y, cv2.multiply(detail, gain, scale=1 / GAIN_STEPS), dtype=result)
-    return sharp if y.dtype == np.uint8 else np.clip(sharp, 0, 255)
+    blurred = cv2.GaussianBlur(y, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, hint=cv2.ALGO_HINT_APPROX)
+    dtype = np.int16 if y.dtype == np.uint8 else np.float32
+    detail, gain = np.subtract(y, blurred, dtype=dtype), np.subtract(gain, GAIN_ZERO, dtype=dtype)
+    more = cv2.multiply(detail, gain, scale=1 / GAIN_STEPS)
+    return cv2.add(y, more, dtype=cv2.CV_8U) if y.dtype == np.uint8 else np.clip(y + more, 0, 255)
 
 
 def limit_halo(sharp, y, share=HALO_SHARE):
@@ -314,7 +311,7 @@ def _change_tables(strength, scale, dtype):
     residual = np.sign(codes) * np.maximum(np.abs(codes) - FAINT, 0) * strength
     planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
     if dtype == np.uint8:
-        planes = [np.rint(table).astype(np.int16) for table in planes]
+        planes = [np.rint(table).clip(-128, 127).astype(np.int8) for table in planes]
     gains = np.clip(np.rint(codes * RESIDUAL_STEPS * strength) + GAIN_ZERO, 0, 255).astype(np.uint8)
     return *planes, gains
 
