@@ -88,10 +88,10 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
                     assert np.abs(got - expected).max() <= strength / 2 + 1, (picture, strength)
                 elif name != "int8":  # whose errors the gain multiplies by detail, which is extreme here
                     expected, _ = engines["float32"](*planes, full_range, strength)
-                    assert np.abs(got.astype(int) - expected).mean() < strength / 2, (picture, strength)
+                    assert np.abs(got.astype(int) - expected).mean() < 1 + 0.3 * strength, (picture, strength)
 
 
-@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.1, 0.01), (torch.bfloat16, 1, 0.1)])
+@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.12, 0.01), (torch.bfloat16, 1, 0.1)])
 def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, codes, gain):
     """Within so many codes of residual, and so much gain, which multiplies detail."""
     student, _ = load_student()
