@@ -4,7 +4,7 @@ An engine is called with uint8 planes as video carries them and returns new ones
 to full-range planes of any depth. The strength is applied here and nowhere else. All of it may be called from several
 threads.
 
-`OpenVINOEngine` runs the int8 network that export.py writes beside a checkpoint, three times as fast on a CPU as
+`OpenVINOEngine` runs the int8 network that export.py writes beside a checkpoint, several times as fast on a CPU as
 `torch_engine.TorchEngine`, which runs everywhere. `engines.make_engine` chooses.
 """
 
