@@ -1,10 +1,6 @@
-import contextlib
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from config import Config, ConfigError, load_config
+from config import Config, ConfigError, load_config, make_config
 
 
 def test_yaml_then_command_line(tmp_path):
@@ -20,19 +16,25 @@ def test_committed_configurations_load():
     assert load_config(["configs/release.yaml"]).name == "release"
 
 
+def test_configurations_of_other_versions_load():
+    assert make_config({"epochs": 3, "temperature": 2.0}, "student.pth") == Config(epochs=3)
+    with pytest.raises(ConfigError, match=r"epochs from student\.pth must be"):
+        make_config({"epochs": "many"}, "student.pth")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("epoch=3", "unknown key 'epoch'"),
-        ("epochs=many", "epochs from the command line must be a whole number from 1 to 1000000, got 'many'"),
+        ("epochs=many", "epochs from the command line must be a whole number from 1, got 'many'"),
         ("epochs=2.5", "must be a whole number"),
-        ("epochs=true", "must be a whole number"),
-        ("batch_size=-1", "must be a whole number from 1"),
+        ("epochs=0", "must be a whole number from 1"),
+        ("warmup_steps=-1", "must be a whole number from 0"),
+        ("precision=fp8", "must be one of fp32, bf16, got 'fp8'"),
         ("learning_rate=fast", "learning_rate from the command line must be a finite number"),
-        ("l1=.nan", "must be a finite number"),
+        ("ssim=.nan", "must be a finite number"),
         ("name=[1]", "must be text"),
         ("sources={photos: -1}", "positive weights"),
-        ("sources={photos: .inf}", "positive weights"),
         ("sources=photos", "mapping"),
         ("teacher=[", "the value of teacher is not valid YAML"),
         ("name=2026-13-41", "not valid YAML"),
@@ -55,9 +57,3 @@ def test_other_files_are_refused(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_config([str(path)])
-
-
-@given(key=st.sampled_from([*Config.__dataclass_fields__, "x"]), value=st.text(max_size=40))
-def test_any_text_is_a_value_or_refused(key, value):
-    with contextlib.suppress(ConfigError):
-        load_config([f"{key}={value}"])

