@@ -48,7 +48,7 @@ class Config:
     crispness: float = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
     pattern_share: float = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
     classic_share: float = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
-    prepare_workers: int = 2  # processes that prepare pairs
+    prepare_workers: Count = 2  # processes that prepare pairs
     loader_workers: int = 0  # processes that load batches; 0 loads them in the training process
 
     # Teacher

@@ -400,15 +400,11 @@ def prepare_pairs(config, purpose="training", progress=True):
             jobs.append((make, stem, sources, seed, region, indices))
     if not jobs:
         return folder
-    done = total - sum(len(indices) for *_, indices in jobs)
-    context = multiprocessing.get_context("spawn")
+    unit, context = f" x {PART_SIZE} pairs", multiprocessing.get_context("spawn")
     try:
-        with (
-            tqdm(total=total, initial=done, desc=f"{purpose} pairs", disable=not progress) as bar,
-            ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_start_worker) as pool,
-        ):
-            for made in pool.map(_prepare_part, jobs):
-                bar.update(made)
+        with ProcessPoolExecutor(config.prepare_workers, mp_context=context, initializer=_start_worker) as pool:
+            made = pool.map(_prepare_part, jobs)
+            list(tqdm(made, desc=purpose, total=len(jobs), unit=unit, disable=not progress))
     except BrokenProcessPool as error:
         raise DataError(
             "a process that prepared pairs was killed, perhaps for want of memory: repeat with prepare_workers=1"
@@ -442,7 +438,6 @@ def _prepare_part(job):
     save_array(stem.with_suffix(".npy"), np.array(pictures))
     with atomic_path(stem.with_suffix(".json")) as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
-    return len(indices)
 
 
 def save_array(path, array):

@@ -204,8 +204,10 @@ def learning_rate(config, step):
 
 def to_device(batch, device):
     """Move a collated item of `PairDataset` to `device`."""
-    moved = {name: tuple(plane.to(device, non_blocking=True) for plane in batch[name]) for name in ("input", "goal")}
-    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}}
+    moved = {name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}
+    for name in ("input", "goal"):
+        moved[name] = tuple(plane.to(device, non_blocking=True) for plane in batch[name])
+    return moved
 
 
 def validate(engine, pairs):
@@ -244,19 +246,18 @@ def prepare_data(config, device, progress=True):
     Returns:
         ``(pairs to train on, to validate with, teacher's name)``.
     """
-    folder = dataset.prepare_pairs(config, progress=progress)
-    validation_folder = dataset.prepare_pairs(config, "validation", progress)
-    pairs, names = dataset.open_pairs(folder), []
-    if config.real_pairs and config.larger:
-        pairs = pairs + dataset.open_pairs(dataset.prepare_pairs(config, "real", progress))
-    elif config.real_pairs and config.teacher != "none":
-        real_folder = dataset.prepare_pairs(config, "real", progress)
-        outputs, name = prepare_teacher(config, real_folder, device, progress)
-        pairs, names = pairs + dataset.open_pairs(real_folder, outputs), [name]
+    pairs, names = dataset.open_pairs(dataset.prepare_pairs(config, "training", progress)), []
+    validation_pairs = dataset.open_pairs(dataset.prepare_pairs(config, "validation", progress))
+    if config.real_pairs and (config.larger or config.teacher != "none"):
+        folder, outputs = dataset.prepare_pairs(config, "real", progress), None
+        if not config.larger:  # else its answers take the teacher's place
+            outputs, name = prepare_teacher(config, folder, device, progress)
+            names.append(name)
+        pairs += dataset.open_pairs(folder, outputs)
     if config.bsrgan_pairs:
         pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, dataset.REAL_REGION)
         names.append("bsrgan (stored outputs)")
-    return pairs, dataset.open_pairs(validation_folder), " + ".join(names) or "none"
+    return pairs, validation_pairs, " + ".join(names) or "none"
 
 
 def prepare_teacher(config, folder, device, progress=True):

@@ -226,7 +226,7 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(cache, whole, tmp_path, capsys
 
 
 def test_two_processes_give_what_one_gives(cache, tmp_path):
-    """DDP on two CPU processes with half the batch each: the same gradients, so the same student."""
+    """Two processes with half the batch each: the same gradients, so the same student."""
     single = training.train(tiny_config(cache, tmp_path / "single", batch_size=4, epochs=1))
     config = tiny_config(cache, tmp_path / "double", batch_size=2, epochs=1)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
