@@ -96,7 +96,7 @@ FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
-ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answer_loss`:
+ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answers`:
     # strength of the residual and of the gain, gain more where there is texture, share of the truth
     "real": (1.0, 1.5, 0.4, 0.0),
     "soft": (1.0, 1.2, 0.2, 0.3),

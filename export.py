@@ -1,4 +1,4 @@
-"""Write a student as an int8 network, which OpenVINO runs three times as fast on a CPU as PyTorch does.
+"""Write a student as an int8 network, which OpenVINO runs several times as fast on a CPU as PyTorch does.
 
     python export.py checkpoints/mine/student.pth                 writes student.int8.onnx beside it
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, distilled on the student's training pairs
@@ -16,8 +16,8 @@ The network is written node by node, quantised in the way of ONNX (pairs of Quan
   processors with AMX multiply such numbers in half the time of others;
 * what the student sees are planes less their local means, which are rounded to whole codes: the first convolution reads
   both, one beside the other with opposite weights, so that no difference is cut off;
-* what a block adds is rounded to the step of what it is added to, so that no layer writes floats: moving them would
-  take a third of the time;
+* what a block adds is rounded to the step of what it is added to, so that no layer writes floats: moving them took half
+  of the time;
 * the residual is rounded to half codes; `runtime.apply_change` makes it smaller by nearly one of them, which takes the
   noise of all this rounding from what is flat, and multiplies it by the strength.
 

@@ -4,7 +4,7 @@ An engine is called with uint8 planes as video carries them and returns new ones
 to full-range planes of any depth. The strength is applied here and nowhere else. All of it may be called from several
 threads.
 
-`OpenVINOEngine` runs the int8 network that export.py writes beside a checkpoint, three times as fast on a CPU as
+`OpenVINOEngine` runs the int8 network that export.py writes beside a checkpoint, several times as fast on a CPU as
 `torch_engine.TorchEngine`, which runs everywhere. `engines.make_engine` chooses.
 """
 
@@ -36,8 +36,8 @@ NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardl
 HALO_SHARE = 0.15  # of what leaves it that stays
 DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
 
-# Channels of folded luma, u and v, and of their means beside them: see `fold_planes`; of gain behind a residual, and of
-# nothing behind that: a convolution of 32 channels takes two thirds of the time of one of 28.
+# Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain behind the residual,
+# and unused ones behind that: a convolution to 32 channels takes two thirds of the time of one to 28.
 FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
 CHANNELS = 32  # of what the network reads and writes
 RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
@@ -119,8 +119,8 @@ def limit_halo(sharp, y, share=HALO_SHARE):
 def steady(sharp, previous, strength=1.0, threads=1):
     """Damp what changed by a few codes since the frame before: that is noise, of the camera, the codec or rounding.
 
-    A change of up to 5 codes is halved, a greater one stays, so that nothing that moves leaves a trail. As the frame
-    before was damped likewise, what stands still settles.
+    A change of one code is dropped and of up to 5 about halved; of 8 and more it stays, so that nothing that moves
+    leaves a trail. As the frame before was damped likewise, what stands still settles, to within a code.
 
     Args:
         sharp: a plane or picture, uint8 ``(rows, ...)``.
@@ -135,7 +135,8 @@ def steady(sharp, previous, strength=1.0, threads=1):
     steps[: len(DAMPING)] = DAMPING
     steps = np.rint(min(strength, 1) * steps)
     table = np.concatenate([[0], -steps[:0:-1], steps]).astype(np.int8)  # of what is gone, around 128
-    damped, rows = np.empty_like(sharp), [array.reshape(len(array), -1) for array in (sharp, previous)]
+    damped = np.empty_like(sharp, order="C")
+    rows = [array.reshape(len(array), -1) for array in (sharp, previous)]
 
     def damp_stripe(top, bottom):
         now, before = (array[4 * top : 4 * bottom] for array in rows)
@@ -311,7 +312,8 @@ def _change_tables(strength, scale, dtype):
     residual = np.sign(codes) * np.maximum(np.abs(codes) - FAINT, 0) * strength
     planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
     if dtype == np.uint8:
-        planes = [np.rint(table).clip(-128, 127).astype(np.int8) for table in planes]
+        kind = np.int8 if strength <= 2 else np.int16  # of 8 bits it is added in half of the time
+        planes = [np.rint(table).astype(kind) for table in planes]
     gains = np.clip(np.rint(codes * RESIDUAL_STEPS * strength) + GAIN_ZERO, 0, 255).astype(np.uint8)
     return *planes, gains
 
@@ -325,7 +327,7 @@ def _add(plane, change, table):
 
 
 def _fit(plane, height, width):
-    """A plane as rows without gaps between pixels, its edge repeated to the given size."""
+    """A plane that is contiguous in its rows, its edge repeated to the given size."""
     if plane.shape != (height, width):
         bottom, right = height - plane.shape[0], width - plane.shape[1]
         return cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
@@ -392,7 +394,8 @@ class OpenVINOEngine:
         """What sharpening would add: see `TorchEngine.difference`. The network sees floats rounded to 8 bits."""
         if y.dtype == np.uint8:
             sharp = self._sharpen((y, uv), y, uv, strength)
-            return tuple(cv2.addWeighted(a, 1, b, -1, 128) for a, b in zip(sharp, (y, uv), strict=True))
+            pairs = zip(sharp, (y, uv), strict=True)
+            return tuple(cv2.addWeighted(a, 1, b, -1, 128).reshape(b.shape) for a, b in pairs)  # OpenCV drops ones
         codes = 255 * y, 255 * uv
         sharp = self._sharpen([np.rint(plane).astype(np.uint8) for plane in codes], *codes, strength)
         return tuple((after - before) / 255 for after, before in zip(sharp, codes, strict=True))

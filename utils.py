@@ -17,7 +17,6 @@ import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
-UNSHARP_SIGMA = 0.85  # pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Metrics
@@ -75,7 +74,7 @@ def halve_chroma(plane):
     return cv2.resize(plane, (plane.shape[1] // 2, plane.shape[0] // 2), interpolation=cv2.INTER_AREA)
 
 
-def unsharp(pixels, amount, sigma=UNSHARP_SIGMA):
+def unsharp(pixels, amount, sigma):
     """Apply unsharp masking: add `amount` times the difference to a Gaussian blur of `sigma` pixels.
 
     Args:

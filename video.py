@@ -395,7 +395,8 @@ class VideoReader:
                         forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
-                        sizes.append((video.codec_context.width, video.codec_context.height))
+                        size = video.codec_context.width, video.codec_context.height
+                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
         # A frame or two of another form are damage.
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
         return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}

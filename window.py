@@ -272,10 +272,19 @@ def draw_rectangle(picture):
 def check_display():
     """Raise `VideoError` if no display answers: OpenCV's Qt would abort the whole process."""
     if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
-        library = ctypes.util.find_library("X11")
-        named = os.environ.get("DISPLAY")
-        if not named or (library and not ctypes.CDLL(library).XOpenDisplay(None)):
+        if not os.environ.get("DISPLAY") or not _display_answers():
             raise VideoError("there is no display to open a window on: name an output file with -o instead")
+
+
+def _display_answers():
+    if not (library := ctypes.util.find_library("X11")):
+        return True  # nobody can tell
+    x11 = ctypes.CDLL(library)
+    x11.XOpenDisplay.restype, x11.XCloseDisplay.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    display = x11.XOpenDisplay(None)
+    if display:
+        x11.XCloseDisplay(display)
+    return bool(display)
 
 
 def _open_window(title):

@@ -26,7 +26,7 @@ from video import plane_pixels
 # Filters
 
 
-def unsharp_mask(y, uv, full_range=True, sigma=0.85, amount=0.4):
+def unsharp_mask(y, uv, full_range=True, *, sigma, amount):
     """Luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels; chroma as it came."""
     return unsharp(y, amount, sigma), uv
 

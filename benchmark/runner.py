@@ -199,7 +199,8 @@ def write_crop(unit, frame, methods, folder, number):
     box = detailed_box((sample.truth or sample.input)[index][0])
     pictures = {"truth": sample.truth[index]} if sample.truth else {}
     for method in methods:
-        pictures[method.name] = method.at(unit.scale)(*sample.input[index], sample.full_range)
+        sharpen, until = method.at(unit.scale), index % len(sample.input) + 1
+        *_, pictures[method.name] = (sharpen(*planes, sample.full_range) for planes in sample.input[:until])
     files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
     for name, planes in pictures.items():
         write_image(folder / files[name], Picture(cut_frame(planes, sample.full_range, box)))

@@ -34,16 +34,17 @@ def cut_scenes(sample, methods, count):
         methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)``.
 
     Returns:
-        List of `count` dicts of name -> crop, BGR uint8 `(180, 240, 3)` or smaller.
+        List of at most `count` dicts of name -> crop, BGR uint8 `(180, 240, 3)` or smaller.
     """
-    planes, scenes = sample.input[-1], []
-    outputs = {name: method(*planes, sample.full_range) for name, method in methods.items()}
-    seen = planes[0].copy()
+    outputs = {}
+    for name, method in methods.items():
+        *_, outputs[name] = (method(*planes, sample.full_range) for planes in sample.input)
+    seen, boxes = sample.input[-1][0].copy(), []
     for _ in range(count):
         box = x, y, width, height = detailed_box(seen)
+        boxes += [box] * (box not in boxes)  # a small picture has only one
         seen[y : y + height, x : x + width] = 128  # the next one lies elsewhere
-        scenes.append({name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()})
-    return scenes
+    return [{name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()} for box in boxes]
 
 
 def make_sheets(folder, scenes, seed=0):

@@ -88,14 +88,22 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
                     assert np.abs(got - expected).max() <= strength / 2 + 1, (picture, strength)
                 elif name != "int8":  # whose errors the gain multiplies by detail, which is extreme here
                     expected, _ = engines["float32"](*planes, full_range, strength)
-                    assert np.abs(got.astype(int) - expected).mean() < 3, (picture, strength)
+                    assert np.abs(got.astype(int) - expected).mean() < 1 + 0.3 * strength, (picture, strength)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("float16", 6), ("bfloat16", 20)])
-def test_reduced_precision_agrees_with_float32_on_extreme_pictures(engines, name, limit):
-    """The gain multiplies differences in rounding by the detail, which is extreme here."""
+@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.12, 0.01), (torch.bfloat16, 1, 0.1)])
+def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, codes, gain):
+    """Within so many codes of residual, and so much gain, which multiplies detail."""
+    student, _ = load_student()
     for picture, planes in extreme_pictures().items():
-        assert errors(engines[name](*planes), engines["float32"](*planes)).max() <= limit, picture
+        planes = [torch.from_numpy(np.float32(plane / 255))[None] for plane in (planes[0][None], planes[1])]
+        with torch.inference_mode():
+            expected = student.predict(*planes)
+            with torch.autocast("cpu", dtype):
+                found = student.predict(*planes)
+        hard = 10 if picture == "chequer 2" else 1  # half a cell
+        for one, other, limit in zip(found, expected, (codes / 255, codes / 255, gain), strict=True):
+            assert (one.float() - other).abs().max() <= hard * limit, picture
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (7, 3), (1, 93), (61, 1), (61, 93), (241, 319)])
@@ -126,7 +134,7 @@ def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
     chroma, hard = np.full((2, 48, 48), 128, np.uint8), (kind, stripe) == ("chequer", 2)  # half a cell
     for engine, contrast, limit in (
         (TorchEngine(student, "cpu", torch.float32), 255, 6),
-        (OpenVINOEngine(RELEASED_STUDENT), 150, 11 if hard else 8),
+        (OpenVINOEngine(RELEASED_STUDENT), 150, 11 if hard else 9),
     ):
         y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
         change = engine(y, chroma, full_range=True)[0].astype(float) - y

@@ -230,8 +230,10 @@ def test_a_virtual_camera_gets_sharpened_frames_until_ctrl_c(sharpener, tmp_path
     assert stats["size"] in (size, (0, 0)) and len(camera.sent) == 5 and stats["frames"] in (4, 5)
     if size == (64, 48):
         with VideoReader(source) as reader:
-            sharp = [reader.to_bgr(*sharpener.sharpen_planes(frame.y, frame.uv)) for frame in reader]
-        assert np.array_equal(camera.sent, sharp[:5])
+            planes = [None]
+            for frame in reader:
+                planes.append(sharpener.sharpen_planes(frame.y, frame.uv, after=planes[-1]))
+            assert np.array_equal(camera.sent, [reader.to_bgr(*sharp) for sharp in planes[1:6]])
 
 
 def test_without_pyvirtualcam_or_a_device_it_says_what_to_do(exported, tmp_path, monkeypatch, capsys):
