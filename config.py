@@ -70,13 +70,16 @@ class Config:
     batch_size: Count = 16  # per process
     learning_rate: float = 1e-3  # Adam's, after the warm-up; falls to 0 along a cosine
     warmup_steps: int = 200  # steps of linear warm-up
+    clip_norm: float = 1.0  # largest norm of the gradient
     ema_decay: float = 0.999  # of the moving average of the weights, which becomes the student
 
-    # Loss: weights of the terms of train.distillation_loss, beside the L1 distance to the target
+    # Loss: weights of the terms of train.distillation_loss
+    l1: float = 1.0  # Charbonnier distance to the target
     ssim: float = 0.08  # 1 - SSIM to the target
     edges: float = 1.0  # difference in edge strength
     teacher_l1: float = 1.0  # L1 distance to the teacher's high frequencies
     teacher_kl: float = 0.01  # channel-wise distillation of the teacher's high frequencies
+    temperature: float = 2.0  # of that distillation's softmax
 
 
 def load_config(argv):
@@ -102,15 +105,13 @@ def load_config(argv):
 
 
 def make_config(values, origin):
-    """Build a `Config` from a dict of some of its keys, leaving out those of other versions.
-
-    Messages name `origin` as the place they come from.
+    """Build a `Config` from a dict of some of its keys; messages name `origin` as the place they come from.
 
     Raises:
-        ConfigError: wrong type or range.
+        ConfigError: unknown key, wrong type or range.
     """
-    config, known = Config(), {key.name for key in fields(Config)}
-    _update(config, {key: value for key, value in values.items() if key in known}, origin)
+    config = Config()
+    _update(config, values, origin)
     return config
 
 

@@ -300,8 +300,7 @@ def make_real(sources, seed, index, region):
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
     y, uv = _pad_planes(*read_clip(name, int(rng.integers(LEAST_FRAMES, LATE_FRAMES)), rng)[-1], region)
-    corners = [[2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in y.shape[::-1]] for _ in range(2)]
-    crops = [crop_planes(y, uv, left, top, region) for left, top in corners]
+    crops = [crop_planes(y, uv, *_random_corner(y, region, rng), region) for _ in range(2)]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
     return pack_planes(*crop), None, {"source": name, "kind": "real", "scale": 1.0, "soft": True}
 
@@ -325,7 +324,7 @@ def _crisp_clip(name, count, region, rng):
         if 2 * min(size) < region:
             return None
         clip = [_pad_planes(*resize_planes(*planes, size, "area"), region) for planes in clip]
-        left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in clip[0][0].shape[::-1])
+        left, top = _random_corner(clip[0][0], region, rng)
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
@@ -341,6 +340,11 @@ def _crisp_clip(name, count, region, rng):
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * rng.choice([0, 1, 0.1], p=[0.3, 0.5, 0.2])
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+
+
+def _random_corner(y, side, rng):
+    """Left and top of a square in luma, of any even offset: the grids of codec and folded network must not coincide."""
+    return tuple(2 * int(rng.integers(0, (length - side) // 2 + 1)) for length in y.shape[::-1])
 
 
 def _is_video(name):
@@ -400,11 +404,11 @@ def prepare_pairs(config, purpose="training", progress=True):
             jobs.append((make, stem, sources, seed, region, indices))
     if not jobs:
         return folder
-    unit, context = f" x {PART_SIZE} pairs", multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(config.prepare_workers, mp_context=context, initializer=_start_worker) as pool:
             made = pool.map(_prepare_part, jobs)
-            list(tqdm(made, desc=purpose, total=len(jobs), unit=unit, disable=not progress))
+            list(tqdm(made, desc=f"{purpose} pairs", total=len(jobs), unit="part", disable=not progress))
     except BrokenProcessPool as error:
         raise DataError(
             "a process that prepared pairs was killed, perhaps for want of memory: repeat with prepare_workers=1"
@@ -607,11 +611,10 @@ class PairDataset(Dataset):
     def __getitem__(self, key):
         pair, config = self.pairs[key[-1]], self.config
         rng = np.random.default_rng(key)
-        region, crop = pair.input.shape[1], config.crop
-        # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
-        left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
+        planes, crop = [unpack_planes(picture) for picture in (pair.input, pair.goal)], config.crop
+        left, top = _random_corner(planes[0][0], crop, rng)
         turns = rng.random(3) < 0.5
-        source, goal = (crop_planes(*unpack_planes(p), left, top, crop) for p in (pair.input, pair.goal))
+        source, goal = (crop_planes(y, uv, left, top, crop) for y, uv in planes)
         if pair.taught:
             goal = [a + TEACHER_WEIGHT * (b.astype(np.float32) - a) for a, b in zip(source, goal, strict=True)]
         kind = pair.description["kind"]

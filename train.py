@@ -59,8 +59,6 @@ MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
 ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 LEAST_TEXTURE, FULL_TEXTURE = 2 / 255, 5 / 255  # deviation of detail from where on, and from where on fully, it is
-TEMPERATURE = 2.0  # of the softmax of `channel_distillation`
-CLIP_NORM = 1.0  # largest norm of the gradient
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 
 
@@ -137,7 +135,7 @@ def train(config, resume=False):
             terms["loss"].backward()
             if world_size > 1:
                 average_gradients(student, world_size)
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
@@ -416,14 +414,8 @@ def distillation_loss(output, batch, config, step):
     terms["edges"] = ((weight + taught) * edge_deficit(y, target)).mean()
     details = high_pass(y), high_pass(target)
     terms["teacher_l1"] = (taught * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).mean()
-    terms["teacher_kl"] = (taught * channel_distillation(*details)).mean()
-    terms["loss"] = (
-        terms["l1"]
-        + config.ssim * terms["ssim"]
-        + config.edges * terms["edges"]
-        + config.teacher_l1 * terms["teacher_l1"]
-        + config.teacher_kl * terms["teacher_kl"]
-    )
+    terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
+    terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
     return terms
 
 
@@ -503,11 +495,11 @@ def high_pass(y, sigma=2.0, radius=6):
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
 
 
-def channel_distillation(student, teacher):
+def channel_distillation(student, teacher, temperature):
     """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
-    Each channel becomes a distribution over its H*W positions, by a softmax at `TEMPERATURE`; the loss is
-    its square times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
+    Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
+    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
     Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
     by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
 
@@ -517,11 +509,11 @@ def channel_distillation(student, teacher):
     Returns:
         Tensor `(N,)`, zero where the maps agree up to a constant.
     """
-    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * TEMPERATURE
+    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
     log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
     log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
-    return TEMPERATURE**2 * divergence.mean(dim=1)
+    return temperature**2 * divergence.mean(dim=1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
