@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from reprlib import repr as shortened  # a few lines of YAML can describe enormous lists
+from typing import Literal, NewType, get_args
 
 import yaml
 
@@ -18,9 +19,7 @@ class ConfigError(ValueError):
     """An unknown key, a value of the wrong type or range, or an unreadable file. The message says what is expected."""
 
 
-def whole(default, least, most):
-    """Declare a whole number of `Config`: its default, and the smallest and largest value allowed."""
-    return field(default=default, metadata={"range": (least, most)})
+Count = NewType("Count", int)  # a whole number from 1; other whole numbers start at 0
 
 
 @dataclass
@@ -32,45 +31,45 @@ class Config:
 
     # Run
     name: str = "quick"  # the run writes to checkpoints/<name>/
-    seed: int = whole(0, 0, 2**32 - 1)  # of the initial weights, batches and crops
+    seed: int = 0  # of the initial weights, batches and crops
     device: str = "auto"  # auto, cpu, cuda, mps
-    precision: str = "fp32"  # of the forward pass: fp32, bf16
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass
 
     # Data: see dataset.py
     data_root: str = "data"  # folder that holds the folders named in `sources`
     sources: dict[str, float] = field(default_factory=lambda: {"skimage": 3.0, "rendered": 1.0})  # source: weight
-    data_seed: int = whole(0, 0, 2**32 - 1)  # of the prepared pairs
+    data_seed: int = 0  # of the prepared pairs
     cache_dir: str = "data/cache"  # folder for the prepared pairs
-    pairs: int = whole(320, 1, 10**7)  # number of training pairs
-    validation_pairs: int = whole(48, 1, 10**6)  # number of validation pairs
-    real_pairs: int = whole(0, 0, 10**7)  # crops of real video, taught by the teacher alone: dataset.make_real
-    region: int = whole(320, 1, 8192)  # side of a stored pair in pixels; a multiple of 8
-    crop: int = whole(128, 1, 8192)  # side of a training crop in pixels; a multiple of 8
+    pairs: Count = 320  # number of training pairs
+    validation_pairs: Count = 48  # number of validation pairs
+    real_pairs: int = 0  # crops of real video, taught by the teacher alone: dataset.make_real
+    region: Count = 320  # side of a stored pair in pixels; a multiple of 8
+    crop: Count = 128  # side of a training crop in pixels; a multiple of 8
     crispness: float = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
     pattern_share: float = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
     classic_share: float = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
-    prepare_workers: int = whole(2, 0, 1024)  # processes that prepare pairs
-    loader_workers: int = whole(0, 0, 1024)  # processes that load batches; 0 loads them in the training process
+    prepare_workers: Count = 2  # processes that prepare pairs
+    loader_workers: int = 0  # processes that load batches; 0 loads them in the training process
 
     # Teacher
-    teacher: str = "auto"  # of real pairs: auto (BSRGAN, else Real-ESRGAN), bsrgan, realesrgan, none
+    teacher: Literal["auto", "bsrgan", "realesrgan", "none"] = "auto"  # of real pairs; auto: BSRGAN, else Real-ESRGAN
     teacher_share: float = 0.15  # of crops whose target is the teacher's output
     bsrgan_pairs: str = ""  # folder in data_root with images in lr/ and the official BSRGAN's outputs in sr/; "": none
 
     # Network: see models.Student
-    channels: int = whole(32, 1, 256)  # width of the residual blocks
-    blocks: int = whole(4, 0, 32)  # number of residual blocks
-    wide: int = whole(0, 0, 384)  # channels within a block; 0: 1.5 times `channels`
+    channels: Count = 32  # width of the residual blocks
+    blocks: int = 4  # number of residual blocks
+    wide: int = 0  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
     larger: str = ""  # checkpoint of a wider student, whose answers this one learns instead; "": none
-    branch_width: int = whole(128, 0, 4096)  # channels of the training-only branches of models.WideWeight; 0: none
+    branch_width: int = 128  # channels of the training-only branches of models.WideWeight; 0: none
 
     # Optimisation
-    epochs: int = whole(8, 1, 10**6)
-    steps_per_epoch: int = whole(250, 1, 10**7)
-    batch_size: int = whole(16, 1, 65536)  # per process
+    epochs: Count = 8
+    steps_per_epoch: Count = 250
+    batch_size: Count = 16  # per process
     learning_rate: float = 1e-3  # Adam's, after the warm-up; falls to 0 along a cosine
-    warmup_steps: int = whole(200, 0, 10**9)  # steps of linear warm-up
+    warmup_steps: int = 200  # steps of linear warm-up
     clip_norm: float = 1.0  # largest norm of the gradient
     ema_decay: float = 0.999  # of the moving average of the weights, which becomes the student
 
@@ -136,16 +135,9 @@ def _update(config, values, origin):
                 value = float(value)
         if wanted is str and value is None:
             value = ""
-        if wanted is int:
-            low, high = known[key].metadata["range"]
-            fits, expected = type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
-        elif wanted is float:
-            fits, expected = type(value) is float and math.isfinite(value), "a finite number"
-        elif wanted is str:
-            fits, expected = type(value) is str, "text"
-        else:
-            fits, expected = _is_weights(value), "a mapping of source names to positive weights"
-        if not fits:
+        choices = get_args(wanted)
+        expected, fits = CHECKS.get(wanted) or (f"one of {', '.join(choices)}", choices.__contains__)
+        if not fits(value):
             raise ConfigError(f"{key} from {origin} must be {expected}, got {shortened(value)}")
         setattr(config, key, value)
 
@@ -154,3 +146,12 @@ def _is_weights(value):
     return isinstance(value, dict) and all(
         type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf for name, weight in value.items()
     )
+
+
+CHECKS = {  # by type: what a value must be, and whether it is
+    Count: ("a whole number from 1", lambda value: type(value) is int and value >= 1),
+    int: ("a whole number from 0", lambda value: type(value) is int and value >= 0),
+    float: ("a finite number", lambda value: type(value) is float and math.isfinite(value)),
+    str: ("text", lambda value: type(value) is str),
+    dict[str, float]: ("a mapping of source names to positive weights", _is_weights),
+}

@@ -27,7 +27,6 @@ import skimage.data
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
-from torchvision.datasets.utils import download_and_extract_archive
 from tqdm import tqdm
 
 from degradation import (
@@ -46,7 +45,7 @@ from degradation import (
 from images import VideoError, check_image
 from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
-from video import MAX_VIDEO_SIDE, open_video
+from video import open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
 SKIMAGE_TRAINING = (
@@ -69,11 +68,6 @@ SKIMAGE_BENCHMARK = {
     "text": ("page", "text"),
 }
 SKLEARN_BENCHMARK = {"city": ("china",), "nature": ("flower",)}  # scikit-learn's two photos, 640x427
-
-DIV2K = {  # Agustsson and Timofte, NTIRE 2017; for research only
-    "url": "https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
-    "md5": "bdc2d9338d4e574fe81bf7d158758658",
-}
 
 FONTS = (  # that Matplotlib brings
     "DejaVuSans",
@@ -201,8 +195,6 @@ def read_clip(path, count, rng):
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise DataError(f"cannot read the video {path}: remove it or replace it")
-            if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
-                raise DataError(f"the video {path} has more than {MAX_VIDEO_SIDE} pixels a side: scale it down first")
             duration = stream.duration or int((container.duration or 0) / av.time_base / stream.time_base)
             container.seek(int(rng.random() * 0.9 * duration), stream=stream)
             clip = _decode_planes(container, count)
@@ -234,8 +226,8 @@ def _decode_planes(container, count):
 def list_sources(config, validation):
     """The clean pictures of each source in `config.sources`, every tenth one set apart for validation.
 
-    A source is ``skimage`` (scikit-image's own photos), ``rendered`` (drawn text), ``div2k`` (downloaded), or a folder
-    of images or videos under `config.data_root`.
+    A source is ``skimage`` (scikit-image's own photos), ``rendered`` (drawn text), or a folder of images or videos
+    under `config.data_root`.
 
     Returns:
         List of (weight, [names]), names as `load_photo` and `read_clip` take them; ``rendered`` stands for itself.
@@ -250,7 +242,7 @@ def list_sources(config, validation):
         elif source == "skimage":
             names = [f"skimage:{name}" for name in (SKIMAGE_VALIDATION if validation else SKIMAGE_TRAINING)]
         else:
-            folder = _div2k_folder(config) if source == "div2k" else Path(config.data_root) / source
+            folder = Path(config.data_root) / source
             if not folder.is_dir():
                 raise DataError(
                     f"no folder {folder} (source {source!r}): change `data_root`, export's --data, or `sources`"
@@ -261,18 +253,6 @@ def list_sources(config, validation):
                 raise DataError(f"{folder} holds {len(files)} images and videos: at least 6 are needed")
         listed.append((weight, names))
     return listed
-
-
-def _div2k_folder(config):
-    folder = Path(config.data_root) / "DIV2K_train_HR"
-    if not folder.is_dir():
-        try:
-            download_and_extract_archive(DIV2K["url"], config.data_root, md5=DIV2K["md5"], remove_finished=True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"cannot download DIV2K ({error}): unpack {DIV2K['url']} to {folder} by hand, or change `sources`"
-            ) from error
-    return folder
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -320,8 +300,7 @@ def make_real(sources, seed, index, region):
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
     y, uv = _pad_planes(*read_clip(name, int(rng.integers(LEAST_FRAMES, LATE_FRAMES)), rng)[-1], region)
-    corners = [[2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in y.shape[::-1]] for _ in range(2)]
-    crops = [crop_planes(y, uv, left, top, region) for left, top in corners]
+    crops = [crop_planes(y, uv, *_random_corner(y, region, rng), region) for _ in range(2)]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
     return pack_planes(*crop), None, {"source": name, "kind": "real", "scale": 1.0, "soft": True}
 
@@ -345,7 +324,7 @@ def _crisp_clip(name, count, region, rng):
         if 2 * min(size) < region:
             return None
         clip = [_pad_planes(*resize_planes(*planes, size, "area"), region) for planes in clip]
-        left, top = (2 * int(rng.integers(0, (side - region) // 2 + 1)) for side in clip[0][0].shape[::-1])
+        left, top = _random_corner(clip[0][0], region, rng)
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
@@ -363,21 +342,24 @@ def _crisp_clip(name, count, region, rng):
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
 
 
+def _random_corner(y, side, rng):
+    """Left and top of a square in luma, of any even offset: the grids of codec and folded network must not coincide."""
+    return tuple(2 * int(rng.integers(0, (length - side) // 2 + 1)) for length in y.shape[::-1])
+
+
 def _is_video(name):
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _pad_planes(y, uv, side):
-    """Mirror planes that are smaller than `side` at their right and lower edge."""
-    bottom, right = (max(0, side - length) for length in y.shape)
-    half = [(0, (bottom + 1) // 2), (0, (right + 1) // 2)]
-    return np.pad(y, [(0, bottom), (0, right)], mode="symmetric"), np.pad(uv, [(0, 0), *half], mode="symmetric")
+    """Mirror planes that are smaller than `side`, an even number, at their right and lower edge."""
+    return _pad(y, side), np.stack([_pad(plane, side // 2) for plane in uv])
 
 
-def _pad(frame, side):
-    """Mirror a frame that is smaller than `side` at its right and lower edge."""
-    bottom, right = (max(0, side - length) for length in frame.shape[:2])
-    return np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="symmetric")
+def _pad(picture, side):
+    """Mirror a frame or a plane that is smaller than `side` at its right and lower edge."""
+    bottom, right = (max(0, side - length) for length in picture.shape[:2])
+    return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REFLECT)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -415,39 +397,21 @@ def prepare_pairs(config, purpose="training", progress=True):
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
 
-    make = make_real if purpose == "real" else make_pair
-    starts = range(0, total, PART_SIZE)
-    jobs = [
-        (
-            make,
-            str(folder / f"pairs-{start // PART_SIZE:05d}"),
-            sources,
-            seed,
-            region,
-            range(start, min(start + PART_SIZE, total)),
-        )
-        for start in starts
-    ]
-    jobs = [job for job in jobs if not Path(job[1] + ".json").exists()]
+    make, jobs = make_real if purpose == "real" else make_pair, []
+    for start in range(0, total, PART_SIZE):
+        stem, indices = folder / f"pairs-{start // PART_SIZE:05d}", range(start, min(start + PART_SIZE, total))
+        if not stem.with_suffix(".json").exists():
+            jobs.append((make, stem, sources, seed, region, indices))
     if not jobs:
         return folder
     context = multiprocessing.get_context("spawn")
     try:
-        with (
-            tqdm(
-                total=total,
-                initial=total - sum(len(job[-1]) for job in jobs),
-                desc=f"{purpose} pairs",
-                disable=not progress,
-            ) as bar,
-            ProcessPoolExecutor(max(1, config.prepare_workers), mp_context=context, initializer=_start_worker) as pool,
-        ):
-            for made in pool.map(_prepare_part, jobs):
-                bar.update(made)
+        with ProcessPoolExecutor(config.prepare_workers, mp_context=context, initializer=_start_worker) as pool:
+            made = pool.map(_prepare_part, jobs)
+            list(tqdm(made, desc=f"{purpose} pairs", total=len(jobs), unit="part", disable=not progress))
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that prepared pairs was killed, perhaps for want of memory (prepare_workers=1 needs least): the "
-            "same command goes on where it stopped"
+            "a process that prepared pairs was killed, perhaps for want of memory: repeat with prepare_workers=1"
         ) from error
     return folder
 
@@ -475,10 +439,9 @@ def _prepare_part(job):
     make, stem, sources, seed, region, indices = job
     pairs = [make(sources, seed, index, region) for index in indices]
     pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
-    save_array(stem + ".npy", np.stack([np.stack(pair) for pair in pictures]))
-    with atomic_path(stem + ".json") as temporary:  # last: its presence says that the part is complete
+    save_array(stem.with_suffix(".npy"), np.array(pictures))
+    with atomic_path(stem.with_suffix(".json")) as temporary:  # last: its presence says that the part is complete
         temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
-    return len(indices)
 
 
 def save_array(path, array):
@@ -512,20 +475,14 @@ def open_pairs(folder, teacher_outputs=None):
     Args:
         teacher_outputs: files with the teacher's outputs, for pairs whose truth is unknown; without them the goal is
             the input.
-
-    Raises:
-        DataError: a file is damaged.
     """
     pairs = []
     for listing in sorted(Path(folder).glob("pairs-*.json")):
-        try:
-            pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
-            for stored, description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
-                taught = len(stored) == 1
-                goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught and teacher_outputs else stored[-1]
-                pairs.append(Pair(stored[0], goal, taught, description))
-        except (ValueError, EOFError) as error:
-            raise DataError(f"the cache {folder} is damaged: remove it, and it is made anew") from error
+        pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
+        for stored, description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
+            taught = len(stored) == 1
+            goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught and teacher_outputs else stored[-1]
+            pairs.append(Pair(stored[0], goal, taught, description))
     return pairs
 
 
@@ -643,27 +600,25 @@ class PairDataset(Dataset):
 
     Args:
         pairs: list of `Pair`.
-        config: `config.Config`, of which ``crop``, ``crispness``, ``larger``, ``pattern_share`` and ``classic_share``
-            are used.
+        config: `config.Config`.
     """
 
     def __init__(self, pairs, config):
         self.pairs, self.config = pairs, config
+        folders = [Path(config.data_root) / source for source in config.sources]
+        self.text = tuple(f"{folder}{os.sep}" for folder in folders if folder.name == "text")
 
     def __getitem__(self, key):
         pair, config = self.pairs[key[-1]], self.config
         rng = np.random.default_rng(key)
-        region, crop = pair.input.shape[1], config.crop
-        # Any even offset: aligned crops would let the codec's block grid and the shuffle's grid coincide.
-        left, top = (2 * int(rng.integers(0, (region - crop) // 2 + 1)) for _ in range(2))
+        planes, crop = [unpack_planes(picture) for picture in (pair.input, pair.goal)], config.crop
+        left, top = _random_corner(planes[0][0], crop, rng)
         turns = rng.random(3) < 0.5
-        source, goal = (crop_planes(*unpack_planes(p), left, top, crop) for p in (pair.input, pair.goal))
+        source, goal = (crop_planes(y, uv, left, top, crop) for y, uv in planes)
         if pair.taught:
             goal = [a + TEACHER_WEIGHT * (b.astype(np.float32) - a) for a, b in zip(source, goal, strict=True)]
-        kind, amount = (
-            pair.description["kind"],
-            1.0 if pair.taught else config.crispness * pair.description["soft"],
-        )
+        kind = pair.description["kind"]
+        amount = 1.0 if pair.taught else config.crispness * pair.description["soft"]
         if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
             draw = periodic_pattern if rng.random() < 0.5 else soft_lines
@@ -678,17 +633,17 @@ class PairDataset(Dataset):
             "goal": _turned(*goal, *turns),
             "target": _turned(target, goal[1], *turns)[0],
             "taught": torch.tensor(float(pair.taught)),
-            "answer": torch.tensor(ANSWERS[answer_kind(pair, kind)]),
+            "answer": torch.tensor(ANSWERS[self._answer_kind(pair, kind)]),
         }
 
-
-def answer_kind(pair, kind):
-    """The key of `ANSWERS` for a crop of `pair`; text is what is ``rendered`` or lies in a folder called ``text``."""
-    if pair.taught:
-        return "real"
-    if pair.description["source"] == "rendered" or Path(pair.description["source"]).parent.name == "text":
-        return "text"
-    return "soft" if kind == "image" or pair.description["soft"] else "crisp"
+    def _answer_kind(self, pair, kind):
+        """The key of `ANSWERS` for a crop; text is ``rendered`` or from a source whose folder is called ``text``."""
+        if pair.taught:
+            return "real"
+        source = pair.description["source"]
+        if source == "rendered" or source.startswith(self.text):
+            return "text"
+        return "soft" if kind == "image" or pair.description["soft"] else "crisp"
 
 
 def _painted(y, pattern, box):

@@ -253,7 +253,8 @@ def load_student(path=RELEASED_STUDENT):
     path = existing_checkpoint(path)
     _check_archive(path)
     checkpoint = read_weights(path)
-    if not isinstance(checkpoint, dict) or not {"model", "model_args", "meta"} <= checkpoint.keys():
+    parts = ("model", "model_args", "meta")
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
     try:
         _check_arguments(checkpoint["model_args"])

@@ -16,7 +16,6 @@ import dataclasses
 import logging
 import math
 import os
-import random
 import sys
 import threading
 import time
@@ -24,20 +23,17 @@ from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import dataset
-from config import MACHINE_KEYS, Config, ConfigError, load_config
+from config import MACHINE_KEYS, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
 from models import (
     CHECKPOINT_DIR,
@@ -71,194 +67,195 @@ class TrainingError(RuntimeError):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Loss
+# The loop
 
 
-def high_pass(y, sigma=2.0, radius=6):
-    """Luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side: what a GAN teacher knows best."""
-    return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
-
-
-def gradient(y):
-    """Gradient of luma `(N, 1, H, W)`, blurred a little, across and down: `(N, 2, H - 5, W - 5)`."""
-    y = gaussian_blur(y, 0.7, 2)
-    return torch.cat([y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]], dim=1)
-
-
-def edge_deficit(y, target):
-    """How much the edges of luma are flatter (or steeper) than those of the target, around each pixel.
-
-    The gradient counts in the direction of the target's only. Its length would reward any pattern along an edge: thin
-    soft lines became rows of dots.
-
-    Args:
-        y, target: luma `(N, 1, H, W)`.
+def train(config, resume=False):
+    """Distil a student as `config` says.
 
     Returns:
-        Tensor `(N,)`.
-    """
-    slope = gradient(target)
-    length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
-    missing = length - (gradient(y) * slope).sum(dim=1, keepdim=True) / length
-    return gaussian_blur(missing, 1.5, 4).abs().mean(dim=(1, 2, 3))
-
-
-def ssim(x, y):
-    """Compute the structural similarity of each pair in a batch; differentiable.
-
-    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
-    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
-    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
-
-    Args:
-        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
-
-    Returns:
-        Tensor ``(N,)``.
+        Path of the student's checkpoint.
 
     Raises:
-        ValueError: the images are smaller than the window.
+        TrainingError, DataError, CheckpointError, DeviceError: see their messages.
+        OSError: a file cannot be written; what was written before is whole.
     """
-    if min(x.shape[-2:]) < 11:
-        raise ValueError(f"SSIM needs images of at least 11x11 pixels, got {x.shape[-1]}x{x.shape[-2]}")
-    maps = torch.stack([x, y, x * x + y * y, x * y])
-    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
+    for path in filter(None, (config.initial, config.larger)):
+        load_student(path)  # refused now, and not after an hour of preparation
+    device, rank, world_size = start_process(config)
+    torch.manual_seed(config.seed)
+    folder = CHECKPOINT_DIR / config.name
+    state = load_state(folder / "last.pth", config) if resume else None
+    if not resume and (folder / "last.pth").exists():
+        raise TrainingError(f"{folder} holds a run already: go on with --resume, or choose another name=...")
 
-    c1, c2 = 0.01**2, 0.03**2
-    covariance = xy - mean_x * mean_y
-    variances = squares - mean_x**2 - mean_y**2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (variances + c2)
-    return (luminance * structure).flatten(1).mean(dim=1)
+    if rank > 0:
+        dist.barrier()  # the first process prepares and fetches; the others then find everything in the caches
+    pairs, validation_pairs, teacher_name = prepare_data(config, device, progress=rank == 0)
+    if rank == 0 and world_size > 1:
+        dist.barrier()
+    if state and state["teacher"] != teacher_name:
+        raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
+    crops = dataset.PairDataset(pairs, config)
+
+    student, origin = make_network(config)
+    larger = load_student(config.larger)[0] if config.larger else None
+    if larger and not config.initial:
+        narrow(larger, student, crops)
+    if larger:
+        larger.to(device)
+    if config.branch_width:
+        widen(student, config.branch_width)
+    student = student.to(device, memory_format=torch.channels_last)
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
+    first_epoch, seconds = 0, 0.0
+    if state:
+        student.load_state_dict(state["student"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch, seconds = state["epoch"], state["seconds"]
+
+    log = RunLog(folder, first_epoch) if rank == 0 else None
+    for epoch in range(first_epoch, config.epochs):
+        started = time.perf_counter()
+        keys = epoch_keys(config, epoch, pairs, rank, world_size)
+        loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=rank > 0)
+        totals = defaultdict(float)
+        for step, batch in enumerate(bar, epoch * config.steps_per_epoch):
+            batch = to_device(batch, device)
+            with autocast(config, device):
+                output = student.predict(*batch["input"]) if larger else student(*batch["input"])
+            if larger:
+                terms = answer_loss(output, answers(larger, batch))
+            else:
+                terms = distillation_loss([plane.float() for plane in output], batch, config, step)
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            if world_size > 1:
+                average_gradients(student, world_size)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+            if not torch.isfinite(norm):
+                raise TrainingError(
+                    f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
+                    f"precision=fp32; {folder / 'last.pth'} holds the state after epoch {epoch}"
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
+            average.update_parameters(student)
+            for name, term in terms.items():
+                totals[name] += term.detach() / config.steps_per_epoch
+            bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
+
+        if rank == 0:
+            candidate = collapse(average.module)
+            score, rows = validate(TorchEngine(candidate, device), validation_pairs)
+            seconds += time.perf_counter() - started
+            log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
+            log.pictures(epoch + 1, candidate, validation_pairs, device)
+            meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
+            save_student(folder / "student.pth", candidate, meta | {"initial": origin})
+            progress = {"epoch": epoch + 1, "seconds": seconds, "teacher": teacher_name}
+            save_state(folder / "last.pth", config, student, average, optimizer, progress)
+    if rank == 0:
+        log.writer.close()
+    if world_size > 1:
+        dist.destroy_process_group()
+    return folder / "student.pth"
 
 
-def charbonnier(x, y, epsilon):
-    """L1 distance of each pair in a batch, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017).
+def start_process(config):
+    """Join the other processes of torchrun, if there are any: returns ``(device, rank, world_size)``."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(config.device)
+    if world_size > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        # The first process may prepare pairs for an hour, while the others wait.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    return device, rank, world_size
+
+
+def average_gradients(student, world_size):
+    """Give each process the mean of all gradients; their students were equal and so stay equal."""
+    for parameter in student.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size
+
+
+def autocast(config, device):
+    """The forward pass's precision: bfloat16 where `config.precision` says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def learning_rate(config, step):
+    """Linear warm-up, then a cosine to zero."""
+    total = config.epochs * config.steps_per_epoch
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def to_device(batch, device):
+    """Move a collated item of `PairDataset` to `device`."""
+    moved = {name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}
+    for name in ("input", "goal"):
+        moved[name] = tuple(plane.to(device, non_blocking=True) for plane in batch[name])
+    return moved
+
+
+def validate(engine, pairs):
+    """Measure what runs a student on prepared pairs, against the truth as it is.
 
     Args:
-        x, y: planes `(N, C, H, W)` in [0, 1].
+        engine: function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
+        pairs: list of `dataset.Pair`.
 
     Returns:
-        Tensor `(N,)`.
+        ``(score, rows)``: mean PSNR of the output in dB; and for each degradation a dict of ``condition``, ``pairs``
+        (how many), and the mean PSNR and SSIM of luma before and after: ``psnr_input``, ``psnr``, ``ssim_input``,
+        ``ssim``. PSNR above `INVISIBLE` counts as that, so that equal pictures have a figure.
     """
-    return (((x - y).square() + epsilon**2).sqrt() - epsilon).mean(dim=(1, 2, 3))
-
-
-def charbonnier_epsilon(config, step):
-    """Where L1 is rounded off at `step`: from 0.01, over the first third of the training, to 0.001.
-
-    Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
-    of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
-    and the other terms pull it back to the identity: a student that starts from another one has 0.001 at once.
-    """
-    progress = 1.0 if config.initial or config.larger else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
-    return 0.01 ** (1 - progress) * 0.001**progress
-
-
-def channel_distillation(student, teacher, temperature):
-    """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
-
-    Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
-    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
-    Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
-    by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
-
-    Args:
-        student, teacher: maps `(N, C, H, W)`, high-pass filtered.
-
-    Returns:
-        Tensor `(N,)`, zero where the maps agree up to a constant.
-    """
-    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
-    log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
-    log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
-    return temperature**2 * divergence.mean(dim=1)
-
-
-def distillation_loss(output, batch, config, step):
-    """The student's loss: fidelity to a crisper truth, and high frequencies of the teacher.
-
-    Where the truth is known, L1 (as `charbonnier`) and 1 - SSIM to it, its luma made `dataset.crisp`; for L1 chroma
-    counts half. Where it is not, L1 and channel-wise KL between the high-pass luma of the student's output and of the
-    teacher's, made crisp likewise. Terms are averaged over the batch.
-
-    An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
-    good video drown in the large ones that it takes from bad video.
-
-    Args:
-        output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
-        batch: collated items of `PairDataset`.
-        step: of the training, for `charbonnier_epsilon`.
-
-    Returns:
-        Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
-    """
-    (y, uv), (y_goal, uv_goal) = output, batch["goal"]
-    target, taught = batch["target"], batch["taught"]
-    damage = (batch["input"][0] - y_goal).abs().mean(dim=(1, 2, 3))
-    weight = (1 - taught) * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
-    epsilon = charbonnier_epsilon(config, step)
-    l1_per_pair = charbonnier(y, target, epsilon) + 0.5 * charbonnier(uv, uv_goal, epsilon)
-    terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, target))).mean()}
-    terms["edges"] = ((weight + taught) * edge_deficit(y, target)).mean()
-    details = high_pass(y), high_pass(target)
-    terms["teacher_l1"] = (taught * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).mean()
-    terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
-    terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
-    return terms
-
-
-def texture(y):
-    """How much of luma `(N, 1, H, W)` is hair, cloth or an edge, and not a wall: from 0 to 1, `(N, 1, H/2, W/2)`."""
-
-    def blurred(plane, sigma, radius):
-        return gaussian_blur(F.pad(plane, [radius] * 4, mode="reflect"), sigma, radius)
-
-    deviation = F.avg_pool2d(blurred((y - blurred(y, DETAIL_SIGMA, DETAIL_RADIUS)).square(), 2.5, 6), 2).sqrt()
-    return ((deviation - LEAST_TEXTURE) / (FULL_TEXTURE - LEAST_TEXTURE)).clamp(0, 1)
-
-
-@torch.no_grad()
-def answers(larger, batch):
-    """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
-
-    They are those of the `larger` one, as strong as `dataset.ANSWERS` says. Its gain stops at what is faint, so that
-    skin, hair and cloth look painted beside their sharp outlines; where there is `texture`, some gain is added.
-    """
-    residual, gain_share, more, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
-    dy, duv, gain = larger.predict(*batch["input"])
-    y, _ = batch["input"]
-    gain = gain_share * gain + more * texture(y + residual * dy)
-    missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
-    residuals = (torch.lerp(residual * change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
-    return *residuals, (1 - truth) * gain
-
-
-def answer_loss(predicted, expected):
-    """The loss of a student that learns what a larger one says, before the strength is applied.
-
-    A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
-    is safest left out. An answer follows from the input.
-
-    Args:
-        predicted: `models.Student.predict` of the batch's input.
-        expected: the batch's `answers`.
-
-    Returns:
-        As `distillation_loss`.
-    """
-    errors = [
-        F.smooth_l1_loss(scale * found.float(), scale * goal, beta=ANSWER_BETA)
-        for scale, found, goal in zip(ANSWER_SCALES, predicted, expected, strict=True)
-    ]
-    terms = dict(zip(("luma", "chroma", "gain"), errors, strict=True))
-    terms["loss"] = terms["luma"] + 0.5 * terms["chroma"] + terms["gain"]
-    return terms
+    found = defaultdict(list)
+    for pair in pairs:
+        y, uv = unpack_planes(pair.input)
+        truth = unpack_planes(pair.goal)[0]
+        kind = pair.description["kind"] + (", soft" if pair.description["soft"] else "")
+        found[kind].append(luma_metrics(y, truth) + luma_metrics(engine(y, uv, True)[0], truth))
+    rows = []
+    for kind, values in found.items():
+        means = np.minimum(values, [INVISIBLE, 1, INVISIBLE, 1]).mean(axis=0).tolist()
+        rows.append({"condition": kind, "pairs": len(values)})
+        rows[-1] |= zip(("psnr_input", "ssim_input", "psnr", "ssim"), means, strict=True)
+    return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data
+
+
+def prepare_data(config, device, progress=True):
+    """Prepare or find pairs and teacher outputs.
+
+    Returns:
+        ``(pairs to train on, to validate with, teacher's name)``.
+    """
+    pairs, names = dataset.open_pairs(dataset.prepare_pairs(config, "training", progress)), []
+    validation_pairs = dataset.open_pairs(dataset.prepare_pairs(config, "validation", progress))
+    if config.real_pairs and (config.larger or config.teacher != "none"):
+        folder, outputs = dataset.prepare_pairs(config, "real", progress), None
+        if not config.larger:  # else its answers take the teacher's place
+            outputs, name = prepare_teacher(config, folder, device, progress)
+            names.append(name)
+        pairs += dataset.open_pairs(folder, outputs)
+    if config.bsrgan_pairs:
+        pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, dataset.REAL_REGION)
+        names.append("bsrgan (stored outputs)")
+    return pairs, validation_pairs, " + ".join(names) or "none"
 
 
 def prepare_teacher(config, folder, device, progress=True):
@@ -288,7 +285,7 @@ def teach(teacher, packed, device):
     Returns:
         Likewise.
     """
-    frame = planes_to_bgr(*(np.ascontiguousarray(plane) for plane in unpack_planes(packed)))
+    frame = planes_to_bgr(*unpack_planes(packed))
     rgb = torch.from_numpy(np.ascontiguousarray(frame[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
     large = teacher(rgb.contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1)  # (3, 4H, 4W)
     large = (large * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
@@ -311,196 +308,7 @@ def epoch_keys(config, epoch, pairs, rank, world_size):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The loop
-
-
-def autocast(config, device):
-    """The forward pass's precision: bfloat16 where `config.precision` says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def learning_rate(config, step):
-    """Linear warm-up, then a cosine to zero."""
-    total = config.epochs * config.steps_per_epoch
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def validate(engine, pairs):
-    """Measure what runs a student on prepared pairs, against the truth as it is.
-
-    Args:
-        engine: function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
-        pairs: list of `dataset.Pair`.
-
-    Returns:
-        ``(score, rows)``: mean PSNR of the output in dB; and for each degradation a dict of ``condition``, ``pairs``
-        (how many), and the mean PSNR and SSIM of luma before and after: ``psnr_input``, ``psnr``, ``ssim_input``,
-        ``ssim``. PSNR above `INVISIBLE` counts as that, so that equal pictures have a figure.
-    """
-    found = defaultdict(list)
-    for pair in pairs:
-        y, uv = (np.ascontiguousarray(plane) for plane in unpack_planes(pair.input))
-        truth = unpack_planes(pair.goal)[0]
-        kind = pair.description["kind"] + (", soft" if pair.description["soft"] else "")
-        found[kind].append(luma_metrics(y, truth) + luma_metrics(engine(y, uv, True)[0], truth))
-    rows = []
-    for kind, values in found.items():
-        means = np.minimum(values, [INVISIBLE, 1, INVISIBLE, 1]).mean(axis=0).tolist()
-        rows.append({"condition": kind, "pairs": len(values)})
-        rows[-1] |= zip(("psnr_input", "ssim_input", "psnr", "ssim"), means, strict=True)
-    return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
-
-
-def seed_everything(seed):
-    """Seed Python, NumPy and PyTorch on all devices; `seed` is from 0 to 2**32 - 1."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def train(config, resume=False):
-    """Distil a student as `config` says.
-
-    Returns:
-        Path of the student's checkpoint.
-
-    Raises:
-        TrainingError, DataError, CheckpointError, DeviceError: see their messages.
-        OSError: a file cannot be written; what was written before is whole.
-    """
-    check_choices(config)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(config.device)
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        # The first process may prepare pairs for an hour, while the others wait.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
-    seed_everything(config.seed)
-    main_process = rank == 0
-    folder = CHECKPOINT_DIR / config.name
-    state = load_state(folder / "last.pth", config) if resume else None
-    if not resume and (folder / "last.pth").exists():
-        raise TrainingError(f"{folder} holds a run already: go on with --resume, or choose another name=...")
-
-    # The first process prepares and fetches, the others wait and then find everything in the caches
-    if main_process:
-        prepared = prepare_data(config, device), make_network(config)
-    if world_size > 1:
-        dist.barrier()
-    if not main_process:
-        prepared = prepare_data(config, device, progress=False), make_network(config)
-    (pairs, validation_pairs, teacher_name), (student, origin) = prepared
-    if state and state["teacher"] != teacher_name:
-        raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
-    crops = dataset.PairDataset(pairs, config)
-
-    larger = load_student(config.larger)[0] if config.larger else None
-    if larger:
-        if not config.initial:
-            narrow(larger, student, crops)
-        larger.to(device)
-    if config.branch_width:
-        widen(student, config.branch_width)
-    student = student.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
-    first_epoch, seconds = 0, 0.0
-    if state:
-        student.load_state_dict(state["student"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, seconds = state["epoch"], state["seconds"]
-    parallel = Predictor(student) if larger else student
-    if world_size > 1:
-        parallel = DistributedDataParallel(parallel)
-
-    log = RunLog(folder, first_epoch) if main_process else None
-    for epoch in range(first_epoch, config.epochs):
-        started = time.perf_counter()
-        keys = epoch_keys(config, epoch, pairs, rank, world_size)
-        loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not main_process)
-        totals = {}
-        for step, batch in enumerate(bar, epoch * config.steps_per_epoch):
-            batch = to_device(batch, device)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            with autocast(config, device):
-                output = parallel(*batch["input"])
-            if larger:
-                terms = answer_loss(output, answers(larger, batch))
-            else:
-                terms = distillation_loss([plane.float() for plane in output], batch, config, step)
-            optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
-            if not torch.isfinite(norm):
-                raise TrainingError(
-                    f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
-                    f"precision=fp32; {folder / 'last.pth'} holds the state after epoch {epoch}"
-                )
-            optimizer.step()
-            average.update_parameters(student)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + term.detach() / config.steps_per_epoch
-            bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
-
-        if main_process:
-            candidate = collapse(average.module)
-            score, rows = validate(TorchEngine(candidate, device), validation_pairs)
-            seconds += time.perf_counter() - started
-            log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
-            log.pictures(epoch + 1, candidate, validation_pairs, device)
-            meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
-            save_student(folder / "student.pth", candidate, meta | {"initial": origin})
-            progress = {"epoch": epoch + 1, "seconds": seconds, "teacher": teacher_name}
-            save_state(folder / "last.pth", config, student, average, optimizer, progress)
-    if main_process:
-        log.close()
-    if world_size > 1:
-        dist.destroy_process_group()
-    return folder / "student.pth"
-
-
-def prepare_data(config, device, progress=True):
-    """Prepare or find pairs and teacher outputs.
-
-    Returns:
-        ``(pairs to train on, to validate with, teacher's name)``.
-    """
-    folder = dataset.prepare_pairs(config, progress=progress)
-    validation_folder = dataset.prepare_pairs(config, "validation", progress)
-    pairs, names = dataset.open_pairs(folder), []
-    if config.real_pairs and config.larger:
-        pairs = pairs + dataset.open_pairs(dataset.prepare_pairs(config, "real", progress))
-    elif config.real_pairs and config.teacher != "none":
-        real_folder = dataset.prepare_pairs(config, "real", progress)
-        outputs, name = prepare_teacher(config, real_folder, device, progress)
-        pairs, names = pairs + dataset.open_pairs(real_folder, outputs), [name]
-    if config.bsrgan_pairs:
-        pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, dataset.REAL_REGION)
-        names.append("bsrgan (stored outputs)")
-    return pairs, dataset.open_pairs(validation_folder), " + ".join(names) or "none"
-
-
-def to_device(batch, device):
-    """Move a collated item of `PairDataset` to `device`."""
-    moved = {name: tuple(plane.to(device, non_blocking=True) for plane in batch[name]) for name in ("input", "goal")}
-    return {**moved, **{name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}}
-
-
-def check_choices(config):
-    """Refuse, before anything is prepared, choices that there are not and checkpoints that are none; see `train`."""
-    for path in filter(None, (config.initial, config.larger)):
-        load_student(path)
-    for key, choices in {"precision": ("fp32", "bf16"), "teacher": ("auto", "bsrgan", "realesrgan", "none")}.items():
-        if getattr(config, key) not in choices:
-            raise TrainingError(f"{key} must be one of {', '.join(choices)}, got {getattr(config, key)!r}")
+# Network
 
 
 def make_network(config):
@@ -516,17 +324,6 @@ def make_network(config):
     if initial.args != student.args:
         raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change either")
     return initial.train(), meta
-
-
-class Predictor(torch.nn.Module):
-    """A student that is called for what it predicts: DistributedDataParallel knows `forward` only."""
-
-    def __init__(self, student):
-        super().__init__()
-        self.student = student
-
-    def forward(self, y, uv):
-        return self.student.predict(y, uv)
 
 
 @torch.no_grad()
@@ -586,6 +383,192 @@ def choose_channels(covariance, weight, count):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Loss where a truth or a teacher is known
+
+
+def distillation_loss(output, batch, config, step):
+    """The student's loss: fidelity to a crisper truth, and high frequencies of the teacher.
+
+    Where the truth is known, L1 (as `charbonnier`) and 1 - SSIM to it, its luma made `dataset.crisp`; for L1 chroma
+    counts half. Where it is not, L1 and channel-wise KL between the high-pass luma of the student's output and of the
+    teacher's, made crisp likewise. Terms are averaged over the batch.
+
+    An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
+    good video drown in the large ones that it takes from bad video.
+
+    Args:
+        output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
+        batch: collated items of `PairDataset`.
+        step: of the training, for `charbonnier_epsilon`.
+
+    Returns:
+        Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
+    """
+    (y, uv), (y_goal, uv_goal) = output, batch["goal"]
+    target, taught = batch["target"], batch["taught"]
+    damage = (batch["input"][0] - y_goal).abs().mean(dim=(1, 2, 3))
+    weight = (1 - taught) * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
+    epsilon = charbonnier_epsilon(config, step)
+    l1_per_pair = charbonnier(y, target, epsilon) + 0.5 * charbonnier(uv, uv_goal, epsilon)
+    terms = {"l1": (weight * l1_per_pair).mean(), "ssim": (weight * (1 - ssim(y, target))).mean()}
+    terms["edges"] = ((weight + taught) * edge_deficit(y, target)).mean()
+    details = high_pass(y), high_pass(target)
+    terms["teacher_l1"] = (taught * (details[0] - details[1]).abs().mean(dim=(1, 2, 3))).mean()
+    terms["teacher_kl"] = (taught * channel_distillation(*details, config.temperature)).mean()
+    terms["loss"] = sum(getattr(config, name) * term for name, term in terms.items())
+    return terms
+
+
+def charbonnier(x, y, epsilon):
+    """L1 distance of each pair in a batch, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017).
+
+    Args:
+        x, y: planes `(N, C, H, W)` in [0, 1].
+
+    Returns:
+        Tensor `(N,)`.
+    """
+    return (((x - y).square() + epsilon**2).sqrt() - epsilon).mean(dim=(1, 2, 3))
+
+
+def charbonnier_epsilon(config, step):
+    """Where L1 is rounded off at `step`: from 0.01, over the first third of the training, to 0.001.
+
+    Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
+    of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
+    and the other terms pull it back to the identity: a student that starts from another one has 0.001 at once.
+    """
+    progress = 1.0 if config.initial or config.larger else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
+    return 0.01 ** (1 - progress) * 0.001**progress
+
+
+def ssim(x, y):
+    """Compute the structural similarity of each pair in a batch; differentiable.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
+    11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
+    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
+
+    Args:
+        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
+
+    Returns:
+        Tensor ``(N,)``.
+    """
+    maps = torch.stack([x, y, x * x + y * y, x * y])
+    mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
+
+    c1, c2 = 0.01**2, 0.03**2
+    covariance = xy - mean_x * mean_y
+    variances = squares - mean_x**2 - mean_y**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return (luminance * structure).flatten(1).mean(dim=1)
+
+
+def edge_deficit(y, target):
+    """How much the edges of luma are flatter (or steeper) than those of the target, around each pixel.
+
+    The gradient counts in the direction of the target's only. Its length would reward any pattern along an edge: thin
+    soft lines became rows of dots.
+
+    Args:
+        y, target: luma `(N, 1, H, W)`.
+
+    Returns:
+        Tensor `(N,)`.
+    """
+    slope = gradient(target)
+    length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
+    missing = length - (gradient(y) * slope).sum(dim=1, keepdim=True) / length
+    return gaussian_blur(missing, 1.5, 4).abs().mean(dim=(1, 2, 3))
+
+
+def gradient(y):
+    """Gradient of luma `(N, 1, H, W)`, blurred a little, across and down: `(N, 2, H - 5, W - 5)`."""
+    y = gaussian_blur(y, 0.7, 2)
+    return torch.cat([y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]], dim=1)
+
+
+def high_pass(y, sigma=2.0, radius=6):
+    """Luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side: what a GAN teacher knows best."""
+    return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
+
+
+def channel_distillation(student, teacher, temperature):
+    """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
+
+    Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
+    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
+    Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
+    by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
+
+    Args:
+        student, teacher: maps `(N, C, H, W)`, high-pass filtered.
+
+    Returns:
+        Tensor `(N,)`, zero where the maps agree up to a constant.
+    """
+    scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
+    log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
+    log_teacher = F.log_softmax(teacher.flatten(2) / scale, dim=2)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=2)
+    return temperature**2 * divergence.mean(dim=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loss of a student that learns a larger one's answers
+
+
+def answer_loss(predicted, expected):
+    """The loss of a student that learns what a larger one says, before the strength is applied.
+
+    A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
+    is safest left out. An answer follows from the input.
+
+    Args:
+        predicted: `models.Student.predict` of the batch's input.
+        expected: the batch's `answers`.
+
+    Returns:
+        As `distillation_loss`.
+    """
+    errors = [
+        F.smooth_l1_loss(scale * found.float(), scale * goal, beta=ANSWER_BETA)
+        for scale, found, goal in zip(ANSWER_SCALES, predicted, expected, strict=True)
+    ]
+    terms = dict(zip(("luma", "chroma", "gain"), errors, strict=True))
+    terms["loss"] = terms["luma"] + 0.5 * terms["chroma"] + terms["gain"]
+    return terms
+
+
+@torch.no_grad()
+def answers(larger, batch):
+    """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
+
+    They are those of the `larger` one, as strong as `dataset.ANSWERS` says. Its gain stops at what is faint, so that
+    skin, hair and cloth look painted beside their sharp outlines; where there is `texture`, some gain is added.
+    """
+    residual, gain_share, more, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
+    dy, duv, gain = larger.predict(*batch["input"])
+    y, _ = batch["input"]
+    gain = gain_share * gain + more * texture(y + residual * dy)
+    missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
+    residuals = (torch.lerp(residual * change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
+    return *residuals, (1 - truth) * gain
+
+
+def texture(y):
+    """How much of luma `(N, 1, H, W)` is hair, cloth or an edge, and not a wall: from 0 to 1, `(N, 1, H/2, W/2)`."""
+
+    def blurred(plane, sigma, radius):
+        return gaussian_blur(F.pad(plane, [radius] * 4, mode="reflect"), sigma, radius)
+
+    deviation = F.avg_pool2d(blurred((y - blurred(y, DETAIL_SIGMA, DETAIL_RADIUS)).square(), 2.5, 6), 2).sqrt()
+    return ((deviation - LEAST_TEXTURE) / (FULL_TEXTURE - LEAST_TEXTURE)).clamp(0, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # State and log
 
 
@@ -615,8 +598,8 @@ def load_state(path, config):
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
     state = read_weights(path)
-    saved, wanted = dataclasses.asdict(Config()) | state["config"], result_config(config)  # it may lack newer keys
-    different = [f"{key}: {saved[key]!r} -> {wanted[key]!r}" for key in wanted if saved[key] != wanted[key]]
+    saved, wanted = state["config"], result_config(config)
+    different = [f"{key}: {saved.get(key)!r} -> {wanted[key]!r}" for key in wanted if saved.get(key) != wanted[key]]
     if different:
         raise TrainingError(f"cannot resume {path} with another configuration ({'; '.join(different)})")
     return state
@@ -667,16 +650,16 @@ class RunLog:
 
     def pictures(self, epoch, student, pairs, device, count=4):
         """Show input, student and truth of the first validation pairs in TensorBoard."""
-        engine, pictures = TorchEngine(student, device), []
+        engine, rows = TorchEngine(student, device), []
         for pair in pairs[:count]:
-            before = tuple(np.ascontiguousarray(plane) for plane in unpack_planes(pair.input))
-            for planes in (before, engine(*before, full_range=True), unpack_planes(pair.goal)):
-                rgb = cv2.cvtColor(planes_to_bgr(*planes), cv2.COLOR_BGR2RGB)
-                pictures.append(torch.from_numpy(rgb).permute(2, 0, 1))
-        self.writer.add_image("input, student, truth", make_grid(pictures, nrow=3), epoch)
+            before = unpack_planes(pair.input)
+            shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
+            rows.append(np.hstack([planes_to_bgr(*planes) for planes in shown]))
+        self.writer.add_image("input, student, truth", np.vstack(rows)[..., ::-1], epoch, dataformats="HWC")
 
-    def close(self):
-        self.writer.close()
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
 
 
 def main(argv=None):
