@@ -236,7 +236,7 @@ def test_noise_is_relative_to_the_sources(rng):
 
 def test_an_unsharp_mask_has_edges_and_halos_and_a_blur_has_neither(truth):
     changes = [lambda y, t: degradation.blur(y, 1.6), lambda y, t: degradation.blur(y, 1)]
-    changes += [lambda y, t: unsharp(y, 0.3), lambda y, t: unsharp(y, 1.5)]
+    changes += [lambda y, t: unsharp(y, 0.3, 0.85), lambda y, t: unsharp(y, 1.5, 0.85)]
     found = [metrics.visible_change(per_frame(truth, change), truth) for change in changes]
     halo, edges, noise = ([np.mean(change[name]) for change in found] for name in ("halo", "edges", "noise"))
     assert halo[0] == 0 < halo[2] < halo[3] and halo[3] > 1 and noise[0] < 1

@@ -107,14 +107,12 @@ def test_a_video_keeps_all_but_its_size(sharpener, tmp_path, compare):
     assert read_times(tmp_path / "out.mp4") == CONSTANT
     with VideoReader(tmp_path / "in.mp4") as reader, VideoReader(tmp_path / "out.mp4", audio=True) as written:
         assert written.format == dataclasses.replace(reader.format, width=128, height=96)
-        sound = 0
+        sound, planes = 0, None
         for came, went in zip(reader, written, strict=True):
             sound += len(went.packets)
-            sharp, large = (
-                sharpener.sharpen_planes(came.y, came.uv, size="2x"),
-                resize_planes(came.y, came.uv, (128, 96)),
-            )
-            went, sharp, large = (reader.format.upright(plane) for plane in (went.y, sharp[0], large[0]))
+            planes = sharpener.sharpen_planes(came.y, came.uv, size="2x", after=planes)
+            large, _ = resize_planes(came.y, came.uv, (128, 96))
+            went, sharp, large = (reader.format.upright(plane) for plane in (went.y, planes[0], large))
             assert np.array_equal(went[:, 60:], sharp[:, 60:])
             assert np.array_equal(went[:, :40], (large if compare else sharp)[:, :40])
         assert sound + len(written.packets) > 10
