@@ -84,9 +84,12 @@ def test_a_viewers_scores_survive_a_reload_and_are_saved_for_the_tally(browser, 
         )
         for sheet in key
     }
-    assert visit(clicks["sheet-01"]) == "3 of 6 scores given"
-    time.sleep(1)  # a browser stores in its own time, and forgets what a page says while it is left
-    assert visit("") == "3 of 6 scores given"
+    for seconds in (1, 5, 20):  # a busy machine's browser stores late, and not what a page says while it is left
+        assert visit(clicks["sheet-01"]) == "3 of 6 scores given"
+        time.sleep(seconds)
+        if (again := visit("")) == "3 of 6 scores given":
+            break
+    assert again == "3 of 6 scores given"
     widths = "[...document.images].forEach(image => { if (image.naturalWidth !== 228) throw image.naturalWidth })"
     assert visit(f"{clicks['sheet-02']}; {widths}; document.getElementById('save').click()") == "6 of 6 scores given"
     deadline = time.monotonic() + 30

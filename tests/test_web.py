@@ -352,7 +352,7 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder):
     click()
     browser.until("globalThis.seen")
     assert browser.run("document.querySelector('canvas').style.transform") == "matrix(-1, 0, 0, 1, 0, 0)"
-    browser.until(f"{panel}.querySelector('span').textContent === 'Off: this machine is too slow.'")
+    browser.until(f"{panel}.querySelector('span').textContent === 'Off: this machine is too slow.'", seconds=300)
     browser.run("document.querySelector('video').requestFullscreen()")
     browser.run(f"{panel}.querySelector('button').click()")
     browser.until("globalThis.full")
