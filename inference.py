@@ -309,10 +309,9 @@ class RealTimeSharpener:
 
         def sharpen(pixels, strength):
             nonlocal last
-            if strength == 0:
-                return pixels.copy()
-            last = self._steady((self._sharpen_pixels(pixels, strength),), last, strength)
-            return last[0].copy()  # the window and `on_frame` may draw on it
+            sharp = self._steady((self._sharpen_pixels(pixels, strength),), last, strength)
+            last = sharp if strength else last
+            return sharp[0].copy()  # the window and `on_frame` may draw on it
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
@@ -341,10 +340,7 @@ class RealTimeSharpener:
         """A frame's planes after those of the frame before: see `runtime.steady`."""
         if not strength or previous is None or previous[0].shape != sharp[0].shape:
             return sharp
-        return tuple(
-            steady(*(plane.reshape(-1, plane.shape[-1]) for plane in planes), strength, usable_cores()).reshape(shape)
-            for *planes, shape in zip(sharp, previous, (plane.shape for plane in sharp), strict=True)
-        )
+        return tuple(steady(*planes, strength, usable_cores()) for planes in zip(sharp, previous, strict=True))
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""

@@ -48,6 +48,7 @@ GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and code
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
 _STRIPE, _MARGIN = 32, 1  # cells of 4x4 pixels: rows that stay in a core's cache, and what is read above and below them
+_DAMPED = 1 << 13  # bytes that `steady` takes where others take a row of cells
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -123,7 +124,7 @@ def steady(sharp, previous, strength=1.0, threads=1):
     leaves a trail. As the frame before was damped likewise, what stands still settles, to within a code.
 
     Args:
-        sharp: a plane or picture, uint8 ``(rows, ...)``.
+        sharp: planes or a picture, uint8, of any shape.
         previous: what this function gave for the frame before, of the same shape.
         strength: below 1, so much less is damped.
         threads: how many work at the same time.
@@ -135,16 +136,16 @@ def steady(sharp, previous, strength=1.0, threads=1):
     steps[: len(DAMPING)] = DAMPING
     steps = np.rint(min(strength, 1) * steps)
     table = np.concatenate([[0], -steps[:0:-1], steps]).astype(np.int8)  # of what is gone, around 128
-    damped = np.empty_like(sharp, order="C")
-    rows = [array.reshape(len(array), -1) for array in (sharp, previous)]
+    now, before = (np.ascontiguousarray(array).reshape(1, -1) for array in (sharp, previous))
+    damped = np.empty_like(now)
 
     def damp_stripe(top, bottom):
-        now, before = (array[4 * top : 4 * bottom] for array in rows)
-        gone = cv2.LUT(cv2.addWeighted(before, 1, now, -1, 128), table)
-        damped.reshape(rows[0].shape)[4 * top : 4 * bottom] = cv2.add(now, gone, dtype=cv2.CV_8U)
+        part = slice(_DAMPED * top, _DAMPED * bottom)
+        gone = cv2.LUT(cv2.addWeighted(before[:, part], 1, now[:, part], -1, 128), table)
+        damped[:, part] = cv2.add(now[:, part], gone, dtype=cv2.CV_8U)
 
-    in_stripes(damp_stripe, -(-len(sharp) // 4), threads)
-    return damped
+    in_stripes(damp_stripe, -(-now.size // _DAMPED), threads)
+    return damped.reshape(sharp.shape)
 
 
 class CheckpointError(RuntimeError):
