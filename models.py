@@ -79,10 +79,15 @@ def local_mean(folded):
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
-def steepen(y, gain):
-    """Add detail to luma, `gain` times.
+def detail(y):
+    """What a Gaussian blur takes from luma `(N, 1, H, W)`."""
+    return y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
 
-    Detail is what a Gaussian blur takes. A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
+
+def steepen(y, gain):
+    """Add `detail` to luma, `gain` times.
+
+    A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
     higher; a negative one calms what is flat.
 
     Args:
@@ -94,8 +99,7 @@ def steepen(y, gain):
     """
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
         gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
-        detail = y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
-        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail).clamp(0, 1)
+        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail(y)).clamp(0, 1)
 
 
 def limit_halo(sharp, y):

@@ -41,6 +41,7 @@ from models import (
     CheckpointError,
     Student,
     collapse,
+    detail,
     gaussian_blur,
     load_student,
     load_teacher,
@@ -49,7 +50,7 @@ from models import (
     widen,
     write_weights,
 )
-from runtime import DETAIL_RADIUS, DETAIL_SIGMA, DeviceError
+from runtime import DeviceError
 from torch_engine import TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 
@@ -560,11 +561,8 @@ def answers(larger, batch):
 
 def texture(y):
     """How much of luma `(N, 1, H, W)` is hair, cloth or an edge, and not a wall: from 0 to 1, `(N, 1, H/2, W/2)`."""
-
-    def blurred(plane, sigma, radius):
-        return gaussian_blur(F.pad(plane, [radius] * 4, mode="reflect"), sigma, radius)
-
-    deviation = F.avg_pool2d(blurred((y - blurred(y, DETAIL_SIGMA, DETAIL_RADIUS)).square(), 2.5, 6), 2).sqrt()
+    squares = F.pad(detail(y).square(), [6] * 4, mode="reflect")
+    deviation = F.avg_pool2d(gaussian_blur(squares, sigma=2.5, radius=6), 2).sqrt()
     return ((deviation - LEAST_TEXTURE) / (FULL_TEXTURE - LEAST_TEXTURE)).clamp(0, 1)
 
 
