@@ -54,11 +54,11 @@ class Browser:
         self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
         return target
 
-    def until(self, condition, seconds=120):
-        """Wait until an expression is true on the page; fails if it takes longer."""
+    def until(self, condition, seconds=120, shown="document.body?.innerText"):
+        """Wait until an expression is true on the page; fails with the value of `shown` if it takes longer."""
         end = time.monotonic() + seconds
         while not self.run(condition):
-            assert time.monotonic() < end, f"{condition} is still not true after {seconds} s"
+            assert time.monotonic() < end, f"{condition} is not true after {seconds} s; {shown}: {self.run(shown)}"
             time.sleep(0.05)
 
     def run(self, script, **options):
