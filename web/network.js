@@ -45,20 +45,20 @@ function makeShaders(student, half) {
       let cell = vec2i(id.xy) * vec2i(1, ${cellsEach});
       if (any(cell >= sizes.cells)) { return; }`;
   const FRAME = " frame: texture_2d<f32>", SAMPLER = " linear: sampler";
-  const CELL = "<storage, read> cells: array<vec4f>", RESTORED = "<storage, read> restored: array<vec4f>";
+  const CELL = "<storage, read> cells: array<vec4f>"; // planes 0-3 luma, 4 u, 5 v, 6 means, 7-10 restored luma
   const INPUT = "<storage, read> input: array<vec4<T>>", OUTPUT = "<storage, read_write> output: array<vec4<T>>";
   const writable = (variable) => variable.replace("read", "read_write");
 
   // The frame at another size than its own: each pixel is the mean of what it covers.
   const COVER = `
-    fn look(at: vec2f) -> vec3f { // at a position in the frame's own pixels
-      return textureSampleLevel(frame, linear, at / vec2f(textureDimensions(frame)), 0).rgb;
+    fn look(image: texture_2d<f32>, at: vec2f) -> vec3f { // at a position in the frame's own pixels
+      return textureSampleLevel(image, linear, at / vec2f(textureDimensions(frame)), 0).rgb;
     }
     fn cover(at: vec2f, extent: vec2f) -> vec3f {
       let taps = max(vec2i(1), vec2i(ceil(extent - 0.01)));
       var sum = vec3f();
       for (var i = 0; i < taps.x * taps.y; i++) {
-        sum += look(at + extent * ((vec2f(vec2i(i % taps.x, i / taps.x)) + 0.5) / vec2f(taps) - 0.5));
+        sum += look(frame, at + extent * ((vec2f(vec2i(i % taps.x, i / taps.x)) + 0.5) / vec2f(taps) - 0.5));
       }
       return sum / f32(taps.x * taps.y);
     }`;
@@ -119,7 +119,7 @@ function makeShaders(student, half) {
     }
     fn relu(x: Pair) -> Pair { return Pair(max(x[0], vec4<T>()), max(x[1], vec4<T>())); }
     ${main(2)}`;
-  // A 3x3 convolution in variables x0, x1, ... of type Pair.
+  // A 3x3 convolution, whose sums are the variables x0, x1, ... of type Pair, four channels each.
   const convolve = (layer) => `
       ${each(layer.outputs, (o) => `var x${o} = bias(${layer.bias}, ${o});`)}
       for (var tap = 0; tap < 9; tap++) {
@@ -149,14 +149,14 @@ function makeShaders(student, half) {
       }
     }`;
 
-  // Map -> restored luma (4 rows of a cell), and halves: change of u, change of v, and gain of 2x2 pixels each.
-  const tail = `${convolution(CELL, writable(RESTORED), " halves: texture_storage_2d<rgba16float, write>")}
+  // Map -> restored luma, and halves: change of u, change of v, and gain of 2x2 pixels each.
+  const tail = `${convolution(writable(CELL), " halves: texture_storage_2d<rgba16float, write>")}
       ${convolve(layers.tail)}
       let amount = sizes.strength / ${inputGain};
       ${each(2, (k) => `{
         let one = cell + vec2i(0, ${k});
         ${each(4, (row) =>
-          `restored[place(one, ${row})] = saturate(cells[place(one, ${row})] + amount * vec4f(x${row}[${k}]));`)}
+          `cells[place(one, ${7 + row})] = saturate(cells[place(one, ${row})] + amount * vec4f(x${row}[${k}]));`)}
         let u = amount * vec4f(x4[${k}]);
         let v = amount * vec4f(x5[${k}]);
         let gain = clamp(sizes.strength * vec4f(x6[${k}]), vec4f(${detailGain[0]}), vec4f(${detailGain[1]}));
@@ -171,8 +171,7 @@ function makeShaders(student, half) {
   const total = gaussian.reduce((sum, weight) => sum + weight);
   // -> change: what is added to red, green and blue. A workgroup loads its pixels with `radius` more on each side, and
   // sums and compares them in rows and then in columns.
-  const finish = `${pass(CELL, RESTORED, " halves: texture_2d<f32>", SAMPLER,
-    " change: texture_storage_2d<rgba16float, write>")}
+  const finish = `${pass(CELL, " halves: texture_2d<f32>", SAMPLER, " change: texture_storage_2d<rgba16float, write>")}
     const GAUSSIAN = array(${gaussian.map((weight) => weight / total)});
     var<workgroup> tile: array<vec2f, ${side * side}>; // restored luma, luma
     var<workgroup> rows: array<vec3f, ${rim}>; // in rows: restored luma blurred, least luma, greatest luma
@@ -183,8 +182,8 @@ function makeShaders(student, half) {
       for (var i = i32(local); i < ${side * side}; i += ${TILE * TILE}) {
         let at = abs(${TILE} * vec2i(group.xy) + vec2i(i % ${side}, i / ${side}) - ${radius});
         let pixel = clamp(min(at, 2 * last - at), vec2i(0), last); // the frame is mirrored at its edges
-        let row = place(pixel / 4, pixel.y % 4);
-        tile[i] = vec2f(restored[row][pixel.x % 4], cells[row][pixel.x % 4]);
+        let row = pixel.y % 4;
+        tile[i] = vec2f(cells[place(pixel / 4, 7 + row)][pixel.x % 4], cells[place(pixel / 4, row)][pixel.x % 4]);
       }
       workgroupBarrier();
       for (var i = i32(local); i < ${rim}; i += ${TILE * TILE}) {
@@ -215,9 +214,6 @@ function makeShaders(student, half) {
     @vertex fn corners(@builtin(vertex_index) i: u32) -> @builtin(position) vec4f {
       return vec4f(f32(i % 2) * 4 - 1, f32(i / 2) * 4 - 1, 0, 1); // a triangle around the canvas
     }
-    fn look_at_change(at: vec2f) -> vec3f {
-      return textureSampleLevel(change, linear, at / vec2f(textureDimensions(frame)), 0).rgb;
-    }
     fn cubic(t: f32) -> vec4f { // weights of four pixels, for a position between the second and the third
       return vec4f(t * (t * (2 - t) - 1), t * t * (3 * t - 5) + 2, t * (t * (4 - 3 * t) + 1), t * t * (t - 1)) / 2;
     }
@@ -225,7 +221,7 @@ function makeShaders(student, half) {
       let extent = vec2f(textureDimensions(frame)) / sizes.canvas;
       let at = position.xy * extent;
       if (all(extent == vec2f(1)) || any(extent > vec2f(1.01))) {
-        return vec4f(cover(at, extent) + look_at_change(at), 1);
+        return vec4f(cover(at, extent) + look(change, at), 1);
       }
       let corner = floor(at - 0.5);
       let x = cubic(at.x - 0.5 - corner.x);
@@ -236,7 +232,7 @@ function makeShaders(student, half) {
       var rgb = vec3f();
       ${each(9, (i) => `{
         let near = vec2f(places[${i % 3}].x, places[${Math.floor(i / 3)}].y);
-        rgb += weights[${i % 3}].x * weights[${Math.floor(i / 3)}].y * (look(near) + look_at_change(near));
+        rgb += weights[${i % 3}].x * weights[${Math.floor(i / 3)}].y * (look(frame, near) + look(change, near));
       }`)}
       return vec4f(rgb, 1);
     }`;
@@ -317,7 +313,7 @@ class Picture {
     const { STORAGE, UNIFORM, COPY_DST } = GPUBufferUsage, { STORAGE_BINDING, TEXTURE_BINDING } = GPUTextureUsage;
     const buffer = (bytes, usage = STORAGE) => device.createBuffer({ size: bytes, usage });
     const texture = (size, format, usage) => device.createTexture({ size, format, usage: usage | TEXTURE_BINDING });
-    const sizes = buffer(32, UNIFORM | COPY_DST), planes = buffer(7 * 16 * count), restored = buffer(4 * 16 * count);
+    const sizes = buffer(32, UNIFORM | COPY_DST), planes = buffer(11 * 16 * count); // of vectors of four float32
     const maps = [buffer(network.mapBytes * count), buffer(network.mapBytes * count)];
     const frame = texture(size, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
     const halves = texture(working.map((side) => Math.ceil(side / 2)), "rgba16float", STORAGE_BINDING);
@@ -336,12 +332,13 @@ class Picture {
       [perCell, frame, linear, planes],
       [perCell, planes, maps[0]],
       ...Array.from({ length: middle }, (_, index) => [perPair, weights, maps[index % 2], maps[1 - index % 2]]),
-      [perPair, weights, maps[middle % 2], planes, restored, halves],
-      [workgroups(working, TILE, TILE), planes, restored, halves, linear, change],
+      [perPair, weights, maps[middle % 2], planes, halves],
+      [workgroups(working, TILE, TILE), planes, halves, linear, change],
     ].map(([groups, ...resources], index) =>
       [network.passes[index], bind(network.passes[index], sizes, ...resources), groups]);
-    const last = bind(network.last, sizes, frame, linear, change), memory = [sizes, frame, planes, restored, ...maps];
-    Object.assign(this, { passes, last, memory: [...memory, halves, change], size: String([working, size]) });
+    const last = bind(network.last, sizes, frame, linear, change);
+    const memory = [sizes, frame, planes, ...maps, halves, change];
+    Object.assign(this, { passes, last, memory, size: String([working, size]) });
   }
 
   /** Give the memory back; the next frame takes it again. */

@@ -1,39 +1,36 @@
 // Sharpens a <video>: its frames are drawn, sharpened, on a canvas that lies over the element and follows it.
 "use strict";
 
-// What is given up one after the other if there is too little time. Every `every`-th frame is sharpened.
+// Tried one after the other if there is too little time: what scales the working size, and how many frames of the video
+// may pass while one is sharpened. After the last one sharpening goes off.
 const LEVELS = [
-  { scale: 1, every: 1, text: "" },
-  { scale: 0.7, every: 1, text: ", lower working size" },
-  { scale: 0.5, every: 1, text: ", lowest working size" },
-  { scale: 0.5, every: 2, text: ", lowest working size, every other frame" },
+  { scale: 1, frames: 1, text: "" },
+  { scale: 0.7, frames: 1, text: ", lower working size" },
+  { scale: 0.5, frames: 2, text: ", lowest working size" },
 ];
 const PERIOD = 1000; // milliseconds over which costs are averaged
-const EASE = 0.6, PATIENCE = 5; // a level is left if the one before would need this share of the time, so many periods
+const EASE = 0.6; // of the time that there is: what a level may need for going up to it
 const TICK = 250; // milliseconds between two looks at the element
 const WORKING_PIXELS = 1920 * 1080, CANVAS_SIDE = 4096; // most of them
 const FOLLOWED = ["objectFit", "objectPosition", "transform", "transformOrigin", "scale", "rotate", "translate",
   "borderRadius", "padding", "zIndex"];
-const FOREIGN = "The video is another site's and cannot be read.";
 const LOSSES = 3; // of the graphics device, after which a page leaves it alone
 
 /** Chooses the level from what frames cost; `LEVELS.length` is off. */
 class LoadController {
-  constructor() {
-    Object.assign(this, { level: 0, easy: 0, begin: null, costs: [] });
-  }
+  level = 0;
+  costs = [];
 
   /** Count a frame that took `cost` milliseconds, while the video has one every `interval`, at the time `now`. */
   add(cost, interval, now) {
     this.costs.push(cost);
     this.begin ??= now - cost;
     if (now - this.begin < PERIOD) return;
-    const mean = this.costs.reduce((sum, value) => sum + value) / this.costs.length;
-    const [before, { scale, every }] = [LEVELS[this.level - 1], LEVELS[this.level]];
-    const easily = before && mean * (before.scale / scale) ** 2 < EASE * interval * before.every;
-    this.easy = easily ? this.easy + 1 : 0;
-    const step = mean > interval * every ? 1 : this.easy >= PATIENCE ? -1 : 0;
-    Object.assign(this, { level: this.level + step, easy: step ? 0 : this.easy, begin: now, costs: [] });
+    const mean = this.costs.reduce((sum, value) => sum + value) / this.costs.length, before = LEVELS[this.level].scale;
+    const found = LEVELS.findIndex(({ scale, frames }, level) => // the first one for which there is time
+      mean * (scale / before) ** 2 < interval * frames * (level < this.level ? EASE : 1));
+    const level = Math.min(found < 0 ? LEVELS.length : found, this.level + 1);
+    Object.assign(this, { level, begin: now, costs: [] });
   }
 }
 
@@ -48,17 +45,22 @@ async function sharedNetwork(student) {
 }
 
 class Sharpener {
+  amount = 1; // the strength
+  sparesBattery = false;
+  interval = 33; // milliseconds between two frames of the video
+  cost = null; // milliseconds that the last frame took
+  canvas = document.createElement("canvas");
+  tick = this.tick.bind(this);
+  timer = setInterval(this.tick, TICK);
+
   /** `student`: promise of `parseStudent`. `report` is called a few times a second, as `status` may have changed. */
   constructor(video, student, report) {
-    Object.assign(this, { video, student, report, amount: 1, sparesBattery: false, interval: 33, cost: null });
-    this.canvas = document.createElement("canvas");
+    Object.assign(this, { video, student, report });
     this.canvas.style.cssText = "margin:0; border:0; background:none; pointer-events:none; box-sizing:border-box";
-    this.tick = this.tick.bind(this);
     document.addEventListener("fullscreenchange", this.tick);
     navigator.getBattery?.().then((battery) => { this.battery = battery; });
     this.toggle(true);
     this.wait({});
-    this.timer = setInterval(this.tick, TICK);
   }
 
   /** How much is changed, from the next frame on or, if the video stands still, at once. */
@@ -105,7 +107,7 @@ class Sharpener {
       const interval = (now - last.now) / (count - last.count); // also of frames that this missed
       if (interval > 0) this.interval += 0.1 * (Math.min(interval, 100) - this.interval);
       this.wait({ now, count });
-      if (count % LEVELS[this.load.level].every === 0) this.sharpen();
+      this.sharpen();
     });
   }
 
@@ -116,7 +118,7 @@ class Sharpener {
       const network = await sharedNetwork(this.student);
       if (this.obstacle) return;
       if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
-      const begin = performance.now(), { output, working } = this.sizes(), before = this.picture.size;
+      const begin = performance.now(), before = this.picture.size, { output, working } = this.sizes();
       if (!this.fits(output)) [this.canvas.width, this.canvas.height] = output;
       const frame = new VideoFrame(this.video);
       this.picture.draw(frame, working, this.amount);
@@ -131,7 +133,8 @@ class Sharpener {
       if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
     } catch (error) {
       if (error.name === "InvalidStateError") return; // the video has no frame at this moment; the next one will do
-      this.toggle(false, error.name === "SecurityError" ? FOREIGN : error.message);
+      const foreign = error.name === "SecurityError";
+      this.toggle(false, foreign ? "The video is another site's and cannot be read." : error.message);
     } finally {
       this.busy = false;
       this.place();
