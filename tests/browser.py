@@ -54,7 +54,7 @@ class Browser:
         self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
         return target
 
-    def until(self, condition, seconds=120, shown="document.body?.innerText"):
+    def until(self, condition, seconds=200, shown="document.body?.innerText"):
         """Wait until an expression is true on the page; fails with the value of `shown` if it takes longer."""
         end = time.monotonic() + seconds
         while not self.run(condition):
