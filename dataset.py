@@ -97,11 +97,11 @@ GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
 ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answers`:
-    # strength of the residual and of the gain, gain more where there is texture, share of the truth
-    "real": (1.0, 1.5, 0.4, 0.0),
-    "soft": (1.0, 1.2, 0.2, 0.3),
-    "crisp": (0.8, 0.8, 0.0, 0.3),
-    "text": (1.0, 1.0, 0.0, 0.6),
+    # strength of the residual and of the gain, gain more where there is texture, share of what looks natural, of truth
+    "real": (1.1, 1.5, 1.1, 1.0, 0.0),
+    "soft": (1.0, 1.1, 0.4, 1.0, 0.3),
+    "crisp": (0.7, 0.7, 0.1, 1.0, 0.4),
+    "text": (1.0, 1.0, 0.0, 0.0, 0.6),
 }
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
@@ -596,7 +596,7 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(4,)`, see `ANSWERS`.
+    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(5,)`, see `ANSWERS`.
 
     Args:
         pairs: list of `Pair`.

@@ -79,9 +79,9 @@ def local_mean(folded):
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
-def detail(y):
+def detail(y, sigma=DETAIL_SIGMA):
     """What a Gaussian blur takes from luma `(N, 1, H, W)`."""
-    return y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), DETAIL_SIGMA, DETAIL_RADIUS)
+    return y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), sigma, DETAIL_RADIUS)
 
 
 def steepen(y, gain):

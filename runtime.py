@@ -33,7 +33,7 @@ ARTEFACT_FORMAT = 7
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
-HALO_SHARE = 0.15  # of what leaves it that stays
+HALO_SHARE = 0.17  # of what leaves it that stays
 DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
 
 # Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain behind the residual,

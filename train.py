@@ -59,7 +59,10 @@ TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
 ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
-LEAST_TEXTURE, FULL_TEXTURE = 2 / 255, 5 / 255  # deviation of detail from where on, and from where on fully, it is
+# Deviation of detail up to which there is no texture, and from which on it counts fully: in the restored picture, which
+# gets gain for it, and in the input, whose finest detail stays. From the third on, an outline gets less gain.
+TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
+FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 
 
@@ -547,23 +550,32 @@ def answer_loss(predicted, expected):
 def answers(larger, batch):
     """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
 
-    They are those of the `larger` one, as strong as `dataset.ANSWERS` says. Its gain stops at what is faint, so that
-    skin, hair and cloth look painted beside their sharp outlines; where there is `texture`, some gain is added.
+    They are those of the `larger` one, as strong as `dataset.ANSWERS` says, but for two things that viewers dislike.
+    Skin, hair and cloth look painted, as its residual takes their finest detail and its gain stops at what is faint:
+    here that detail stays, and texture gets more gain. And strong outlines look cut out: here they get less.
     """
-    residual, gain_share, more, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
+    residual, gain_share, more, natural, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
     dy, duv, gain = larger.predict(*batch["input"])
     y, _ = batch["input"]
-    gain = gain_share * gain + more * texture(y + residual * dy)
+    fine = F.interpolate(natural * texture(deviation(y), *FINE_TEXTURE), scale_factor=2, mode="bilinear")
+    dy, duv = residual * (dy - fine * detail(dy, FINE_SIGMA)), residual * duv
+    restored = deviation(y + dy)
+    gain = torch.where(gain > 0, gain_share, residual) * gain + more * texture(restored, *TEXTURE)
+    gain = torch.lerp(gain, gain * (OUTLINE / restored).clamp(max=1), natural)
     missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
-    residuals = (torch.lerp(residual * change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
+    residuals = (torch.lerp(change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
     return *residuals, (1 - truth) * gain
 
 
-def texture(y):
-    """How much of luma `(N, 1, H, W)` is hair, cloth or an edge, and not a wall: from 0 to 1, `(N, 1, H/2, W/2)`."""
+def deviation(y):
+    """Deviation of the detail in luma `(N, 1, H, W)` within a Gaussian of sigma 2.5: `(N, 1, H/2, W/2)`."""
     squares = F.pad(detail(y).square(), [6] * 4, mode="reflect")
-    deviation = F.avg_pool2d(gaussian_blur(squares, sigma=2.5, radius=6), 2).sqrt()
-    return ((deviation - LEAST_TEXTURE) / (FULL_TEXTURE - LEAST_TEXTURE)).clamp(0, 1)
+    return F.avg_pool2d(gaussian_blur(squares, sigma=2.5, radius=6), 2).sqrt() + 1e-6
+
+
+def texture(found, least, full):
+    """How much of a picture is texture, from 0 where its `deviation` is `least` to 1 where it is `full`."""
+    return ((found - least) / (full - least)).clamp(0, 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import dataset
 import degradation
 import train as training
 from config import Config
-from models import Student, load_student, read_weights
+from models import Student, detail, load_student, read_weights
 from tests.faults import full_disk, leftovers, run_and_kill
 from train import TrainingError
 from utils import luma_metrics
@@ -301,11 +301,13 @@ def test_the_goal_lies_between_a_larger_students_answer_and_the_truth():
     torch.nn.init.normal_(larger.tail.weight, std=0.1)
     planes = torch.rand(2, 1, 32, 32), torch.rand(2, 2, 16, 16)
     truth = tuple(torch.rand_like(plane) for plane in planes)
-    batch = {"input": planes, "goal": truth, "answer": torch.tensor([[1.2, 1.5, 0.4, 0], [1, 1, 0.4, 1]])}
+    kinds = torch.tensor([[1.2, 1.5, 0.4, 0, 0], [1, 1, 0.4, 0, 1]])
+    batch = {"input": planes, "goal": truth, "answer": kinds}
     *residuals, gain = larger.predict(*planes)
     missing = [true - before for true, before in zip(truth, planes, strict=True)]
     wanted = [torch.stack([1.2 * said[0], lost[1]]) for said, lost in zip(residuals, missing, strict=True)]
-    wanted.append(torch.stack([1.5 * gain[0] + 0.4, 0 * gain[1]]))  # noise is full of texture
+    scaled = torch.where(gain[0] > 0, 1.5, 1.2) * gain[0]
+    wanted.append(torch.stack([scaled + 0.4, 0 * gain[1]]))  # noise is full of texture
     answers = training.answers(larger, batch)
     assert training.answer_loss(wanted, answers)["loss"] < 1e-9
     for index, name in enumerate(("luma", "chroma", "gain")):
@@ -314,11 +316,31 @@ def test_the_goal_lies_between_a_larger_students_answer_and_the_truth():
         assert terms[name] > 1e-4 and terms["loss"] >= 0.5 * terms[name]
 
 
+def test_a_natural_answer_keeps_fine_detail_and_spares_outlines():
+    torch.manual_seed(0)
+    larger = Student(8, 1)
+    torch.nn.init.normal_(larger.tail.weight, std=0.02)
+    y = torch.full((1, 1, 64, 96), 0.5)
+    y[..., 48:] += 0.02 * torch.randn(64, 48)  # cloth beside a wall
+    batch = {"input": (y, torch.full((1, 2, 32, 48), 0.5)), "answer": torch.tensor([[1.0, 1, 0, 1, 0]])}
+    batch["goal"] = batch["input"]
+    residual, _, gain = larger.predict(*batch["input"])
+    found, _, natural = training.answers(larger, batch)
+    wall, cloth = slice(0, 32), slice(64, 80)
+    torch.testing.assert_close(found[..., wall], residual[..., wall])
+    fine = [detail(plane, training.FINE_SIGMA)[..., cloth].std() for plane in (found, residual)]
+    assert fine[0] < 0.5 * fine[1]  # less of it is taken away
+    torch.testing.assert_close(natural[..., :16], gain[..., :16])
+    y[..., 48:] += 0.4 * (torch.arange(48) % 16 < 8)  # stripes
+    gain, (*_, natural) = larger.predict(*batch["input"])[-1], training.answers(larger, batch)
+    assert (natural[..., 32:40].abs() < 0.5 * gain[..., 32:40].abs()).all()
+
+
 def test_texture_is_cloth_and_not_a_wall():
     y = torch.full((1, 1, 64, 96), 0.5)
     y[..., 32:64] += 0.03 * torch.randn(64, 32)  # cloth
     y[..., 64:] += 0.002 * torch.randn(64, 32)  # a wall, half a code of grain
-    found = training.texture(y)
+    found = training.texture(training.deviation(y), *training.TEXTURE)
     assert found.shape == (1, 1, 32, 48)
     assert found[..., 20:28].min() == 1 and found[..., :8].max() == 0 and found[..., 40:].max() == 0
 
