@@ -49,6 +49,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_SHORT = 0.2  # seconds less than a file promises: it is incomplete
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
@@ -446,8 +447,11 @@ class VideoReader:
                 log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
         if len(gaps) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
-        if self._cut and self.video_stream.frames:
-            raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
+        stream, timeline = self.video_stream, self._timeline
+        # Edit lists may leave out frames, and durations be a bit wrong: both tell of less only if it is missing.
+        short = timeline.count < stream.frames and stream.duration * stream.time_base - timeline.length > _SHORT
+        if stream.frames and (self._cut or (short and "mp4" in self._container.format.name)):
+            raise VideoError(f"{self.name} is incomplete: {number} of {stream.frames} frames are there; try a fresh copy")
         # FFmpeg reads others as if they ended there. Audio that is not read may be what the duration is that of.
         told = self._container.format.name in ("avi", "matroska,webm") and (
             self.tracks or not self._container.streams.audio
@@ -463,6 +467,7 @@ class _Timeline:
     Attributes:
         time_base: of the frames, in seconds.
         end: of the packets added so far, in seconds.
+        count, length: how many of them are of the video, and how many seconds these last.
     """
 
     def __init__(self, container, stream, live):
@@ -474,7 +479,8 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first, self._delay, self._previous_pts, self.end = None, None, None, 0
+        self._first, self._delay, self._previous_pts = None, None, None
+        self.end = self.count = self.length = 0
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -496,9 +502,11 @@ class _Timeline:
         packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-        if self._first is None and packet.stream.index == self._stream.index:
-            self._first = packet.dts
-        self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
+        end = packet.dts + (packet.duration or 0)
+        self.end = max(self.end, end * unit)
+        if packet.stream.index == self._stream.index:
+            self._first = packet.dts if self._first is None else self._first
+            self.count, self.length = self.count + 1, (end - self._first) * unit
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""

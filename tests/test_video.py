@@ -392,6 +392,34 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, caplog, suffix):
     assert f"ends early: {count} of about 100 frames" in caplog.text or f"the {count} frames before are in" in told
 
 
+@pytest.mark.parametrize("table", [b"stsz", b"stco"])
+def test_an_mp4_whose_index_ends_early_is_a_partial_one(tmp_path, table):
+    source = encode(tmp_path / "in.mp4", times=range(0, 3000, 40), audio="aac", heard=range(0, 3000, 20))
+    data = bytearray(source.read_bytes())
+    place = data.index(table) + (12 if table == b"stsz" else 8)  # the number of its entries, which is smaller for stco
+    kept = int.from_bytes(data[place : place + 4], "big") - 17
+    data[place : place + 4] = kept.to_bytes(4, "big")
+    source.write_bytes(data)
+    with pytest.raises(VideoError, match=r"is incomplete: 5\d of 75 frames are there.*are in .*out_partial.mp4"):
+        copy(source, tmp_path / "out.mp4")
+    assert 50 < len(read_times(tmp_path / "out_partial.mp4")) < 60
+
+
+@pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
+def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
+    whole = encode(tmp_path / "whole.mp4", times=range(0, 4000, 40), options=options)
+    with av.open(str(whole)) as container, av.open(str(tmp_path / "in.mp4"), "w") as trimmed:
+        stream = trimmed.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (time - round(1.52 / packet.time_base) for time in (packet.pts, packet.dts))
+                packet.stream = stream
+                trimmed.mux(packet)
+    with av.open(str(tmp_path / "in.mp4")) as container:
+        assert container.streams.video[0].frames == 100  # of which an edit list leaves out 38
+    assert len(copy(tmp_path / "in.mp4", tmp_path / "out.mp4")) == 62 and not caplog.records
+
+
 def test_control_c_keeps_what_was_written(tmp_path, caplog):
     source = encode(tmp_path / "in.mp4", audio="aac", options={"bf": "3"})
     with (
