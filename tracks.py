@@ -49,15 +49,8 @@ def copy_tracks(source, container, video_stream, path):
         try:
             tracks[stream.index] = _add_track(source, stream, container, path)
         except ValueError:
-            (kept_by_mkv if stream.codec_context else lost).append(source.describe(stream))
-    for stream in source.attachments:
-        name = f"attachment {stream.metadata.get('filename', '')}"
-        try:
-            if suffix != ".mkv":
-                raise ValueError("none but .mkv has attachments")
-            _Track(stream, name, container, path)
-        except ValueError:
-            kept_by_mkv.append(name)
+            known = stream.codec_context or stream.type == "attachment"
+            (kept_by_mkv if known else lost).append(source.describe(stream))
     if suffix != ".avi":
         container.set_chapters(source.chapters)
     else:
@@ -77,6 +70,8 @@ def _add_track(source, stream, container, path):
             raise ValueError("its rate or channels change on the way")
         if suffix == ".avi" and stream.type == "audio":
             raise ValueError("without time stamps, sound in .avi would lose its gaps")
+        if suffix != ".mkv" and stream.type == "attachment":
+            raise ValueError("none but .mkv keeps it")
         track = _Track(stream, name, container, path)
     except ValueError as error:
         if stream.codec_context is None:

@@ -158,13 +158,13 @@ class VideoReader:
 
     Attributes:
         format: the `VideoFormat`.
-        packets: of audio and subtitles after the last frame; empty before the iteration has ended.
+        packets: of audio and subtitles since the last frame that was given.
         frame_count: estimated number of frames, or None if unknown.
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
         pixel_format: FFmpeg's name of what the file holds.
-        video_stream, tracks, attachments, other_streams: PyAV's streams: the video (the default one), what is
-            collected, the files within the file, and what is left out.
+        video_stream, tracks, other_streams: PyAV's streams: the video (the default one), what accompanies it if `audio`,
+            and what is left out.
         changing: indices of the streams of sound whose rate or channels change on the way.
         metadata, chapters: of the container, as PyAV gives them.
 
@@ -184,7 +184,7 @@ class VideoReader:
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
             self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
-            self.packets, self._packets = [], []  # those met since the last frame
+            self.packets = []
             frames = self._decode()
             with _reading(self.name):
                 first = next(frames, None)
@@ -205,10 +205,9 @@ class VideoReader:
         while True:
             with self._busy, _reading(self.name):
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
-                packets, self._packets = self._packets, []
                 if decoded is None:
-                    self.packets = packets
                     return
+                packets, self.packets = self.packets, []
                 frame = Frame(*_to_planes(decoded, self.format), decoded.pts, decoded.duration or None, packets)
             yield frame
 
@@ -241,6 +240,8 @@ class VideoReader:
 
     def describe(self, stream):
         """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        if stream.type == "attachment":
+            return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
         tag = re.search(r"\((\w{4}) / 0x", self._describe(stream))
@@ -266,9 +267,8 @@ class VideoReader:
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
         except (av.FFmpegError, OSError) as error:
-            cause = "it is damaged, incomplete or something else; try a fresh copy"
-            cause = "check the address" if self._remote else cause
-            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {cause}") from error
+            hint = "check the address" if self._remote else "it is damaged, incomplete or something else; try a fresh copy"
+            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
         container, streams = self._container, self._container.streams
@@ -276,13 +276,12 @@ class VideoReader:
         if not video:
             raise VideoError(f"{self.name} has no video stream")
         stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
-        tracks = [other for other in streams if other.type in ("audio", "subtitle")]
-        self.video_stream, self.tracks, self.attachments = stream, tracks if audio else [], list(streams.attachments)
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
-        kept = {other.index for other in (stream, *tracks, *self.attachments)}
-        kept |= {other.index for other in streams.data if self.chapters}  # in .mp4 the chapters' text
-        self.other_streams = [other for other in streams if other.index not in kept]
+        kinds = ("audio", "subtitle", "attachment")
+        self.video_stream, self.tracks = stream, [other for other in streams if audio and other.type in kinds]
+        known = ("data", *kinds) if self.chapters else kinds  # in .mp4, data is the chapters' text
+        self.other_streams = [other for other in streams if other is not stream and other.type not in known]
         self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         self.frame_count = stream.frames or round(seconds * self._rate) or None
@@ -330,14 +329,16 @@ class VideoReader:
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
-        rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-        description = self._describe(self.video_stream)
+        beside = {data.type.name: bytes(data) for data in frame.side_data}
+        if "A53_CC" in beside:
+            log.warning("%s: closed captions within its video are not kept", self.name)
+        rotation, description = beside.get("DISPLAYMATRIX"), self._describe(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             left = right = top = bottom = 0
-        self._crop = f"{width - left - right}:{height - top - bottom}:{left}:{top}:exact=1" if crop else None
+        self._crop = f"{width - left - right}:{height - top - bottom}:{left}:{top}:exact=1"
         chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
         return VideoFormat(
             width=width - left - right,
@@ -370,7 +371,7 @@ class VideoReader:
         if (width, height) != self._uncropped:
             filters.append(("scale", f"{size}:force_original_aspect_ratio=decrease:force_divisible_by=2:flags=bicubic"))
             filters.append(("pad", f"{size}:-1:-1"))
-        filters += [("crop", self._crop)] if self._crop else []
+        filters.append(("crop", self._crop))
         graph = av.filter.Graph()
         source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=self._timeline.time_base)
         graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
@@ -404,7 +405,7 @@ class VideoReader:
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, captions, gaps, damaged = 0, None, False, [], []
+        number, kind, gaps, damaged = 0, None, [], []
         for packet in self._video_packets():
             try:
                 frames = packet.decode()
@@ -418,10 +419,6 @@ class VideoReader:
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
-                # To look at a frame's side data keeps it in memory until Python next searches for cycles.
-                if not captions and number % 25 == 1 and any(data.type.name == "A53_CC" for data in frame.side_data):
-                    captions = True
-                    log.warning("%s: closed captions within its video are not kept", self.name)
                 yield frame
         self._report(number, gaps, damaged)
 
@@ -434,7 +431,7 @@ class VideoReader:
                 if packet.stream.index == self.video_stream.index:
                     yield packet
                 elif packet.size:  # the empty packet at the end only flushes decoders
-                    self._packets.append(packet)
+                    self.packets.append(packet)
         flushing = av.Packet()
         flushing.stream = self.video_stream
         yield flushing
@@ -447,17 +444,16 @@ class VideoReader:
                 log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
         if len(gaps) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
-        stream, timeline = self.video_stream, self._timeline
-        # Edit lists may leave out frames, and durations be a bit wrong: both tell of less only if it is missing.
+        stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
+        # An edit list may leave out frames, and a duration be wrong: a file is incomplete if both say so.
         short = timeline.count < stream.frames and stream.duration * stream.time_base - timeline.length > _SHORT
-        if stream.frames and (self._cut or (short and "mp4" in self._container.format.name)):
-            raise VideoError(f"{self.name} is incomplete: {number} of {stream.frames} frames are there; try a fresh copy")
-        # FFmpeg reads others as if they ended there. Audio that is not read may be what the duration is that of.
-        told = self._container.format.name in ("avi", "matroska,webm") and (
-            self.tracks or not self._container.streams.audio
-        )
-        missing = (self.frame_count or 0) / self._rate - self._timeline.end
-        if number and (self._cut or (told and missing > max(1, self._timeline.end / 20))):
+        if stream.frames and (self._cut or (short and "mp4" in kind)):
+            frames = f"{number} of {plural(stream.frames, 'frame')}"
+            raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
+        # Other formats know the length of the whole file, which may be that of sound that is not read.
+        told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
+        missing = (self.frame_count or 0) / self._rate - timeline.end
+        if number and (self._cut or (told and missing > max(1, timeline.end / 20))):
             log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
