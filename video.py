@@ -163,8 +163,8 @@ class VideoReader:
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
         pixel_format: FFmpeg's name of what the file holds.
-        video_stream, tracks, other_streams: PyAV's streams: the video (the default one), what accompanies it if `audio`,
-            and what is left out.
+        video_stream, tracks, other_streams: PyAV's streams: the video (the default one), what comes along with it if
+            `audio`, and what is left out.
         changing: indices of the streams of sound whose rate or channels change on the way.
         metadata, chapters: of the container, as PyAV gives them.
 
@@ -267,7 +267,9 @@ class VideoReader:
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
         except (av.FFmpegError, OSError) as error:
-            hint = "check the address" if self._remote else "it is damaged, incomplete or something else; try a fresh copy"
+            hint = (
+                "check the address" if self._remote else "it is damaged, incomplete or something else; try a fresh copy"
+            )
             raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
@@ -652,7 +654,7 @@ class VideoWriter:
         self._codec = check_encoder(path, codec, quality)
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
-        self._tracks, self._last_pts, self._frames = {}, None, 0
+        self._tracks, self._last_pts, self._frames, self._upright = {}, None, 0, np.asarray
         # AVI has no time stamps, only the grid of its rate.
         rate = video_format.grid_rate if self._suffix == ".avi" and video_format.grid_rate else video_format.rate
         self._rate = Fraction(rate).limit_denominator(1 << 16)
@@ -673,7 +675,6 @@ class VideoWriter:
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
             self._stream = self._add_stream()
-            self._set_tags()
             self._open_encoder()
             if self._source:
                 self._tracks = copy_tracks(self._source, self._container, self._stream, self.path)
@@ -691,11 +692,8 @@ class VideoWriter:
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
         for plane, source in zip(picture.planes, map(self._upright, (frame.y, *frame.uv)), strict=True):
             target = plane_pixels(plane)
-            rows, columns = source.shape
-            target[:rows, :columns] = source
-            # One row or column more if the encoder needs an even size.
-            target[rows:, :columns] = source[-1:]
-            target[:, columns:] = target[:, columns - 1 : columns]
+            more = [(0, size - given) for size, given in zip(target.shape, source.shape, strict=True)]
+            target[...] = np.pad(source, more, "edge")  # by a row or column if the encoder needs an even size
         self._last_pts = self._pts_of(frame)
         picture.pts, picture.time_base = self._last_pts, self._time_base
         if frame.duration:
@@ -703,9 +701,6 @@ class VideoWriter:
         self._write_tracks(frame.packets)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
-
-    def _upright(self, plane):
-        return self.format.upright(plane) if self._turned else plane
 
     def _pts_of(self, frame):
         """The time stamp of the next frame in the writer's time base, later than the one before."""
@@ -748,10 +743,19 @@ class VideoWriter:
             raise VideoError(
                 f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        # AVI and WebM cannot say that a picture is turned or mirrored.
-        unknown = self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix")
-        self._turned = self.format.display_matrix is not None and unknown
-        height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
+        context, tags, aspect = stream.codec_context, self.format, self.format.pixel_aspect
+        context.color_range, context.colorspace = tags.value_range, tags.matrix
+        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+        # AVI and WebM cannot say that a picture is turned or mirrored, nor can PyAV 17.
+        if self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix"):
+            self._upright, aspect = tags.upright, 1 / aspect if aspect and tags.turned else aspect
+        elif tags.display_matrix is not None:
+            stream.set_display_matrix(tags.display_matrix)
+        if aspect and self._suffix == ".webm":
+            log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
+        elif aspect:
+            context.sample_aspect_ratio = aspect
+        height, width = self._upright(np.empty((tags.height, tags.width))).shape
         stream.width, stream.height = width, height
         if not self._codec.odd and (width % 2 or height % 2):
             stream.width, stream.height = width + width % 2, height + height % 2
@@ -760,17 +764,6 @@ class VideoWriter:
                 *(self.path, self._codec.encoder, width, height, stream.width, stream.height),
             )
         return stream
-
-    def _set_tags(self):
-        context, tags = self._stream.codec_context, self.format
-        context.color_range, context.colorspace = tags.value_range, tags.matrix
-        context.color_primaries, context.color_trc = tags.primaries, tags.transfer
-        if tags.pixel_aspect and self._suffix == ".webm":
-            log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
-        elif tags.pixel_aspect:
-            context.sample_aspect_ratio = 1 / tags.pixel_aspect if self._turned and tags.turned else tags.pixel_aspect
-        if tags.display_matrix is not None and not self._turned:
-            self._stream.set_display_matrix(tags.display_matrix)
 
     def _open_encoder(self):
         stream, context = self._stream, self._stream.codec_context
