@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images import VideoError, existing_file
-from pipeline import run_to_end
+from pipeline import Worker
 from scaling import resize_pixels
 from tracks import COVER, copy_tracks
 from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
@@ -163,10 +163,9 @@ class VideoReader:
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
         pixel_format: FFmpeg's name of what the file holds.
-        video_stream, tracks, other_streams: PyAV's streams: the video (the default one), what comes along with it if
-            `audio`, and what is left out.
-        changing: indices of the streams of sound whose rate or channels change on the way.
-        metadata, chapters: of the container, as PyAV gives them.
+        video_stream, tracks, other_streams, changing, metadata, chapters: for `tracks.copy_tracks`: PyAV's streams (the
+            default one of video, what comes along if `audio`, what is left out), the indices of those of sound whose
+            rate or channels change on the way, and what the container says.
 
     Raises:
         VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
@@ -682,7 +681,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        run_to_end(functools.partial(self._end, error))
+        Worker(functools.partial(self._end, error), "end of file").wait()  # Ctrl-C must not break that off
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
