@@ -1,8 +1,8 @@
 """Video files and streams: reading and writing frames, with all that accompanies them.
 
 Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
-colour conversion in between. Time stamps, colour tags, pixel shape, rotation, audio, subtitles, attachments, chapters
-and tags pass through (see `tracks`)::
+colour conversion in between. Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags
+pass through (see `tracks`)::
 
     with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
         for frame in reader:
@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import threading
@@ -78,7 +79,6 @@ class VideoFormat:
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
-        display_matrix: the nine integers of a container's rotation or mirroring, or None.
         chroma_location: where chroma samples lie, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
     """
 
@@ -92,27 +92,12 @@ class VideoFormat:
     primaries: int = 2
     transfer: int = 2
     pixel_aspect: Fraction | None = None
-    display_matrix: tuple | None = None
     chroma_location: str | None = None
 
     @property
     def full_range(self):
         """Whether luma spans 0-255 instead of 16-235."""
         return self.value_range == _RANGE_FULL
-
-    @property
-    def turned(self):
-        """Whether width and height change places where a frame is shown."""
-        return self.display_matrix is not None and abs(self.display_matrix[1]) > abs(self.display_matrix[0])
-
-    def upright(self, pixels):
-        """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
-        if self.display_matrix is None:
-            return pixels
-        a, b, _, c, d = self.display_matrix[:5]
-        if self.turned:
-            pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
-        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 @dataclasses.dataclass
@@ -147,10 +132,10 @@ def open_video(path):
 class VideoReader:
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
-    8-bit YUV 4:2:0 comes out as it was coded, without what the container crops. With a warning, other 8-bit formats are
-    converted to it, with range and matrix kept, interlaced frames are made progressive, frames of another size are
-    scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get black bars), and
-    packets that cannot be decoded are gaps.
+    8-bit YUV 4:2:0 comes out as it was coded, cropped, turned and mirrored as the container says. With a warning, other
+    8-bit formats are converted to it, with range and matrix kept, interlaced frames are made progressive, frames of
+    another size are scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get
+    black bars), and packets that cannot be decoded are gaps.
 
     Args:
         source: path or URL.
@@ -213,7 +198,7 @@ class VideoReader:
     def to_bgr(self, y, uv):
         """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
 
-        It has the colours that the tags say, is stretched to square pixels, and upright.
+        It has the colours that the tags say, and is stretched to square pixels.
         """
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
@@ -222,7 +207,7 @@ class VideoReader:
         pixels, aspect = picture.to_ndarray(format="bgr24"), self.format.pixel_aspect or 1
         stretch = max(aspect, 1), max(1 / aspect, 1)
         size = [2 * round(k * side / 2) if k > 1 else side for k, side in zip(stretch, y.shape[::-1], strict=True)]
-        return np.ascontiguousarray(self.format.upright(resize_pixels(pixels, size)))
+        return resize_pixels(pixels, size)
 
     def close(self):
         """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
@@ -333,28 +318,37 @@ class VideoReader:
         beside = {data.type.name: bytes(data) for data in frame.side_data}
         if "A53_CC" in beside:
             log.warning("%s: closed captions within its video are not kept", self.name)
-        rotation, description = beside.get("DISPLAYMATRIX"), self._describe(self.video_stream)
+        description = self._describe(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             left = right = top = bottom = 0
-        self._crop = f"{width - left - right}:{height - top - bottom}:{left}:{top}:exact=1"
+        width, height = width - left - right, height - top - bottom
+        self._to_upright = [("crop", f"{width}:{height}:{left}:{top}:exact=1")]
+        aspect = aspect if 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else 1
         chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
+        chroma_location = chroma_location[1] if chroma_location and unconverted else None
+        if "DISPLAYMATRIX" in beside:
+            a, b, _, c, d = np.frombuffer(beside["DISPLAYMATRIX"], np.int32)[:5]
+            if abs(b) > abs(a):
+                self._to_upright.append(("transpose", "cclock_flip"))
+                a, d, width, height, aspect = c, b, height, width, 1 / aspect
+            self._to_upright += [("hflip",)] * bool(a < 0) + [("vflip",)] * bool(d < 0)
+            chroma_location = "center"  # the nearest that has a name
         return VideoFormat(
-            width=width - left - right,
-            height=height - top - bottom,
+            width=width,
+            height=height,
             rate=self._rate,
             time_base=self._timeline.time_base,
             grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
-            pixel_aspect=aspect if aspect != 1 and 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else None,
-            display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
-            chroma_location=chroma_location[1] if chroma_location and unconverted else None,
+            pixel_aspect=aspect if aspect != 1 else None,
+            chroma_location=chroma_location,
         )
 
     def _shaped(self, frames):
-        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and cropped."""
+        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
         graph, form, interlaced, times = None, None, False, deque()
         for frame in frames:
             if frame.interlaced_frame and not interlaced:
@@ -372,7 +366,7 @@ class VideoReader:
         if (width, height) != self._uncropped:
             filters.append(("scale", f"{size}:force_original_aspect_ratio=decrease:force_divisible_by=2:flags=bicubic"))
             filters.append(("pad", f"{size}:-1:-1"))
-        filters.append(("crop", self._crop))
+        filters += self._to_upright
         graph = av.filter.Graph()
         source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=self._timeline.time_base)
         graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
@@ -630,8 +624,8 @@ def _list(available):
 class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
-    Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What accompanies the pictures of
-    `source` comes along, see `tracks`; a warning names what cannot be kept.
+    Time stamps, colour tags and pixel shape are those of `video_format`. What accompanies the pictures of `source`
+    comes along, see `tracks`; a warning names what cannot be kept.
 
     The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
     least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
@@ -653,13 +647,14 @@ class VideoWriter:
         self._codec = check_encoder(path, codec, quality)
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
-        self._tracks, self._last_pts, self._frames, self._upright = {}, None, 0, np.asarray
+        self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
         # AVI has no time stamps, only the grid of its rate.
         rate = video_format.grid_rate if self._suffix == ".avi" and video_format.grid_rate else video_format.rate
         self._rate = Fraction(rate).limit_denominator(1 << 16)
         source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
         self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
         self._scale = source_base / self._time_base
+        self._step = max(round(1 / Fraction(video_format.rate) / self._time_base), 1)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -689,25 +684,19 @@ class VideoWriter:
         if (width, height) != (self.format.width, self.format.height):
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
-        for plane, source in zip(picture.planes, map(self._upright, (frame.y, *frame.uv)), strict=True):
+        for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
             target = plane_pixels(plane)
             more = [(0, size - given) for size, given in zip(target.shape, source.shape, strict=True)]
             target[...] = np.pad(source, more, "edge")  # by a row or column if the encoder needs an even size
-        self._last_pts = self._pts_of(frame)
-        picture.pts, picture.time_base = self._last_pts, self._time_base
+        following = max(self._last_pts + self._step, 0)
+        pts = following if frame.pts is None else round(frame.pts * self._scale)
+        picture.pts = self._last_pts = max(pts, self._last_pts + 1)
+        picture.time_base = self._time_base
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
         self._write_tracks(frame.packets)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
-
-    def _pts_of(self, frame):
-        """The time stamp of the next frame in the writer's time base, later than the one before."""
-        last = self._last_pts
-        step = max(round(1 / self.format.rate / self._time_base), 1)
-        following = 0 if last is None else last + step
-        pts = following if frame.pts is None else round(frame.pts * self._scale)
-        return pts if last is None else max(pts, last + 1)
 
     def _write_tracks(self, packets):
         for packet in packets:
@@ -742,25 +731,19 @@ class VideoWriter:
             raise VideoError(
                 f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        context, tags, aspect = stream.codec_context, self.format, self.format.pixel_aspect
+        context, tags = stream.codec_context, self.format
         context.color_range, context.colorspace = tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
-        # AVI and WebM cannot say that a picture is turned or mirrored, nor can PyAV 17.
-        if self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix"):
-            self._upright, aspect = tags.upright, 1 / aspect if aspect and tags.turned else aspect
-        elif tags.display_matrix is not None:
-            stream.set_display_matrix(tags.display_matrix)
-        if aspect and self._suffix == ".webm":
+        if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
-        elif aspect:
-            context.sample_aspect_ratio = aspect
-        height, width = self._upright(np.empty((tags.height, tags.width))).shape
-        stream.width, stream.height = width, height
-        if not self._codec.odd and (width % 2 or height % 2):
-            stream.width, stream.height = width + width % 2, height + height % 2
+        elif tags.pixel_aspect:
+            context.sample_aspect_ratio = tags.pixel_aspect
+        stream.width, stream.height = tags.width, tags.height
+        if not self._codec.odd and (tags.width % 2 or tags.height % 2):
+            stream.width, stream.height = tags.width + tags.width % 2, tags.height + tags.height % 2
             log.warning(
                 "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, self._codec.encoder, width, height, stream.width, stream.height),
+                *(self.path, self._codec.encoder, tags.width, tags.height, stream.width, stream.height),
             )
         return stream
 
