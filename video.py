@@ -147,7 +147,6 @@ class VideoReader:
         frame_count: estimated number of frames, or None if unknown.
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
-        pixel_format: FFmpeg's name of what the file holds.
         video_stream, tracks, other_streams, changing, metadata, chapters: for `tracks.copy_tracks`: PyAV's streams (the
             default one of video, what comes along if `audio`, what is left out), the indices of those of sound whose
             rate or channels change on the way, and what the container says.
@@ -175,7 +174,6 @@ class VideoReader:
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
             self._check_pixel_format(first)
-            self.pixel_format = first.format.name
             self.format = self._read_format(first)
             self._frames = self._shaped(itertools.chain([first], frames))
         except BaseException:
@@ -251,9 +249,8 @@ class VideoReader:
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
         except (av.FFmpegError, OSError) as error:
-            hint = (
-                "check the address" if self._remote else "it is damaged, incomplete or something else; try a fresh copy"
-            )
+            hint = "it is damaged, incomplete or something else; try a fresh copy"
+            hint = "check the address" if self._remote else hint
             raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
@@ -292,6 +289,82 @@ class VideoReader:
         stream.thread_type = "SLICE" if self._remote else "AUTO"
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
 
+    def _survey(self):
+        """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
+        sizes, forms, met = [(0, 0)], Counter(), Counter()
+        bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
+        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
+            video = container.streams[self.video_stream.index]
+            video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
+            sound = [stream for stream in container.streams.audio if stream.codec_context]
+            for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
+                index = packet.stream.index
+                met[index] += 1
+                with contextlib.suppress(av.FFmpegError):
+                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and soon decoded
+                        frames = packet.decode()
+                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
+                    elif packet.stream is video and packet.is_keyframe and packet.size:
+                        packet.decode()
+                        size = video.codec_context.width, video.codec_context.height
+                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
+        # A frame or two of another form are damage.
+        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
+        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
+
+    def _video_packets(self):
+        """Yield the packets of video; collect those of the tracks."""
+        # PyAV raises IndexError if streams came up on the way.
+        with contextlib.suppress(IndexError, av.InvalidDataError if self._cut else IndexError):
+            for packet in self._container.demux(self.video_stream, *self.tracks):
+                self._timeline.add(packet)
+                if packet.stream.index == self.video_stream.index:
+                    yield packet
+                elif packet.size:  # the empty packet at the end only flushes decoders
+                    self.packets.append(packet)
+        flushing = av.Packet()
+        flushing.stream = self.video_stream
+        yield flushing
+
+    def _decode(self):
+        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
+        number, kind, gaps, damaged = 0, None, [], []
+        for packet in self._video_packets():
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                gaps += [self._timeline.end] if packet.size else []
+                continue
+            for frame in frames:
+                self._timeline.stamp(frame)
+                time, number = frame.pts * self._timeline.time_base, number + 1
+                damaged += [time] if frame.is_corrupt else []
+                before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
+                if before not in (None, kind):
+                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
+                yield frame
+        self._report(number, gaps, damaged)
+
+    def _report(self, number, gaps, damaged):
+        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
+        for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
+            if times:
+                places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
+                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
+        if len(gaps) > number > 0:
+            raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
+        stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
+        # An edit list may leave out frames, and a duration be wrong: a file is incomplete if both say so.
+        short = timeline.count < stream.frames and (stream.duration or 0) * stream.time_base - timeline.length > _SHORT
+        if stream.frames and (self._cut or (short and "mp4" in kind)):
+            frames = f"{number} of {plural(stream.frames, 'frame')}"
+            raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
+        # Other formats know the length of the whole file, which may be that of sound that is not read.
+        told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
+        missing = (self.frame_count or 0) / self._rate - timeline.end
+        if number and (self._cut or (told and missing > max(1, timeline.end / 20))):
+            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
+
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
         bits = max(part.bits for part in parts)
@@ -309,9 +382,9 @@ class VideoReader:
         )
 
     def _read_format(self, frame):
-        unconverted = self.pixel_format in _UNCONVERTED
+        unconverted = frame.format.name in _UNCONVERTED
         if not unconverted:
-            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, self.pixel_format)
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
@@ -372,85 +445,6 @@ class VideoReader:
         graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
         return graph
 
-    def _survey(self):
-        """Read through a file: return the largest size of its keyframes, and the sound whose rate or channels change.
-
-        An eighth of the sound is decoded. If it takes more than two seconds, a bar shows what is done.
-        """
-        sizes, forms, met = [(0, 0)], Counter(), Counter()
-        bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
-        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
-            video = container.streams[self.video_stream.index]
-            video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
-            sound = [stream for stream in container.streams.audio if stream.codec_context]
-            for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
-                index = packet.stream.index
-                met[index] += 1
-                with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and met[index] % 8 == 0:
-                        frames = packet.decode()
-                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
-                    elif packet.stream is video and packet.is_keyframe and packet.size:
-                        packet.decode()
-                        size = video.codec_context.width, video.codec_context.height
-                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
-        # A frame or two of another form are damage.
-        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
-
-    def _decode(self):
-        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, gaps, damaged = 0, None, [], []
-        for packet in self._video_packets():
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                gaps += [self._timeline.end] if packet.size else []
-                continue
-            for frame in frames:
-                self._timeline.stamp(frame)
-                time, number = frame.pts * self._timeline.time_base, number + 1
-                damaged += [time] if frame.is_corrupt else []
-                before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
-                if before not in (None, kind):
-                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
-                yield frame
-        self._report(number, gaps, damaged)
-
-    def _video_packets(self):
-        """Yield the packets of video; collect those of the tracks."""
-        # PyAV raises IndexError if streams came up on the way.
-        with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
-            for packet in self._container.demux(self.video_stream, *self.tracks):
-                self._timeline.add(packet)
-                if packet.stream.index == self.video_stream.index:
-                    yield packet
-                elif packet.size:  # the empty packet at the end only flushes decoders
-                    self.packets.append(packet)
-        flushing = av.Packet()
-        flushing.stream = self.video_stream
-        yield flushing
-
-    def _report(self, number, gaps, damaged):
-        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
-        for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
-            if times:
-                places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
-                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
-        if len(gaps) > number > 0:
-            raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
-        stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
-        # An edit list may leave out frames, and a duration be wrong: a file is incomplete if both say so.
-        short = timeline.count < stream.frames and stream.duration * stream.time_base - timeline.length > _SHORT
-        if stream.frames and (self._cut or (short and "mp4" in kind)):
-            frames = f"{number} of {plural(stream.frames, 'frame')}"
-            raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
-        # Other formats know the length of the whole file, which may be that of sound that is not read.
-        told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
-        missing = (self.frame_count or 0) / self._rate - timeline.end
-        if number and (self._cut or (told and missing > max(1, timeline.end / 20))):
-            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
-
 
 class _Timeline:
     """Makes one timeline of the time stamps of packets, and sets those of frames that are missing or wrong.
@@ -470,7 +464,8 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first, self._delay, self._previous_pts = None, None, None
+        self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
+        self._first, self._delay, self._following_pts = None, None, 0
         self.end = self.count = self.length = 0
 
     def add(self, packet):
@@ -501,18 +496,17 @@ class _Timeline:
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
-        step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
         elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
             if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
-                self._delay = min(frame.dts - self._first, (reordered + 1) * step if reordered else 0)
+                self._delay = min(frame.dts - self._first, (reordered + 1) * self._step if reordered else 0)
             frame.pts = frame.dts - self._delay
-        if frame.pts is None or (self._avi and frame.dts is None):
-            frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
-        self._previous_pts = frame.pts
+        elif self._avi or frame.pts is None:
+            frame.pts = self._following_pts
+        self._following_pts = frame.pts + self._step
 
 
 def _clock(seconds):
