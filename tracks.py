@@ -21,7 +21,6 @@ _STREAM_TAGS = ("language", "title")
 _AUDIO_CODECS = {".webm": "libopus", ".avi": "pcm_s16le"}  # to convert to; AAC in the others
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 _PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
-_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # by channels
 _ENCODED_CHANNELS = (1, 2, 6, 8)  # which all encoders know; others become stereo
 _TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted, or some of it is cut
 _LONGEST_GAP = 3600  # seconds of silence
@@ -128,7 +127,7 @@ class _Track:
         added, context = container.add_stream_from_template(self._source), self._source.codec_context
         if self._source.type == "audio" and context and context.layout.name.endswith(" channels"):
             # Some files (ASF, PCM) say only how many channels there are.
-            added.codec_context.layout = _LAYOUTS.get(context.layout.nb_channels, context.layout.name)
+            added.codec_context.layout = f"{context.layout.nb_channels}c"
         return added
 
     def _set_time(self, packet):
@@ -182,7 +181,7 @@ class _ConvertedAudio(_Track):
         name, context = _AUDIO_CODECS.get(self._path.suffix.lower(), "aac"), self._source.codec_context
         channels, rates = context.layout.nb_channels, av.codec.Codec(name, "w").audio_rates or [context.rate]
         self._rate = min((rate for rate in rates if rate >= context.rate > 0), default=48000)
-        self._layout = _LAYOUTS[channels] if channels in _ENCODED_CHANNELS else "stereo"
+        self._layout = av.AudioLayout(f"{channels}c" if channels in _ENCODED_CHANNELS else "stereo").name
         self._form, self._resampler, self._position = None, None, 0
         stream = self._container.add_stream(name, rate=self._rate, layout=self._layout)
         stream.codec_context.open()
