@@ -50,7 +50,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_SHORT = 0.2  # seconds less than a file promises: it is incomplete
+_FUTILE_TRIES = 10  # to read on behind what FFmpeg cannot read
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
@@ -266,8 +266,8 @@ class VideoReader:
         known = ("data", *kinds) if self.chapters else kinds  # in .mp4, data is the chapters' text
         self.other_streams = [other for other in streams if other is not stream and other.type not in known]
         self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
-        self.frame_count = stream.frames or round(seconds * self._rate) or None
+        self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
+        self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
 
     def _check_streams(self):
@@ -280,9 +280,6 @@ class VideoReader:
                 f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
                 "pixels can be read; scale it down first"
             )
-        # FFmpeg would read a cut .mp4 or .mov whose index came first as if it ended there.
-        ends = [entry.pos + entry.size for entry in stream.index_entries]
-        self._cut = bool(ends) and not self._remote and max(ends) > Path(self.source).stat().st_size
         stream.codec_context.options = _LIMITS
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
@@ -312,28 +309,40 @@ class VideoReader:
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
         return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
 
-    def _video_packets(self):
-        """Yield the packets of video; collect those of the tracks."""
-        # PyAV raises IndexError if streams came up on the way.
-        with contextlib.suppress(IndexError, av.InvalidDataError if self._cut else IndexError):
-            for packet in self._container.demux(self.video_stream, *self.tracks):
-                self._timeline.add(packet)
-                if packet.stream.index == self.video_stream.index:
-                    yield packet
-                elif packet.size:  # the empty packet at the end only flushes decoders
-                    self.packets.append(packet)
+    def _video_packets(self, unread):
+        """Yield the packets of video; collect those of the tracks.
+
+        FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
+        gives those behind that: it is asked again until it gives nothing any more.
+        """
+        tries = futile = 0
+        while futile < (1 if self._remote else _FUTILE_TRIES):
+            tries, futile = tries + 1, futile + 1
+            # PyAV raises IndexError if streams came up on the way.
+            with contextlib.suppress(IndexError, IndexError if self._remote else av.InvalidDataError):
+                for packet in self._container.demux(self.video_stream, *self.tracks):
+                    if packet.dts is None and not packet.size:
+                        continue  # PyAV's, to flush the decoder
+                    self._timeline.add(packet)
+                    if futile and tries > 1:
+                        unread.append(self._timeline.now)
+                    futile = 0
+                    if packet.stream.index == self.video_stream.index:
+                        yield packet
+                    else:
+                        self.packets.append(packet)
         flushing = av.Packet()
-        flushing.stream = self.video_stream
+        flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
         yield flushing
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, gaps, damaged = 0, None, [], []
-        for packet in self._video_packets():
+        number, kind, unread, gaps, damaged = 0, None, [], [], []
+        for packet in self._video_packets(unread):
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                gaps += [self._timeline.end] if packet.size else []
+                gaps += [self._timeline.now] if packet.size else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
@@ -343,27 +352,33 @@ class VideoReader:
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
-        self._report(number, gaps, damaged)
+        self._report(number, unread, gaps, damaged)
 
-    def _report(self, number, gaps, damaged):
+    def _report(self, number, unread, gaps, damaged):
         """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
-        for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
+        for times, noun, what in (
+            (unread, "packet", "could not be read"),
+            (gaps, "frame", "could not be decoded"),
+            (damaged, "frame", "damaged: parts of them are guessed"),
+        ):
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
-                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
+                log.warning("%s: %s %s, near %s", self.name, plural(len(times), noun), what, places)
         if len(gaps) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
-        # An edit list may leave out frames, and a duration be wrong: a file is incomplete if both say so.
-        short = timeline.count < stream.frames and (stream.duration or 0) * stream.time_base - timeline.length > _SHORT
-        if stream.frames and (self._cut or (short and "mp4" in kind)):
-            frames = f"{number} of {plural(stream.frames, 'frame')}"
-            raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
-        # Other formats know the length of the whole file, which may be that of sound that is not read.
-        told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
-        missing = (self.frame_count or 0) / self._rate - timeline.end
-        if number and (self._cut or (told and missing > max(1, timeline.end / 20))):
-            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
+        if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
+            told, missing = timeline.count != stream.frames, self._seconds - timeline.length
+            tolerance = 1.5 / self._rate
+        else:  # what is told may be the length of sound that is not read
+            told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
+            missing = (self.frame_count or 0) / self._rate - timeline.end
+            tolerance = max(1, timeline.end / 20)
+        if number and told and missing > tolerance:
+            frames = f"{number} of about {plural(self.frame_count, 'frame')}"
+            if "mp4" in kind and timeline.count < stream.frames:
+                raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
+            log.warning("%s ends early: %s", self.name, frames)
 
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
@@ -451,7 +466,7 @@ class _Timeline:
 
     Attributes:
         time_base: of the frames, in seconds.
-        end: of the packets added so far, in seconds.
+        now, end: time of the packet that was added last, and the end of all so far, in seconds.
         count, length: how many of them are of the video, and how many seconds these last.
     """
 
@@ -466,7 +481,7 @@ class _Timeline:
         self._latest = {}  # for each stream, its part and time in seconds
         self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
         self._first, self._delay, self._following_pts = None, None, 0
-        self.end = self.count = self.length = 0
+        self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -489,7 +504,7 @@ class _Timeline:
         if packet.pts is not None:
             packet.pts += shift
         end = packet.dts + (packet.duration or 0)
-        self.end = max(self.end, end * unit)
+        self.now, self.end = packet.dts * unit, max(self.end, end * unit)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
             self.count, self.length = self.count + 1, (end - self._first) * unit

@@ -392,9 +392,23 @@ def test_an_mp4_whose_index_ends_early_is_a_partial_one(tmp_path, table):
     kept = int.from_bytes(data[place : place + 4], "big") - 17
     data[place : place + 4] = kept.to_bytes(4, "big")
     source.write_bytes(data)
-    with pytest.raises(VideoError, match=r"incomplete: it ends early, after 5\d of 75 .*are in .*out_partial.mp4"):
+    with pytest.raises(
+        VideoError, match=r"incomplete: it ends early, after 5\d of about 75 .*are in .*out_partial.mp4"
+    ):
         copy(source, tmp_path / "out.mp4")
     assert 50 < len(read_times(tmp_path / "out_partial.mp4")) < 60
+
+
+def test_a_wrong_entry_in_an_index_is_a_gap(tmp_path, caplog):
+    heard, options = range(0, 3000, 20), {"g": "10", "bf": "0"}
+    source = encode(tmp_path / "in.mp4", times=range(0, 3000, 40), audio="aac", heard=heard, options=options)
+    data = bytearray(source.read_bytes())
+    place = data.index(b"stco") + 12 + 4 * 29  # the frame before a keyframe
+    data[place : place + 4] = (1 << 30).to_bytes(4, "big")
+    source.write_bytes(data)
+    assert copy(source, tmp_path / "out.mp4") == [time for time in range(0, 3000, 40) if time != 29 * 40]
+    assert len(packets(tmp_path / "out.mp4", "audio")) > 140
+    assert "1 packet could not be read, near 00:01.2" in caplog.text and "ends early" not in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
