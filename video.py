@@ -501,10 +501,9 @@ class _Timeline:
         self._latest[packet.stream.index] = part, seconds
         shift = round(self._shifts[part] / unit)
         packet.dts += shift
-        if packet.pts is not None:
-            packet.pts += shift
+        packet.pts = None if packet.pts is None else packet.pts + shift
         end = packet.dts + (packet.duration or 0)
-        self.now, self.end = packet.dts * unit, max(self.end, end * unit)
+        self.now, self.end = (packet.pts or packet.dts) * unit, max(self.end, end * unit)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
             self.count, self.length = self.count + 1, (end - self._first) * unit
