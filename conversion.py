@@ -171,15 +171,10 @@ def divide_pixels(before, after, divider=0.5):
     return joined
 
 
-def divide_planes(before, after, upright=lambda plane: plane):
-    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line.
-
-    Args:
-        upright: function of a plane that gives a view of it as it is shown: left and right are meant there.
-    """
-    y, uv = after[0].copy(), after[1].copy()
-    middle = upright(y).shape[1] // 4  # in chroma columns
-    for target, source, scale, white in zip((y, *uv), (before[0], *before[1]), (2, 1, 1), (235, 128, 128), strict=True):
-        target, source, column = upright(target), upright(source), scale * middle
-        target[:, :column], target[:, column : column + scale] = source[:, :column], white  # in either range
-    return y, uv
+def divide_planes(before, after):
+    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line."""
+    joined, column = (after[0].copy(), after[1].copy()), after[0].shape[1] // 4  # a column of chroma
+    for target, source, scale, white in zip(joined, before, (2, 1), (235, 128), strict=True):
+        middle = scale * column
+        target[..., :middle], target[..., middle : middle + scale] = source[..., :middle], white  # in either range
+    return joined

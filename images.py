@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import threading
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from utils import IMAGE_SUFFIXES, atomic_path, first_line
 
 MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
-_READ_FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"]  # JPEG includes MPO
+_READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # JPEG includes MPO
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
 _ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".avif")
@@ -71,14 +70,17 @@ def read_image(path):
         file.load()
         with contextlib.suppress(Exception):  # Pillow reads EXIF once; damage there must not cost the picture
             file.getexif()
-        pixels, profile = _read_16_bits(path, file) if deep else None, file.info.get("icc_profile")
+        upright, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
+        metadata = _read_metadata(file, upright.info)
+        pixels = _read_16_bits(path, file) if deep else None
         if pixels is None:
-            pixels, profile = _read_8_bits(path, file)
-        alpha = None
-        if pixels.ndim == 3:
-            pixels, alpha = pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None
-        parts = (part if part is None else np.ascontiguousarray(part) for part in (pixels, alpha))
-        return Picture(*parts, profile, _read_metadata(file))
+            pixels = _read_8_bits(path, upright)
+            if upright.mode in ("CMYK", "LAB") or (profile and pixels.ndim == 3 and profile[16:20] == b"GRAY"):
+                profile = None  # it does not describe the RGB values that these have become
+        if pixels.ndim == 2:
+            return Picture(pixels, None, profile, metadata)
+        alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+        return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, profile, metadata)
 
 
 def is_image(path):
@@ -175,7 +177,7 @@ def _open_image(path):
     """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
     try:
         if _is_heic(path):
-            _learn_heic(path)
+            raise VideoError(f"{path} is a HEIC picture: convert it to JPEG first")
         with Image.open(path, formats=_READ_FORMATS) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
@@ -195,20 +197,9 @@ def _is_heic(path):
         return file.read(12)[4:] in _HEIC
 
 
-def _learn_heic(path):
-    """Have Pillow read HEIC, if the user has installed what that needs."""
-    try:
-        import pillow_heif
-    except ImportError:
-        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
-    pillow_heif.register_heif_opener()
-    if "HEIF" not in _READ_FORMATS:
-        _READ_FORMATS.append("HEIF")
-
-
-def _read_metadata(file):
-    """Return what a file says about its picture, which is upright now; see `Picture`."""
-    info, exif = ImageOps.exif_transpose(file).info, file.getexif()
+def _read_metadata(file, info):
+    """Return what a file says about its picture, see `Picture`, with Pillow's `info` of the upright one."""
+    exif = file.getexif()
     metadata = {key: info[key] for key in ("exif", "dpi", "xmp", "comment") if info.get(key)}
     if file.format == "TIFF":
         kept = Image.Exif()
@@ -234,11 +225,8 @@ def _check_supported(path, file, deep):
     if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
         raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
     if file.format == "TIFF":
-        separate, negative = (
-            file.tag_v2.get(_TIFF_PLANES, 1) != 1,
-            file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) not in (1, 2, 5),
-        )
-        if file.getexif().get(_ORIENTATION, 1) > 4 or (deep and (separate or negative)):
+        plain = file.tag_v2.get(_TIFF_PLANES, 1) == 1 and file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) in (1, 2, 5)
+        if file.getexif().get(_ORIENTATION, 1) > 4 or (deep and not plain):
             kind = "on its side, as separate planes or as a negative"
             raise VideoError(f"{path} is a TIFF stored {kind}: convert it to PNG first")
 
@@ -264,15 +252,12 @@ def _read_16_bits(path, file):
     return pixels
 
 
-def _read_8_bits(path, file):
-    if file.mode in ("I", "F"):
-        raise VideoError(f"{path} has {file.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
-    image, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
+def _read_8_bits(path, image):
+    if image.mode in ("I", "F"):
+        raise VideoError(f"{path} has {image.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
     if image.mode in ("1", "L") and not image.has_transparency_data:
-        return np.array(image.convert("L")), profile
-    if image.mode in ("CMYK", "LAB") or (profile and profile[16:20] == b"GRAY"):
-        profile = None  # it does not describe the RGB values that follow
-    return _swap_red_and_blue(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))), profile
+        return np.array(image.convert("L"))
+    return _swap_red_and_blue(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")))
 
 
 def _swap_red_and_blue(pixels):
@@ -280,16 +265,11 @@ def _swap_red_and_blue(pixels):
     return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 
-_quiet_lock, _quiet_levels = threading.Lock(), []  # the level that each block which is open met, the first one ours
-
-
 @contextlib.contextmanager
 def quiet_opencv():
-    """Silence OpenCV's own messages, until the last of the threads in such a block leaves it."""
-    with _quiet_lock:
-        _quiet_levels.append(cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT))
+    """Silence OpenCV's own messages. (If threads overlap here, they may stay silent, which does no harm.)"""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield
     finally:
-        with _quiet_lock:
-            cv2.utils.logging.setLogLevel(_quiet_levels.pop())
+        cv2.utils.logging.setLogLevel(level)

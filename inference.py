@@ -282,7 +282,7 @@ class RealTimeSharpener:
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(source, audio=True))
             kind = reader.format
-            shape = kind.width, kind.height, kind.pixel_aspect, kind.turned
+            shape = kind.width, kind.height, kind.pixel_aspect
             target = _say_shrunk(source, size, *shape, MAX_VIDEO_SIDE)
             kind = dataclasses.replace(kind, width=target[0], height=target[1])
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
@@ -294,7 +294,7 @@ class RealTimeSharpener:
                 before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
                 y, uv = sharp = self.sharpen_planes(*before, kind.full_range, after=sharp)
                 if compare:
-                    y, uv = divide_planes(before, sharp, kind.upright)
+                    y, uv = divide_planes(before, sharp)
                 write(dataclasses.replace(frame, y=y, uv=uv))
                 if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
                     break
@@ -324,7 +324,7 @@ class RealTimeSharpener:
         frames = stack.enter_context(read_ahead(timed, tick=0.1))
 
         def enlarge_frame(frame):
-            target = controls.target_size(kind.width, kind.height, kind.pixel_aspect, kind.turned)
+            target = controls.target_size(kind.width, kind.height, kind.pixel_aspect)
             return resize_planes(frame.y, frame.uv, target, kind.chroma_location)
 
         def sharpen_frame(planes, strength):
@@ -333,8 +333,7 @@ class RealTimeSharpener:
             last = sharp if strength else last
             return reader.to_bgr(*sharp)
 
-        upright = (kind.height, kind.width) if kind.turned else (kind.width, kind.height)
-        return TimedSource(frames, reader.live, kind.rate, upright), enlarge_frame, sharpen_frame
+        return TimedSource(frames, reader.live, kind.rate, (kind.width, kind.height)), enlarge_frame, sharpen_frame
 
     def _steady(self, sharp, previous, strength):
         """A frame's planes after those of the frame before: see `runtime.steady`."""

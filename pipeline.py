@@ -51,7 +51,6 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             slots.release()
             yield item
         worker.wait()
-        worker.check()
 
     ahead, worker = consume(), Worker(produce, "read ahead")
     try:
@@ -60,7 +59,8 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
         leaving.set()
         slots.release()  # for a thread that waits for room
         try:
-            worker.wait(patience)
+            with contextlib.suppress(Exception):  # an item that nobody asked for
+                worker.wait(patience)
         finally:
             ahead.close()  # else iterating on would wait for ever
 
@@ -103,36 +103,20 @@ def write_behind(write, depth=2):
         raise failures[0]
 
 
-def run_to_end(work):
-    """Call `work` in a thread, so that Ctrl-C cannot break it off; it is raised when `work` has ended.
-
-    What `work` raises is raised here, even after Ctrl-C.
-    """
-    worker = Worker(work, "run to end")
-    try:
-        worker.wait()
-    finally:
-        worker.check()
-
-
 def in_parallel(tasks):
     """Call functions at the same time, the first here and each other in a thread of its own, and wait for all.
 
     Threads are started anew each time, which takes 0.1 ms: those of a pool would be missing after a fork and refused
     when the main thread has ended.
     """
-    workers = [Worker(task, "in parallel") for task in tasks[1:]]
-    try:
+    with contextlib.ExitStack() as stack:
+        for task in tasks[1:]:
+            stack.callback(Worker(task, "in parallel").wait)
         tasks[0]()
-    finally:
-        for worker in workers:
-            worker.wait()
-    for worker in workers:
-        worker.check()
 
 
 class Worker:
-    """Does `work` in a thread, whose end can be waited for through Ctrl-C.
+    """Does `work` in a thread, which Ctrl-C cannot break off and whose end can be waited for through Ctrl-C.
 
     With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
     """
@@ -142,21 +126,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def _run(self):
-        try:
-            self._work()
-        except BaseException as error:  # raised again by `check`
-            self._failure = error
-        finally:
-            self._ended.set()
-
-    def check(self):
-        """Raise what `work` raised."""
-        if self._failure:
-            raise self._failure
-
     def wait(self, patience=None, on_interrupt=lambda: None):
-        """Wait for the end, at most `patience` seconds, even through Ctrl-C, which is raised afterwards."""
+        """Wait for the end, at most `patience` seconds, and raise what `work` raised.
+
+        Ctrl-C calls `on_interrupt`, and is raised when the wait is over, unless `work` raised something.
+        """
         try:
             ended = self._ended.wait(patience)
         except KeyboardInterrupt:
@@ -165,3 +139,13 @@ class Worker:
             raise
         if ended:
             self._thread.join()
+        if ended and self._failure:
+            raise self._failure
+
+    def _run(self):
+        try:
+            self._work()
+        except BaseException as error:  # raised again by `wait`
+            self._failure = error
+        finally:
+            self._ended.set()

@@ -64,17 +64,16 @@ def parse_size(size):
     return found
 
 
-def target_size(size, width, height, pixel_aspect=None, turned=False, limit=MAX_IMAGE_SIDE):
-    """Return the ``(width, height)`` to bring a picture to. Its aspect stays, and so do rotation and pixel aspect.
+def target_size(size, width, height, pixel_aspect=None, limit=MAX_IMAGE_SIDE):
+    """Return the ``(width, height)`` to bring a picture to. Its aspect stays, and so does pixel aspect.
 
     A picture that has the size already stays as it is. Of another, a side that `size` does not name becomes the nearest
     even number, as encoders want it.
 
     Args:
         size: `Size`, not `WINDOW`; None leaves the picture as it is.
-        width, height: of the picture as it is stored.
+        width, height: of the picture, upright.
         pixel_aspect: width to height of a stored pixel; None for square.
-        turned: whether it is stored on its side.
         limit: most pixels that a side may have.
 
     Raises:
@@ -85,7 +84,7 @@ def target_size(size, width, height, pixel_aspect=None, turned=False, limit=MAX_
     scale = size.factor
     if scale is None:
         shown = [width * Fraction(pixel_aspect or 1), Fraction(height)]
-        boxes = zip((size.width, size.height), shown[::-1] if turned else shown, strict=True)
+        boxes = zip((size.width, size.height), shown, strict=True)
         scale = min(most / side for most, side in boxes if most is not None)
     if scale == 1:
         return width, height

@@ -21,7 +21,6 @@ _STREAM_TAGS = ("language", "title")
 _AUDIO_CODECS = {".webm": "libopus", ".avi": "pcm_s16le"}  # to convert to; AAC in the others
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 _PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
-_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # by channels
 _ENCODED_CHANNELS = (1, 2, 6, 8)  # which all encoders know; others become stereo
 _TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted, or some of it is cut
 _LONGEST_GAP = 3600  # seconds of silence
@@ -49,15 +48,8 @@ def copy_tracks(source, container, video_stream, path):
         try:
             tracks[stream.index] = _add_track(source, stream, container, path)
         except ValueError:
-            (kept_by_mkv if stream.codec_context else lost).append(source.describe(stream))
-    for stream in source.attachments:
-        name = f"attachment {stream.metadata.get('filename', '')}"
-        try:
-            if suffix != ".mkv":
-                raise ValueError("none but .mkv has attachments")
-            _Track(stream, name, container, path)
-        except ValueError:
-            kept_by_mkv.append(name)
+            known = stream.codec_context or stream.type == "attachment"
+            (kept_by_mkv if known else lost).append(source.describe(stream))
     if suffix != ".avi":
         container.set_chapters(source.chapters)
     else:
@@ -77,6 +69,8 @@ def _add_track(source, stream, container, path):
             raise ValueError("its rate or channels change on the way")
         if suffix == ".avi" and stream.type == "audio":
             raise ValueError("without time stamps, sound in .avi would lose its gaps")
+        if suffix != ".mkv" and stream.type == "attachment":
+            raise ValueError("none but .mkv keeps it")
         track = _Track(stream, name, container, path)
     except ValueError as error:
         if stream.codec_context is None:
@@ -133,7 +127,7 @@ class _Track:
         added, context = container.add_stream_from_template(self._source), self._source.codec_context
         if self._source.type == "audio" and context and context.layout.name.endswith(" channels"):
             # Some files (ASF, PCM) say only how many channels there are.
-            added.codec_context.layout = _LAYOUTS.get(context.layout.nb_channels, context.layout.name)
+            added.codec_context.layout = f"{context.layout.nb_channels}c"
         return added
 
     def _set_time(self, packet):
@@ -187,7 +181,7 @@ class _ConvertedAudio(_Track):
         name, context = _AUDIO_CODECS.get(self._path.suffix.lower(), "aac"), self._source.codec_context
         channels, rates = context.layout.nb_channels, av.codec.Codec(name, "w").audio_rates or [context.rate]
         self._rate = min((rate for rate in rates if rate >= context.rate > 0), default=48000)
-        self._layout = _LAYOUTS[channels] if channels in _ENCODED_CHANNELS else "stereo"
+        self._layout = av.AudioLayout(f"{channels}c" if channels in _ENCODED_CHANNELS else "stereo").name
         self._form, self._resampler, self._position = None, None, 0
         stream = self._container.add_stream(name, rate=self._rate, layout=self._layout)
         stream.codec_context.open()

@@ -1,8 +1,8 @@
 """Video files and streams: reading and writing frames, with all that accompanies them.
 
 Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
-colour conversion in between. Time stamps, colour tags, pixel shape, rotation, audio, subtitles, attachments, chapters
-and tags pass through (see `tracks`)::
+colour conversion in between. Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags
+pass through (see `tracks`)::
 
     with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
         for frame in reader:
@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import threading
@@ -33,7 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images import VideoError, existing_file
-from pipeline import run_to_end
+from pipeline import Worker
 from scaling import resize_pixels
 from tracks import COVER, copy_tracks
 from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
@@ -49,6 +50,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_FUTILE_TRIES = 10  # to read on behind what FFmpeg cannot read
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
@@ -77,7 +79,6 @@ class VideoFormat:
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
-        display_matrix: the nine integers of a container's rotation or mirroring, or None.
         chroma_location: where chroma samples lie, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
     """
 
@@ -91,27 +92,12 @@ class VideoFormat:
     primaries: int = 2
     transfer: int = 2
     pixel_aspect: Fraction | None = None
-    display_matrix: tuple | None = None
     chroma_location: str | None = None
 
     @property
     def full_range(self):
         """Whether luma spans 0-255 instead of 16-235."""
         return self.value_range == _RANGE_FULL
-
-    @property
-    def turned(self):
-        """Whether width and height change places where a frame is shown."""
-        return self.display_matrix is not None and abs(self.display_matrix[1]) > abs(self.display_matrix[0])
-
-    def upright(self, pixels):
-        """Return a view of pixels ``(H, W)`` or ``(H, W, 3)`` as they are to be shown: turned and mirrored."""
-        if self.display_matrix is None:
-            return pixels
-        a, b, _, c, d = self.display_matrix[:5]
-        if self.turned:
-            pixels, a, d = np.swapaxes(pixels, 0, 1), c, b
-        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 @dataclasses.dataclass
@@ -146,10 +132,10 @@ def open_video(path):
 class VideoReader:
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
-    8-bit YUV 4:2:0 comes out as it was coded, without what the container crops. With a warning, other 8-bit formats are
-    converted to it, with range and matrix kept, interlaced frames are made progressive, frames of another size are
-    scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get black bars), and
-    packets that cannot be decoded are gaps.
+    8-bit YUV 4:2:0 comes out as it was coded, cropped, turned and mirrored as the container says. With a warning, other
+    8-bit formats are converted to it, with range and matrix kept, interlaced frames are made progressive, frames of
+    another size are scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get
+    black bars), and packets that cannot be decoded are gaps.
 
     Args:
         source: path or URL.
@@ -157,15 +143,13 @@ class VideoReader:
 
     Attributes:
         format: the `VideoFormat`.
-        packets: of audio and subtitles after the last frame; empty before the iteration has ended.
+        packets: of audio and subtitles since the last frame that was given.
         frame_count: estimated number of frames, or None if unknown.
         live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
             (MJPEG of network cameras), frames get the times of their arrival.
-        pixel_format: FFmpeg's name of what the file holds.
-        video_stream, tracks, attachments, other_streams: PyAV's streams: the video (the default one), what is
-            collected, the files within the file, and what is left out.
-        changing: indices of the streams of sound whose rate or channels change on the way.
-        metadata, chapters: of the container, as PyAV gives them.
+        video_stream, tracks, other_streams, changing, metadata, chapters: for `tracks.copy_tracks`: PyAV's streams (the
+            default one of video, what comes along if `audio`, what is left out), the indices of those of sound whose
+            rate or channels change on the way, and what the container says.
 
     Raises:
         VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
@@ -183,14 +167,13 @@ class VideoReader:
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
             self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
-            self.packets, self._packets = [], []  # those met since the last frame
+            self.packets = []
             frames = self._decode()
             with _reading(self.name):
                 first = next(frames, None)
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
             self._check_pixel_format(first)
-            self.pixel_format = first.format.name
             self.format = self._read_format(first)
             self._frames = self._shaped(itertools.chain([first], frames))
         except BaseException:
@@ -204,17 +187,16 @@ class VideoReader:
         while True:
             with self._busy, _reading(self.name):
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
-                packets, self._packets = self._packets, []
                 if decoded is None:
-                    self.packets = packets
                     return
+                packets, self.packets = self.packets, []
                 frame = Frame(*_to_planes(decoded, self.format), decoded.pts, decoded.duration or None, packets)
             yield frame
 
     def to_bgr(self, y, uv):
         """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
 
-        It has the colours that the tags say, is stretched to square pixels, and upright.
+        It has the colours that the tags say, and is stretched to square pixels.
         """
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
@@ -223,7 +205,7 @@ class VideoReader:
         pixels, aspect = picture.to_ndarray(format="bgr24"), self.format.pixel_aspect or 1
         stretch = max(aspect, 1), max(1 / aspect, 1)
         size = [2 * round(k * side / 2) if k > 1 else side for k, side in zip(stretch, y.shape[::-1], strict=True)]
-        return np.ascontiguousarray(self.format.upright(resize_pixels(pixels, size)))
+        return resize_pixels(pixels, size)
 
     def close(self):
         """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
@@ -240,6 +222,8 @@ class VideoReader:
 
     def describe(self, stream):
         """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        if stream.type == "attachment":
+            return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
         tag = re.search(r"\((\w{4}) / 0x", self._describe(stream))
@@ -265,9 +249,9 @@ class VideoReader:
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
         except (av.FFmpegError, OSError) as error:
-            cause = "it is damaged, incomplete or something else; try a fresh copy"
-            cause = "check the address" if self._remote else cause
-            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {cause}") from error
+            hint = "it is damaged, incomplete or something else; try a fresh copy"
+            hint = "check the address" if self._remote else hint
+            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
         container, streams = self._container, self._container.streams
@@ -275,16 +259,15 @@ class VideoReader:
         if not video:
             raise VideoError(f"{self.name} has no video stream")
         stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
-        tracks = [other for other in streams if other.type in ("audio", "subtitle")]
-        self.video_stream, self.tracks, self.attachments = stream, tracks if audio else [], list(streams.attachments)
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
-        kept = {other.index for other in (stream, *tracks, *self.attachments)}
-        kept |= {other.index for other in streams.data if self.chapters}  # in .mp4 the chapters' text
-        self.other_streams = [other for other in streams if other.index not in kept]
+        kinds = ("audio", "subtitle", "attachment")
+        self.video_stream, self.tracks = stream, [other for other in streams if audio and other.type in kinds]
+        known = ("data", *kinds) if self.chapters else kinds  # in .mp4, data is the chapters' text
+        self.other_streams = [other for other in streams if other is not stream and other.type not in known]
         self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
-        self.frame_count = stream.frames or round(seconds * self._rate) or None
+        self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
+        self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
 
     def _check_streams(self):
@@ -297,14 +280,105 @@ class VideoReader:
                 f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
                 "pixels can be read; scale it down first"
             )
-        # FFmpeg would read a cut .mp4 or .mov whose index came first as if it ended there.
-        ends = [entry.pos + entry.size for entry in stream.index_entries]
-        self._cut = bool(ends) and not self._remote and max(ends) > Path(self.source).stat().st_size
         stream.codec_context.options = _LIMITS
         # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
         # sharpening and encoding.
         stream.thread_type = "SLICE" if self._remote else "AUTO"
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
+
+    def _survey(self):
+        """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
+        sizes, forms, met = [(0, 0)], Counter(), Counter()
+        bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
+        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
+            video = container.streams[self.video_stream.index]
+            video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
+            sound = [stream for stream in container.streams.audio if stream.codec_context]
+            for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
+                index = packet.stream.index
+                met[index] += 1
+                with contextlib.suppress(av.FFmpegError):
+                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and soon decoded
+                        frames = packet.decode()
+                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
+                    elif packet.stream is video and packet.is_keyframe and packet.size:
+                        packet.decode()
+                        size = video.codec_context.width, video.codec_context.height
+                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
+        # A frame or two of another form are damage.
+        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
+        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
+
+    def _video_packets(self, unread):
+        """Yield the packets of video; collect those of the tracks.
+
+        FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
+        gives those behind that: it is asked again until it gives nothing any more.
+        """
+        tries = futile = 0
+        while futile < (1 if self._remote else _FUTILE_TRIES):
+            tries, futile = tries + 1, futile + 1
+            # PyAV raises IndexError if streams came up on the way.
+            with contextlib.suppress(IndexError, IndexError if self._remote else av.InvalidDataError):
+                for packet in self._container.demux(self.video_stream, *self.tracks):
+                    if packet.dts is None and not packet.size:
+                        continue  # PyAV's, to flush the decoder
+                    self._timeline.add(packet)
+                    if futile and tries > 1:
+                        unread.append(self._timeline.now)
+                    futile = 0
+                    if packet.stream.index == self.video_stream.index:
+                        yield packet
+                    else:
+                        self.packets.append(packet)
+        flushing = av.Packet()
+        flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
+        yield flushing
+
+    def _decode(self):
+        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
+        number, kind, unread, gaps, damaged = 0, None, [], [], []
+        for packet in self._video_packets(unread):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                gaps += [self._timeline.now] if packet.size else []
+                continue
+            for frame in frames:
+                self._timeline.stamp(frame)
+                time, number = frame.pts * self._timeline.time_base, number + 1
+                damaged += [time] if frame.is_corrupt else []
+                before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
+                if before not in (None, kind):
+                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
+                yield frame
+        self._report(number, unread, gaps, damaged)
+
+    def _report(self, number, unread, gaps, damaged):
+        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
+        for times, noun, what in (
+            (unread, "packet", "could not be read"),
+            (gaps, "frame", "could not be decoded"),
+            (damaged, "frame", "damaged: parts of them are guessed"),
+        ):
+            if times:
+                places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
+                log.warning("%s: %s %s, near %s", self.name, plural(len(times), noun), what, places)
+        if len(gaps) > number > 0:
+            raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
+        stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
+        if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
+            told, missing = timeline.count != stream.frames, self._seconds - timeline.length
+            tolerance = 1.5 / self._rate
+        else:  # what is told may be the length of sound that is not read
+            told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
+            missing = (self.frame_count or 0) / self._rate - timeline.end
+            tolerance = max(1, timeline.end / 20)
+        if number and told and missing > tolerance:
+            frames = f"{number} of about {plural(self.frame_count, 'frame')}"
+            if "mp4" in kind and timeline.count < stream.frames:
+                raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
+            log.warning("%s ends early: %s", self.name, frames)
 
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
@@ -323,35 +397,46 @@ class VideoReader:
         )
 
     def _read_format(self, frame):
-        unconverted = self.pixel_format in _UNCONVERTED
+        unconverted = frame.format.name in _UNCONVERTED
         if not unconverted:
-            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, self.pixel_format)
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
         grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
-        rotation = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        beside = {data.type.name: bytes(data) for data in frame.side_data}
+        if "A53_CC" in beside:
+            log.warning("%s: closed captions within its video are not kept", self.name)
         description = self._describe(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
         if top + bottom >= height or left + right >= width:
             left = right = top = bottom = 0
-        self._crop = f"{width - left - right}:{height - top - bottom}:{left}:{top}:exact=1" if crop else None
+        width, height = width - left - right, height - top - bottom
+        self._to_upright = [("crop", f"{width}:{height}:{left}:{top}:exact=1")]
+        aspect = aspect if 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else 1
         chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
+        chroma_location = chroma_location[1] if chroma_location and unconverted else None
+        if "DISPLAYMATRIX" in beside:
+            a, b, _, c, d = np.frombuffer(beside["DISPLAYMATRIX"], np.int32)[:5]
+            if abs(b) > abs(a):
+                self._to_upright.append(("transpose", "cclock_flip"))
+                a, d, width, height, aspect = c, b, height, width, 1 / aspect
+            self._to_upright += [("hflip",)] * bool(a < 0) + [("vflip",)] * bool(d < 0)
+            chroma_location = "center"  # the nearest that has a name
         return VideoFormat(
-            width=width - left - right,
-            height=height - top - bottom,
+            width=width,
+            height=height,
             rate=self._rate,
             time_base=self._timeline.time_base,
             grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
-            pixel_aspect=aspect if aspect != 1 and 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else None,
-            display_matrix=tuple(np.frombuffer(rotation, np.int32).tolist()) if rotation else None,
-            chroma_location=chroma_location[1] if chroma_location and unconverted else None,
+            pixel_aspect=aspect if aspect != 1 else None,
+            chroma_location=chroma_location,
         )
 
     def _shaped(self, frames):
-        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and cropped."""
+        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
         graph, form, interlaced, times = None, None, False, deque()
         for frame in frames:
             if frame.interlaced_frame and not interlaced:
@@ -369,92 +454,11 @@ class VideoReader:
         if (width, height) != self._uncropped:
             filters.append(("scale", f"{size}:force_original_aspect_ratio=decrease:force_divisible_by=2:flags=bicubic"))
             filters.append(("pad", f"{size}:-1:-1"))
-        filters += [("crop", self._crop)] if self._crop else []
+        filters += self._to_upright
         graph = av.filter.Graph()
         source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=self._timeline.time_base)
         graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
         return graph
-
-    def _survey(self):
-        """Read through a file: return the largest size of its keyframes, and the sound whose rate or channels change.
-
-        An eighth of the sound is decoded. If it takes more than two seconds, a bar shows what is done.
-        """
-        sizes, forms, met = [(0, 0)], Counter(), Counter()
-        bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
-        with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
-            video = container.streams[self.video_stream.index]
-            video.codec_context.options, video.codec_context.thread_count = _LIMITS, 1
-            sound = [stream for stream in container.streams.audio if stream.codec_context]
-            for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
-                index = packet.stream.index
-                met[index] += 1
-                with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and met[index] % 8 == 0:
-                        frames = packet.decode()
-                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
-                    elif packet.stream is video and packet.is_keyframe and packet.size:
-                        packet.decode()
-                        size = video.codec_context.width, video.codec_context.height
-                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
-        # A frame or two of another form are damage.
-        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
-
-    def _decode(self):
-        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, captions, gaps, damaged = 0, None, False, [], []
-        for packet in self._video_packets():
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                gaps += [self._timeline.end] if packet.size else []
-                continue
-            for frame in frames:
-                self._timeline.stamp(frame)
-                time, number = frame.pts * self._timeline.time_base, number + 1
-                damaged += [time] if frame.is_corrupt else []
-                before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
-                if before not in (None, kind):
-                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
-                # To look at a frame's side data keeps it in memory until Python next searches for cycles.
-                if not captions and number % 25 == 1 and any(data.type.name == "A53_CC" for data in frame.side_data):
-                    captions = True
-                    log.warning("%s: closed captions within its video are not kept", self.name)
-                yield frame
-        self._report(number, gaps, damaged)
-
-    def _video_packets(self):
-        """Yield the packets of video; collect those of the tracks."""
-        # PyAV raises IndexError if streams came up on the way.
-        with contextlib.suppress(IndexError, *[av.InvalidDataError] * self._cut):
-            for packet in self._container.demux(self.video_stream, *self.tracks):
-                self._timeline.add(packet)
-                if packet.stream.index == self.video_stream.index:
-                    yield packet
-                elif packet.size:  # the empty packet at the end only flushes decoders
-                    self._packets.append(packet)
-        flushing = av.Packet()
-        flushing.stream = self.video_stream
-        yield flushing
-
-    def _report(self, number, gaps, damaged):
-        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
-        for times, what in ((gaps, "could not be decoded"), (damaged, "damaged: parts of them are guessed")):
-            if times:
-                places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
-                log.warning("%s: %s %s, near %s", self.name, plural(len(times), "frame"), what, places)
-        if len(gaps) > number > 0:
-            raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
-        if self._cut and self.video_stream.frames:
-            raise VideoError(f"{self.name} is incomplete: its index names data beyond its end; try a fresh copy")
-        # FFmpeg reads others as if they ended there. Audio that is not read may be what the duration is that of.
-        told = self._container.format.name in ("avi", "matroska,webm") and (
-            self.tracks or not self._container.streams.audio
-        )
-        missing = (self.frame_count or 0) / self._rate - self._timeline.end
-        if number and (self._cut or (told and missing > max(1, self._timeline.end / 20))):
-            log.warning("%s ends early: %d of about %s", self.name, number, plural(self.frame_count or 0, "frame"))
 
 
 class _Timeline:
@@ -462,7 +466,8 @@ class _Timeline:
 
     Attributes:
         time_base: of the frames, in seconds.
-        end: of the packets added so far, in seconds.
+        now, end: time of the packet that was added last, and the end of all so far, in seconds.
+        count, length: how many of them are of the video, and how many seconds these last.
     """
 
     def __init__(self, container, stream, live):
@@ -474,7 +479,9 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
-        self._first, self._delay, self._previous_pts, self.end = None, None, None, 0
+        self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
+        self._first, self._delay, self._following_pts = None, None, 0
+        self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
@@ -494,26 +501,26 @@ class _Timeline:
         self._latest[packet.stream.index] = part, seconds
         shift = round(self._shifts[part] / unit)
         packet.dts += shift
-        if packet.pts is not None:
-            packet.pts += shift
-        if self._first is None and packet.stream.index == self._stream.index:
-            self._first = packet.dts
-        self.end = max(self.end, (packet.dts + (packet.duration or 0)) * unit)
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        end = packet.dts + (packet.duration or 0)
+        self.now, self.end = (packet.pts or packet.dts) * unit, max(self.end, end * unit)
+        if packet.stream.index == self._stream.index:
+            self._first = packet.dts if self._first is None else self._first
+            self.count, self.length = self.count + 1, (end - self._first) * unit
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
-        step = max(round(1 / (self._stream.average_rate or Fraction(25)) / self._stream.time_base), 1)
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
             frame.time_base = _ARRIVAL_UNIT
         elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
             if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
-                self._delay = min(frame.dts - self._first, (reordered + 1) * step if reordered else 0)
+                self._delay = min(frame.dts - self._first, (reordered + 1) * self._step if reordered else 0)
             frame.pts = frame.dts - self._delay
-        if frame.pts is None or (self._avi and frame.dts is None):
-            frame.pts = 0 if self._previous_pts is None else self._previous_pts + step
-        self._previous_pts = frame.pts
+        elif self._avi or frame.pts is None:
+            frame.pts = self._following_pts
+        self._following_pts = frame.pts + self._step
 
 
 def _clock(seconds):
@@ -625,8 +632,8 @@ def _list(available):
 class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
-    Time stamps, colour tags, pixel shape and rotation are those of `video_format`. What accompanies the pictures of
-    `source` comes along, see `tracks`; a warning names what cannot be kept.
+    Time stamps, colour tags and pixel shape are those of `video_format`. What accompanies the pictures of `source`
+    comes along, see `tracks`; a warning names what cannot be kept.
 
     The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
     least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
@@ -648,13 +655,14 @@ class VideoWriter:
         self._codec = check_encoder(path, codec, quality)
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
-        self._tracks, self._last_pts, self._frames = {}, None, 0
+        self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
         # AVI has no time stamps, only the grid of its rate.
         rate = video_format.grid_rate if self._suffix == ".avi" and video_format.grid_rate else video_format.rate
         self._rate = Fraction(rate).limit_denominator(1 << 16)
         source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
         self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
         self._scale = source_base / self._time_base
+        self._step = max(round(1 / Fraction(video_format.rate) / self._time_base), 1)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -669,7 +677,6 @@ class VideoWriter:
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
             self._stream = self._add_stream()
-            self._set_tags()
             self._open_encoder()
             if self._source:
                 self._tracks = copy_tracks(self._source, self._container, self._stream, self.path)
@@ -677,7 +684,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        run_to_end(functools.partial(self._end, error))
+        Worker(functools.partial(self._end, error), "end of file").wait()  # Ctrl-C must not break that off
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
@@ -685,31 +692,19 @@ class VideoWriter:
         if (width, height) != (self.format.width, self.format.height):
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
         picture = av.VideoFrame(self._stream.width, self._stream.height, "yuv420p")
-        for plane, source in zip(picture.planes, map(self._upright, (frame.y, *frame.uv)), strict=True):
+        for plane, source in zip(picture.planes, (frame.y, *frame.uv), strict=True):
             target = plane_pixels(plane)
-            rows, columns = source.shape
-            target[:rows, :columns] = source
-            # One row or column more if the encoder needs an even size.
-            target[rows:, :columns] = source[-1:]
-            target[:, columns:] = target[:, columns - 1 : columns]
-        self._last_pts = self._pts_of(frame)
-        picture.pts, picture.time_base = self._last_pts, self._time_base
+            more = [(0, size - given) for size, given in zip(target.shape, source.shape, strict=True)]
+            target[...] = np.pad(source, more, "edge")  # by a row or column if the encoder needs an even size
+        following = max(self._last_pts + self._step, 0)
+        pts = following if frame.pts is None else round(frame.pts * self._scale)
+        picture.pts = self._last_pts = max(pts, self._last_pts + 1)
+        picture.time_base = self._time_base
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
         self._write_tracks(frame.packets)
         self._container.mux(self._stream.encode(picture))
         self._frames += 1
-
-    def _upright(self, plane):
-        return self.format.upright(plane) if self._turned else plane
-
-    def _pts_of(self, frame):
-        """The time stamp of the next frame in the writer's time base, later than the one before."""
-        last = self._last_pts
-        step = max(round(1 / self.format.rate / self._time_base), 1)
-        following = 0 if last is None else last + step
-        pts = following if frame.pts is None else round(frame.pts * self._scale)
-        return pts if last is None else max(pts, last + 1)
 
     def _write_tracks(self, packets):
         for packet in packets:
@@ -744,29 +739,21 @@ class VideoWriter:
             raise VideoError(
                 f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        # AVI and WebM cannot say that a picture is turned or mirrored.
-        unknown = self._suffix in (".avi", ".webm") or not hasattr(stream, "set_display_matrix")
-        self._turned = self.format.display_matrix is not None and unknown
-        height, width = self._upright(np.empty((self.format.height, self.format.width))).shape
-        stream.width, stream.height = width, height
-        if not self._codec.odd and (width % 2 or height % 2):
-            stream.width, stream.height = width + width % 2, height + height % 2
-            log.warning(
-                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, self._codec.encoder, width, height, stream.width, stream.height),
-            )
-        return stream
-
-    def _set_tags(self):
-        context, tags = self._stream.codec_context, self.format
+        context, tags = stream.codec_context, self.format
         context.color_range, context.colorspace = tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
-            context.sample_aspect_ratio = 1 / tags.pixel_aspect if self._turned and tags.turned else tags.pixel_aspect
-        if tags.display_matrix is not None and not self._turned:
-            self._stream.set_display_matrix(tags.display_matrix)
+            context.sample_aspect_ratio = tags.pixel_aspect
+        stream.width, stream.height = tags.width, tags.height
+        if not self._codec.odd and (tags.width % 2 or tags.height % 2):
+            stream.width, stream.height = tags.width + tags.width % 2, tags.height + tags.height % 2
+            log.warning(
+                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
+                *(self.path, self._codec.encoder, tags.width, tags.height, stream.width, stream.height),
+            )
+        return stream
 
     def _open_encoder(self):
         stream, context = self._stream, self._stream.codec_context

@@ -171,6 +171,8 @@ def encode(
     rate=48000,
     muxing=None,
     unit=Fraction(1, 1000),
+    matrix=None,
+    aspect=1,
 ):
     """Write a video with PyAV itself and return its path.
 
@@ -182,12 +184,16 @@ def encode(
         rate: of the audio.
         muxing: options of the container.
         unit: of the video's time stamps, in seconds.
+        matrix: nine integers that turn or mirror the picture.
+        aspect: width to height of a pixel.
     """
     heard = list(heard) if audio else []
     with av.open(str(path), "w", options=muxing or {}) as container:
         stream = container.add_stream(codec, rate=25, time_base=unit, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixel_format
-        stream.codec_context.time_base = unit
+        stream.codec_context.time_base, stream.codec_context.sample_aspect_ratio = unit, aspect
+        if matrix:
+            stream.set_display_matrix(matrix)
         sound = container.add_stream(audio, rate=rate, layout="mono") if audio else None
         for index, time in enumerate(times):
             frame, (y, uv) = av.VideoFrame(*size, pixel_format), draw(index, *size)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline import read_ahead, run_to_end, write_behind
+from pipeline import Worker, read_ahead, write_behind
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
 
@@ -147,10 +147,10 @@ def test_what_runs_to_its_end_is_not_interrupted(threads):
 
     press_ctrl_c(0.1, 0.3)
     with pytest.raises(KeyboardInterrupt):
-        run_to_end(work)
+        Worker(work, "work").wait()
     assert done
     with pytest.raises(ZeroDivisionError):
-        run_to_end(lambda: 1 / 0)
+        Worker(lambda: 1 / 0, "work").wait()
 
 
 def test_a_thread_that_waits_for_an_item_is_left_after_a_while(threads):
