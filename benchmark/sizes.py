@@ -106,9 +106,7 @@ def _middle(clip):
     height, width = clip[0][0].shape
     top, left = (max(side - _JOD_SIDE, 0) // 4 for side in (height, width))  # in chroma's pixels
     side = _JOD_SIDE // 2
-    return [
-        (y[2 * top :, 2 * left :][: 2 * side, : 2 * side], uv[:, top:, left:][:, :side, :side]) for y, uv in clip
-    ]
+    return [(y[2 * top :, 2 * left :][: 2 * side, : 2 * side], uv[:, top:, left:][:, :side, :side]) for y, uv in clip]
 
 
 def time_method(method):
@@ -145,9 +143,9 @@ def write_report(path, figures, times, described, sources, last):
 {plural(len(sources), "clip")} ({names}), with sides divided by 3, 2 and 1.5 (of 1080 lines that leaves 360, 540 and
 720), through low-delay x264 at QP {", ".join(map(str, QUANTISERS["x264"]))}, and brought back to full size by each
 method. Means over the last {last} of {_FRAMES} frames of each stream; JOD (ColorVideoVDP) is that of the middle
-{_JOD_SIDE}x{_JOD_SIDE} pixels. `{", ".join(SLOW)}` enlarges by 4, an area kernel brings that to the size; it is measured
-at {SLOW_LINES} only. Time is that of a frame from 640x360 to 1920x1080, enlarging included: CPU ms of all cores
-together (median of {_REPEATS}), frames/s on the clock (best of {_REPEATS}, on a machine that may have been busy).
+{_JOD_SIDE}x{_JOD_SIDE} pixels. `{", ".join(SLOW)}` enlarges by 4, an area kernel brings that to the size; it is
+measured at {SLOW_LINES} only. Time is that of a frame from 640x360 to 1920x1080, enlarging included: CPU ms of all
+cores together (median of {_REPEATS}), frames/s on the clock (best of {_REPEATS}, on a machine that may have been busy).
 
 Command: `{shlex.join(described["command"])}`, commit {described["commit"]}, {cpu}.
 
