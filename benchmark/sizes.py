@@ -27,8 +27,8 @@ SLOW, SLOW_LINES = ("realesr-animevideov3",), "360p"  # methods that would take 
 METRICS = {"psnr_y": ("PSNR", 2), "ssim_y": ("SSIM", 4), "vmaf_neg": ("VMAF-NEG", 2), "jod": ("JOD", 2)}
 _STEP = 12  # of a clip's sides in pixels: each scale leaves even ones
 _FRAMES = 12  # of a clip
-_JOD_SIDE = 640  # pixels of a clip's middle whose JOD is measured: a whole 1080p frame takes 4 s
-_REPEATS = 7  # of a measurement of time
+_JOD_SIDE = 480  # pixels of a clip's middle whose JOD is measured: whole 1080p frames take ten times as long
+_REPEATS, _SECONDS = 7, 2  # of a measurement of time; no more runs begin after so many seconds
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def time_method(method):
     uv = rng.integers(16, 241, (2, 180, 320), dtype=np.uint8)
     method([(y, uv)], False, (1920, 1080))  # compiles
     times = []
-    for _ in range(_REPEATS):
+    while len(times) < _REPEATS and sum(clock for _, clock in times) < _SECONDS:
         begin = time.process_time(), time.perf_counter()
         method([(y, uv)], False, (1920, 1080))
         times.append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
@@ -145,7 +145,7 @@ def write_report(path, figures, times, described, sources, last):
 method. Means over the last {last} of {_FRAMES} frames of each stream; JOD (ColorVideoVDP) is that of the middle
 {_JOD_SIDE}x{_JOD_SIDE} pixels. `{", ".join(SLOW)}` enlarges by 4, an area kernel brings that to the size; it is
 measured at {SLOW_LINES} only. Time is that of a frame from 640x360 to 1920x1080, enlarging included: CPU ms of all
-cores together (median of {_REPEATS}), frames/s on the clock (best of {_REPEATS}, on a machine that may have been busy).
+cores together (median of up to {_REPEATS} runs), frames/s on the clock (the best run, on a machine that may be busy).
 
 Command: `{shlex.join(described["command"])}`, commit {described["commit"]}, {cpu}.
 
