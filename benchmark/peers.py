@@ -123,18 +123,14 @@ def super_resolver(network, scale):
     network = network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def method(y, uv, full_range=True):
-        size = y.shape[::-1]
-        frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
-        small = resize(frame, low_resolution(size, scale), "lanczos")
+    def enlarge(frame):
+        small = resize(frame, low_resolution(frame.shape[1::-1], scale), "lanczos")
         rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
         with torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
             large = network(rgb.contiguous(memory_format=torch.channels_last))[0]
-        large = (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
-        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), size, "area"))
-        return sharp if full_range else to_limited_range(*sharp)
+        return (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
 
-    return method
+    return lambda y, uv, full_range=True: _by_pixels(enlarge, y, uv, full_range, y.shape[::-1])
 
 
 @functools.cache
@@ -154,17 +150,21 @@ def load_animevideo():
     network.load_param(str(folder / "realesr-animevideov3-x4.param"))
     network.load_model(str(folder / "realesr-animevideov3-x4.bin"))
 
-    def enlarge(y, uv, full_range, size):
-        frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
+    def enlarge(frame):
         rgb = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1), np.float32) / 255  # (3, H, W)
         with network.create_extractor() as extractor:
             extractor.input("data", ncnn.Mat(rgb))
             large = np.array(extractor.extract("output")[1])  # (3, 4H, 4W)
-        large = np.rint(255 * large.clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
-        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), size, "area"))
-        return sharp if full_range else to_limited_range(*sharp)
+        return np.rint(255 * large.clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
 
-    return enlarge
+    return functools.partial(_by_pixels, enlarge)
+
+
+def _by_pixels(enlarge, y, uv, full_range, size):
+    """Enlarge planes by a function of BGR pixels, and bring them to luma `size` (width, height) with an area kernel."""
+    frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
+    sharp = bgr_to_planes(resize(np.ascontiguousarray(enlarge(frame)), size, "area"))
+    return sharp if full_range else to_limited_range(*sharp)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,7 @@ def make_methods(sharpener):
     def each(method):
         return lambda clip, full_range, size: [method(*planes, full_range, size) for planes in clip]
 
-    def with_ffmpeg(name):
-        sharpen = FILTERS[name][1]
+    def scaled_by_ffmpeg(sharpen):
         return each(lambda y, uv, full_range, size: sharpen(*_scaler(*size)(y, uv), full_range))
 
     def student(clip, full_range, size):
@@ -56,10 +55,7 @@ def make_methods(sharpener):
     methods = {
         "bicubic (OpenCV)": each(lambda y, uv, full_range, size: resize_bicubic(y, uv, size)),
         "Lanczos": each(lambda y, uv, full_range, size: resize_lanczos(y, uv, size)),
-        "FFmpeg scale + unsharp": with_ffmpeg("FFmpeg unsharp"),
-        "FFmpeg scale + unsharp, strong": with_ffmpeg("FFmpeg unsharp, strong"),
-        "FFmpeg scale + cas": with_ffmpeg("FFmpeg cas"),
-        "FFmpeg scale + cas, strong": with_ffmpeg("FFmpeg cas, strong"),
+        **{f"scaler, {name}": scaled_by_ffmpeg(FILTERS[name][1]) for name in FILTERS if name.startswith("FFmpeg")},
         "student": student,
     }
     try:
