@@ -144,6 +144,7 @@ measured at {SLOW_LINES} only. Time is that of a frame from 640x360 to 1920x1080
 cores together (median of up to {_REPEATS} runs), frames/s on the clock (the best run, on a machine that may be busy).
 
 Command: `{shlex.join(described["command"])}`, commit {described["commit"]}, {cpu}.
+Why a bicubic kernel enlarges before the student: [kernels.md](../size/kernels.md).
 
 {markdown_table(table)}"""
     with atomic_path(path) as temporary:
