@@ -215,17 +215,17 @@ def run_size(argv):
     parser = make_parser("size", "What a call of few lines looks like at full size, beside other scalers.")
     add_data(parser)
     parser.add_argument("--lines", nargs="+", choices=sizes.SCALES, default=list(sizes.SCALES), help="default: all")
-    parser.add_argument("--frames", type=int, default=4, help="measured of each stream (default: 4)")
+    parser.add_argument("--frames", type=int, default=2, help="measured of each stream (default: 2)")
     parser.add_argument("--name", default="size", help="the folder under results/ (default: size)")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     sources = conditions.list_sources(arguments.data, arguments.match)
     methods = sizes.make_methods(RealTimeSharpener(arguments.checkpoint))
     figures = sizes.measure(sources, methods, arguments.lines, arguments.frames)
-    times = {name: sizes.cpu_milliseconds(method) for name, method in methods.items()}
+    times = {name: sizes.time_method(method) for name, method in methods.items()}
     described = describe_run(["python", "evaluate.py", "size", *argv], started)
     path = Path("results") / arguments.name / "README.md"
-    print(sizes.write_report(path, figures, times, described, len(sources), arguments.frames))
+    print(sizes.write_report(path, figures, times, described, sources, arguments.frames))
 
 
 def make_parser(command, description, measures=True):

@@ -176,9 +176,8 @@ def existing_file(path):
 def _open_image(path):
     """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
     try:
-        if _is_heic(path):
-            raise VideoError(f"{path} is a HEIC picture: convert it to JPEG first")
-        with Image.open(path, formats=_READ_FORMATS) as file:
+        formats = [*_READ_FORMATS, _learn_heic(path)] if _is_heic(path) else _READ_FORMATS
+        with Image.open(path, formats=formats) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
                 raise VideoError(
@@ -195,6 +194,16 @@ def _open_image(path):
 def _is_heic(path):
     with open(path, "rb") as file:
         return file.read(12)[4:] in _HEIC
+
+
+def _learn_heic(path):
+    """Have Pillow read HEIC, if the user has installed what that needs; return its name of the format."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
+    pillow_heif.register_heif_opener()
+    return "HEIF"
 
 
 def _read_metadata(file, info):

@@ -246,7 +246,7 @@ class RealTimeSharpener:
         """
         live = output_path is None or is_camera(input_source) or is_screen(input_source)
         in_window = output_path is None and not virtual_camera
-        size = size and parse_size(size) if in_window else _fixed_size(size)
+        size = _fixed_size(size, in_window)
         if output_path is not None:
             check_encoder(output_path, codec, quality)
         if not live:
@@ -260,8 +260,6 @@ class RealTimeSharpener:
             if in_window:
                 place = source.free_place if isinstance(source, Screen) else None
                 screen = stack.enter_context(Window(controls, self.description, place))
-                if isinstance(source, Screen):
-                    source.own_window = lambda: screen.rectangle
             elif virtual_camera:
                 screen = stack.enter_context(VirtualCamera(source.rate))
             else:
@@ -372,10 +370,10 @@ def _check_strength(strength):
     return float(strength)
 
 
-def _fixed_size(size):
-    """The `Size` that pictures of any window get."""
-    size = size and parse_size(size)
-    if size == WINDOW:
+def _fixed_size(size, in_window=False):
+    """The `Size` that is meant, None without one; `WINDOW` only in a window."""
+    size = None if size is None else parse_size(size)
+    if size == WINDOW and not in_window:
         raise SizeError("size window is for a live window: name another, such as 1080p")
     return size
 
@@ -384,8 +382,7 @@ def _say_shrunk(source, size, width, height, *shape):
     """The size that a source's pictures become, see `target_size`; says so if they become smaller."""
     target = target_size(size, width, height, *shape)
     if target < (width, height):
-        source = without_password(str(source))
-        log.warning("%s: its pictures are shrunk from %dx%d to %dx%d", source, width, height, *target)
+        log.warning("%s: shrunk from %dx%d to %dx%d", without_password(str(source)), width, height, *target)
     return target
 
 
@@ -433,11 +430,11 @@ def _run(args):
     given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
     sources = given or ["0"]
     live = args.virtual_camera or any(map(_is_live, sources))
-    if (live or args.demo) and (len(sources) > 1 or args.shard or (args.demo and (given or args.size))):
+    if (live or args.demo) and (len(sources) > 1 or (args.demo and (given or args.size))):
         raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")
     if args.virtual_camera and (args.output or args.demo):
         raise VideoError("--virtual-camera writes no file: leave out -o and --demo")
-    if args.size and not live:
+    if args.size is not None and not live:
         _fixed_size(args.size)  # refused before anything is done
     if args.demo:
         from demo import run_demo
@@ -447,7 +444,7 @@ def _run(args):
     if live:
         return _run_live(args, sources[0])
     into_folder = args.output is not None and (args.output.endswith(("/", os.sep)) or Path(args.output).is_dir())
-    if len(sources) > 1 or args.shard or Path(sources[0]).is_dir() or is_pattern(sources[0]) or into_folder:
+    if len(sources) > 1 or Path(sources[0]).is_dir() or is_pattern(sources[0]) or into_folder:
         return _run_files(args, sources)
     return _run_file(args, sources[0])
 
@@ -469,10 +466,8 @@ def _run_files(args, sources):
     output = args.output and Path(args.output)
     if output and not output.is_dir() and (output.exists() or output.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
         raise VideoError(f"{output} is not a folder: several files go to one, name it with -o")
-    part, parts = args.shard or (1, 1)
-    jobs = plan_files(sources, output)[part - 1 :: parts]
     options = {"size": args.size, "codec": args.codec, "quality": args.crf}
-    return sharpen_files(_make_sharpener(args), jobs, args.compare, args.overwrite, **options)
+    return sharpen_files(_make_sharpener(args), plan_files(sources, output), args.compare, args.overwrite, **options)
 
 
 def _run_live(args, source):
@@ -527,14 +522,6 @@ def parse_camera_size(text):
     return width, height
 
 
-def parse_shard(text):
-    """Parse ``I/N`` into a pair, I from 1 to N."""
-    part, parts = map(int, text.split("/"))
-    if not 1 <= part <= parts:
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/3, got {text}")
-    return part, parts
-
-
 def make_parser():
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -549,7 +536,6 @@ def make_parser():
     add("sources", nargs="*", metavar="SOURCE", help=text)
     text = "the screen: a monitor's number, a rectangle such as 100,80,1280x720, or one that you draw if you name none"
     add("--screen", nargs="?", const="", metavar="PART", help=text)
-    add("--shard", type=parse_shard, metavar="I/N", help="of many files, only the I-th part of N, for several machines")
     add("--demo", action="store_true", help="sharpen three built-in clips into results/demo/")
 
     add = parser.add_argument_group("output").add_argument

@@ -50,13 +50,10 @@ class Camera:
         size: ``(width, height)`` in pixels.
         rate: frames per second that the camera promises.
         dropped: number of frames that nobody was in time for.
-        note: what the user should know, always empty; see `screen.Screen`.
 
     Raises:
         VideoError: the camera cannot be opened.
     """
-
-    note = ""
 
     def __init__(self, source=0, size=None):
         self.source, self.dropped = source, 0
@@ -138,10 +135,8 @@ class TimedSource:
         live: whether frames come at their own rate, not as fast as they are read.
 
     Attributes:
-        rate, size, dropped, note: see `Camera`; the size is that of the upright frames, or None.
+        rate, size, dropped: see `Camera`; the size is that of the upright frames, or None.
     """
-
-    note = ""
 
     def __init__(self, frames, live, rate, size=None):
         self._frames, self._live, self.rate, self.size, self.dropped = frames, live, rate, size, 0
@@ -186,7 +181,7 @@ def play(source, enlarge, sharpen, screen, controls, load, meter):
         if controls.closed:
             return
         if frame is None:
-            screen.idle(source.note)
+            screen.idle()
             continue
         action = load.next_action() if controls.sharpening else PASS
         if action == SKIP:
@@ -204,7 +199,7 @@ def play(source, enlarge, sharpen, screen, controls, load, meter):
         ready = time.perf_counter()
         wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
         meter.dropped, meter.sizes = source.dropped + skipped, (source.size, shown.shape[1::-1])
-        screen.show(shown, 1000 * wait, source.note or (load.note if controls.sharpening else ""), meter)
+        screen.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
         now = time.perf_counter()
         drawing = max(now - ready - wait, 0)  # the screen draws while it waits, and a key ends the wait
         meter.add(now, 1000 * (ready - taken + drawing))

@@ -130,16 +130,9 @@ def _kernel(*scale):
 def _resize_chroma(plane, scale, shift):
     """Resample by luma's scales (x, y), which chroma's sizes do not tell if a side is odd; at least that large."""
     if any(shift):
-        plane = cv2.sepFilter2D(plane, -1, *map(_cubic_weights, shift), borderType=cv2.BORDER_REPLICATE)
+        moved = np.float32([[1, 0, shift[0]], [0, 1, shift[1]]])
+        cubic = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        plane = cv2.warpAffine(plane, moved, plane.shape[::-1], flags=cubic, borderMode=cv2.BORDER_REPLICATE)
     right, bottom = (1 + int(1 / k) for k in scale)
     plane = cv2.copyMakeBorder(plane, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
     return cv2.resize(plane, None, fx=scale[0], fy=scale[1], interpolation=_kernel(*scale))
-
-
-def _cubic_weights(shift):
-    """Weights of the samples around one (Keys' cubic kernel with a = -0.5), for a value `shift` samples further."""
-    reach = int(np.ceil(abs(shift))) + 1
-    distance = np.abs(np.arange(-reach, reach + 1) - shift)
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))

@@ -4,10 +4,8 @@ mss reads the screen on Linux with X11, on Windows and on macOS.
 """
 
 import contextlib
-import ctypes
 import os
 import re
-import sys
 import time
 
 import cv2
@@ -36,18 +34,21 @@ class Screen:
         draw: function of a picture of the whole desktop that returns a rectangle ``(x, y, width, height)`` of it.
 
     Attributes:
-        size, rate, dropped, note: see `live.Camera`.
+        size, rate, dropped: see `live.Camera`.
         region, desktop: ``(x, y, width, height)`` of what is shown, and of all monitors together.
-        own_window: function that returns such a rectangle of the window that shows the pictures; None if none does.
 
     Raises:
         VideoError: the screen cannot be read, or it has no such part.
     """
 
-    rate, own_window = _RATE, None
+    rate = _RATE
 
     def __init__(self, source="screen:", draw=None):
-        _check_system()
+        if os.environ.get("WAYLAND_DISPLAY"):  # the screen would come out black
+            raise VideoError(
+                "Wayland does not let programs read the screen: log in to a session with X11 (Xorg); or let OBS "
+                "capture the screen, start its virtual camera, and sharpen that camera"
+            )
         self._mss = _call(mss.MSS)
         try:
             monitors = [_rectangle(monitor) for monitor in _call(lambda: self._mss.monitors)]
@@ -76,11 +77,6 @@ class Screen:
 
     def __exit__(self, *error):
         self._mss.close()
-
-    @property
-    def note(self):
-        own = self.own_window and self.own_window()
-        return "this window is part of the picture: move it away" if own and _overlap(own, self.region) else ""
 
     def free_place(self, width, height):
         """Return ``(x, y)`` at which a window of this size lies beside the region, or None if there is no room."""
@@ -130,22 +126,6 @@ def desktop_size():
     """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
     with contextlib.suppress(VideoError), _call(mss.MSS) as reader:
         return _call(lambda: _rectangle(reader.monitors[1])[2:])
-
-
-def _check_system():
-    """Refuse where the screen would come out black."""
-    if sys.platform.startswith("linux") and os.environ.get("WAYLAND_DISPLAY"):
-        raise VideoError(
-            "Wayland does not let programs read the screen: log in to a session with X11 (Xorg); or let OBS capture "
-            "the screen, start its virtual camera, and sharpen that camera"
-        )
-    if sys.platform == "darwin":
-        graphics = ctypes.CDLL("/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics")
-        if not graphics.CGPreflightScreenCaptureAccess():
-            raise VideoError(
-                "macOS does not let this program read the screen: allow your terminal in System Settings, Privacy & "
-                "Security, Screen Recording, and start it again"
-            )
 
 
 def _call(function):

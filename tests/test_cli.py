@@ -248,9 +248,9 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
         (["y/a.png", "rtsp://localhost/stream"], "run alone"),
         (["--demo", "y"], "run alone"),
         (["--demo", "--screen"], "run alone"),
-        (["--shard", "1/2"], "run alone"),
         (["--screen", "2", "y/a.png"], "run alone"),
         (["y", "--size", "banana"], "banana is no size"),
+        (["y", "--size", ""], "is no size"),
         (["y", "--size", "40000x3"], "size 40000x3"),
         (["y", "--size", "window"], "for a live window"),
     ],
@@ -327,16 +327,6 @@ def test_control_c_ends_a_batch_and_the_next_run_goes_on(sharpen, tmp_path, monk
     assert names_below(tmp_path / "in_sharpened") == ["a.png", "b.png"]
     code, out, _ = sharpen("in")
     assert code == 0 and "2 written, 2 already there" in out
-
-
-def test_shards_take_every_file_once_and_evenly(sharpen, tmp_path):
-    make_images(tmp_path, *(f"in/{name}.png" for name in "aBäZe"))
-    outputs = [sharpen("in", "--shard", f"{part}/3")[1] for part in (1, 2, 3)]
-    assert [output[:9] for output in outputs] == ["2 written", "2 written", "1 written"]
-    assert len(names_below(tmp_path / "in_sharpened")) == 5
-    for text in ("0/3", "4/3", "1", "a/b", "1/2/3", ""):
-        with pytest.raises(SystemExit):
-            sharpen("in", f"--shard={text}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

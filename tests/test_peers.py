@@ -10,6 +10,7 @@ import torch
 
 from benchmark import peers
 from benchmark.peers import FFmpegFilter, rcas, super_resolver
+from degradation import resize_planes
 from utils import bgr_to_planes, to_limited_range
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,3 +167,17 @@ def test_super_resolver_gives_the_network_the_decoded_size():
     for scale in (2, 3):
         super_resolver(network, scale)(*photo_planes(48, 96), True)
     assert network.sizes == [(1, 3, 24, 48), (1, 3, 16, 32)]
+
+
+def test_the_anime_network_keeps_colours_and_draws_edges():
+    pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
+    y, uv = photo_planes(96, 144)
+    for full_range in (True, False):
+        truth = (y, uv) if full_range else to_limited_range(y, uv)
+        small = resize_planes(*truth, (48, 32), "area")
+        found, soft = peers.load_animevideo()(*small, full_range, (144, 96)), resize_planes(*small, (144, 96))
+        for plane, expected in zip((found[0], *found[1]), (truth[0], *truth[1]), strict=True):
+            assert plane.shape == expected.shape and plane.dtype == np.uint8
+            assert abs(plane.mean() - expected.mean()) < 4
+            assert np.corrcoef(plane.ravel(), expected.ravel())[0, 1] > 0.8
+        assert np.diff(found[0].astype(int)).std() > 1.1 * np.diff(soft[0].astype(int)).std()

@@ -61,10 +61,6 @@ def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, disp
                 assert time.monotonic() < end and taken and due is None
                 if np.array_equal(picture, still):
                     break
-            screen.own_window = lambda: (100, 0, 300, 300)
-            assert "move it away" in screen.note
-            screen.own_window = lambda: (128, 0, 300, 300)
-            assert not screen.note
             assert screen.free_place(300, 300) == (128, 0) and screen.free_place(1200, 300) is None
         stats = sharpener.process_video_stream(
             "screen:0,0,128x96", tmp_path / "out.mp4", quality=0, size="2x", on_frame=lambda number, _: number < 4

@@ -181,7 +181,7 @@ def test_keys_in_a_real_window(exported, tmp_path, display):
         wait_for(lambda: len(list(folder.glob("*.png"))) == 2)
         wait_for(lambda: (screen()[5:20, 5:100] > 250).any())
         close_like_a_window_manager(display, int(window.split()[0]))
-        output, errors = program.communicate(timeout=15)
+        output, errors = program.communicate(timeout=60)
     finally:
         program.kill()
         program.wait()
