@@ -23,14 +23,13 @@ try:
     from benchmark.metrics import MetricError
     from benchmark.page import write_report
     from benchmark.peers import FILTERS, NETWORKS, Peer, peers
-    from benchmark.report import FORMAT, PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
-    from benchmark.runner import describe_run, file_digest, record_key
+    from benchmark.report import PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
+    from benchmark.runner import describe_run, file_digest
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
 from degradation import DataError
 from images import VideoError
 from inference import RealTimeSharpener, parse_amount
-from models import load_student
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
@@ -45,7 +44,7 @@ def choose_units(arguments):
             if not source.is_video:
                 first.setdefault(source.category, source)
         units = conditions.image_units(first.values(), ("clean", conditions.DEFAULT_CONDITION))
-        return units + conditions.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
+        return units + conditions.call_units(sources[:1])[:3]
     by_protocol = {
         "real": conditions.real_units(sources),
         "camera": conditions.camera_units(sources),
@@ -99,7 +98,6 @@ def measure(argv):
     parser.epilog = "`evaluate.py COMMAND --help` tells of the others: compare, sheets, speed and size."
     add_data(parser)
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
-    parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
     parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
@@ -110,35 +108,23 @@ def measure(argv):
     arguments = parser.parse_args(argv)
 
     started = time.perf_counter()
-    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
-    student, meta = load_student(sharpener.checkpoint)
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
     peer_names = ["unsharp mask"] if arguments.quick else arguments.peers or list(FILTERS)
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
-    vmaf, jod = (False, False) if arguments.quick else runner.available_tools()
-    records = runner.run(units, methods, CACHE, vmaf, jod)
-    measured = {record_key(record) for record in records}
-    units = [unit for unit in units if record_key(unit.identity()) in measured]
+    records, units = runner.run(units, methods, CACHE, thorough=not arguments.quick)
     folder = Path("results") / (arguments.name or ("quick" if arguments.quick else "latest"))
-    crops, worst = runner.write_crops(units, records, [m for m in methods if not m.is_slow], folder, STUDENT)
+    crops = runner.write_crops(units, [m for m in methods if not m.is_slow], folder)
     times = {method.name: 0.0 if method.name == "input" else speed.time_peer(method) for method in methods}
     report = {
-        "format": FORMAT,
         "name": folder.name,
         **describe_run(["python", "evaluate.py", *argv], started),
-        "checkpoint": {
-            "path": arguments.checkpoint,
-            "sha256": file_digest(sharpener.checkpoint),
-            "parameters": sum(weights.numel() for weights in student.parameters()),
-            "engine": sharpener.description,
-            "meta": runner.without_infinity(meta),
-        },
+        "checkpoint": {"checkpoint": arguments.checkpoint, "sha256": file_digest(sharpener.checkpoint)},
         "methods": [
             {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods
         ],
         "records": records,
         "crops": crops,
-        "worst": worst,
     }
     write_report(report, folder)
     print(markdown_summary(report))
@@ -163,7 +149,6 @@ def run_sheets(argv):
     parser.add_argument("--tally", nargs="+", metavar="CSV", help="viewers' copies of scores.csv: sum them up instead")
     parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
     parser.add_argument("--peers", nargs="+", choices=(*FILTERS, *NETWORKS), default=["unsharp mask, strong", "RCAS"])
-    parser.add_argument("--crops", type=int, default=2, help="of each clip (default: 2)")
     arguments = parser.parse_args(argv)
     if arguments.tally:
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
@@ -176,7 +161,7 @@ def run_sheets(argv):
         except (DataError, VideoError) as error:
             print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
             continue
-        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods}, arguments.crops)
+        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods})
         scenes += [(f"{unit.source.name}, {number}", scene) for number, scene in enumerate(crops, 1)]
     if not scenes:
         raise DataError("sheets show real clips: name a folder with videos by --data")
@@ -185,10 +170,9 @@ def run_sheets(argv):
 
 
 def run_speed(argv):
-    """``evaluate.py speed``: measure times only, and write speed.json, speed.png and README.md."""
+    """``evaluate.py speed``: measure times only, and write speed.json and README.md."""
     parser = make_parser("speed", "How long a frame takes: by size and engine, beside peers, from file to file.")
-    parser.add_argument("--device", default="auto", help="auto (every engine that works), openvino, cpu, cuda or mps")
-    parser.add_argument("--sizes", nargs="+", choices=speed.SIZES, help="of the engines' frames (default: all)")
+    parser.add_argument("--device", default="auto", help="auto (the best, and PyTorch), openvino, cpu, cuda or mps")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure, at least three runs (default: 2)")
     parser.add_argument("--networks", action="store_true", help="measure super-resolution networks too; takes minutes")
     parser.add_argument("--short", action="store_true", help="the student alone and files, 720p, 1080p and 2160p")
@@ -196,7 +180,7 @@ def run_speed(argv):
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
-    sizes = arguments.sizes or (("720p", "1080p", "2160p") if arguments.short else speed.SIZES)
+    sizes = ("720p", "1080p", "2160p") if arguments.short else tuple(speed.SIZES)
     files = dict.fromkeys(sizes, 20) if arguments.short else {"1080p": 150}
     names = [] if arguments.short else [*FILTERS, *(NETWORKS if arguments.networks else ())]
     others = peers(names, arguments.device)
@@ -207,7 +191,7 @@ def run_speed(argv):
         **measured,
     }
     folder = Path("results") / arguments.name
-    print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
+    print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json and README.md")
 
 
 def run_size(argv):

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from benchmark.conditions import QUANTISERS, Unit, load_clip, send
-from benchmark.metrics import MS_SSIM_SIDE, picture_metrics, vmaf_scores
+from benchmark.metrics import MS_SSIM_SIDE, vmaf_scores
 from benchmark.peers import FILTERS, FFmpegFilter
 from benchmark.report import markdown_table
 from degradation import resize_planes as resize_lanczos
 from scaling import resize_planes as resize_bicubic
-from utils import atomic_path, plural
+from utils import atomic_path, luma_metrics, plural
 
 SCALES = {"360p": 3, "540p": 2, "720p": 1.5}
 _STEP = 12  # of a clip's sides in pixels: each scale leaves even ones
@@ -57,10 +57,11 @@ def measure(sources, methods, lines, last):
         for name in lines:
             for qp in QUANTISERS["x264"]:
                 unit = Unit("call", source, f"{name} x264 qp {qp}", SCALES[name], "x264", qp)
-                small, _ = send(clip, unit, last, enlarge=False)
+                small = send(clip, unit, last, enlarge=False)
                 for label, method in methods.items():
                     outputs = [method(*planes, full_range, (width, height)) for planes in small]
-                    figures = [picture_metrics(*pair, full_range) for pair in zip(outputs, truth, strict=True)]
+                    pairs = [luma_metrics(one[0], other[0]) for one, other in zip(outputs, truth, strict=True)]
+                    figures = [{"psnr_y": psnr, "ssim_y": ssim} for psnr, ssim in pairs]
                     if min(height, width) > MS_SSIM_SIDE:
                         scores = vmaf_scores(outputs, truth, full_range)["vmaf_neg"]
                         figures = [{**frame, "vmaf_neg": s} for frame, s in zip(figures, scores, strict=True)]

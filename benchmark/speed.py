@@ -7,22 +7,14 @@ call of each, so that whatever else keeps the machine busy slows all alike. Time
 import functools
 import itertools
 import json
-import math
-import os
-import re
-import subprocess
-import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -32,10 +24,9 @@ from benchmark.page import load_template
 from benchmark.report import format_milliseconds
 from engines import make_engine
 from models import load_student
-from runtime import DeviceError
 from torch_engine import TorchEngine, pick_precision
 from utils import atomic_path, bgr_to_planes, to_limited_range
-from video import VideoReader, VideoWriter
+from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
 SIZES = {  # name: (width, height)
     "360p": (640, 360),
@@ -47,7 +38,6 @@ SIZES = {  # name: (width, height)
 }
 FRAMES = 5  # different ones that an engine is shown in turn
 RATE = 25  # frames per second of a clip
-ROOT = Path(__file__).resolve().parent.parent
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,28 +109,6 @@ def pan(size, count):
 # The student alone, and its peers
 
 
-def list_engines(sharpener, device):
-    """List the engines to measure: the sharpener's, with device ``"auto"`` every other one that works on the CPU.
-
-    On the CPU, PyTorch is measured at float32 besides the precision that it chooses.
-
-    Returns:
-        ``(dict of description -> engine, list of reasons why others are left out)``.
-    """
-    engines, left_out = {sharpener.description: sharpener.engine}, []
-    for name in ("openvino", "cpu") if device == "auto" else ():
-        try:
-            engine = make_engine(sharpener.checkpoint, name)
-        except DeviceError as error:
-            left_out.append(str(error).replace(f"{sharpener.checkpoint.parent}{os.sep}", ""))
-        else:
-            engines.setdefault(engine.description, engine)
-    if device in ("auto", "cpu"):
-        engine = TorchEngine(load_student(sharpener.checkpoint)[0], "cpu", torch.float32)
-        engines.setdefault(engine.description, engine)
-    return engines, left_out
-
-
 def count_macs(student, size):
     """Count the multiply-accumulates of a student for a frame ``(width, height)``."""
     width, height = size
@@ -206,18 +174,8 @@ def _step(function, arguments):
 # From file to file
 
 
-def make_clip(path, size, count):
-    """Write a pan over a photo as H.264 with a tone as AAC beside it."""
-    video = f"-f rawvideo -pix_fmt yuv420p -s {size[0]}x{size[1]} -r {RATE} -i -"
-    sound = f"-f lavfi -i sine=sample_rate=48000:duration={count / RATE}"
-    options = f"-v error {video} {sound} -c:v libx264 -preset veryfast -c:a aac"
-    with subprocess.Popen([imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), path], stdin=subprocess.PIPE) as process:
-        for planes in pan(size, count):
-            process.stdin.write(degradation.pack_planes(*planes).tobytes())
-
-
-def time_files(sharpener, device, size, count, seconds):
-    """Time `process_video_stream` on an H.264 file with audio, and decoding and encoding by themselves.
+def time_files(sharpener, size, count, seconds):
+    """Time `process_video_stream` on an H.264 file, and decoding and encoding by themselves.
 
     The sharpened frames are encoded from memory. Opening and closing files counts.
 
@@ -226,50 +184,33 @@ def time_files(sharpener, device, size, count, seconds):
         count: frames of the file.
 
     Returns:
-        Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
-        frame, and ``peak_memory_mib`` of inference.py in a process of its own.
+        Dict: ``size``, ``frames``, and ``whole``, ``decode`` and ``encode``, each `summarise` per frame.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target, copy = (Path(folder) / name for name in ("source.mp4", "target.mp4", "copy.mp4"))
-        make_clip(source, SIZES[size], count)
-        kbps = source.stat().st_size * 8 / 1000 / (count / RATE)
-        whole = functools.partial(sharpener.process_video_stream, source, target)
-        whole()
-        with VideoReader(target) as reader:
-            video_format, sharp = reader.format, list(reader)
+
+        def encode(path, frames):
+            with VideoWriter(path, VideoFormat(*SIZES[size], Fraction(RATE), **BT601_LIMITED)) as writer:
+                for frame in frames:
+                    writer.write(frame)
 
         def decode():
-            with VideoReader(source, audio=True) as reader:
+            with VideoReader(source) as reader:
                 for _ in reader:
                     pass
 
-        def encode():
-            with VideoWriter(copy, video_format) as writer:
-                for frame in sharp:
-                    writer.write(frame)
-
-        times = time_in_turns({"whole": whole, "decode": decode, "encode": encode}, seconds, warmup=0)
-        options = ["-o", target, "--checkpoint", sharpener.checkpoint.resolve(), "--device", device, "--overwrite"]
-        memory = peak_memory("import sys, inference; assert not inference.main(sys.argv[1:])", source, *options)
-    parts = {name: summarise(found, count) for name, found in times.items()}
-    return {"size": size, "frames": count, "kbps": kbps, **parts, "peak_memory_mib": memory}
-
-
-def peak_memory(code, *arguments):
-    """Run Python code in a process of its own and return its peak resident memory in MiB; None if this is not Linux.
-
-    Linux's VmHWM: the figure of `resource.getrusage` would begin with this process's own.
-    """
-    if not sys.platform.startswith("linux"):
-        return None
-    code += "\nprint(open('/proc/self/status').read(), file=sys.stderr)"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(re.search(r"^VmHWM:\s*(\d+) kB", finished.stderr, re.MULTILINE)[1]) / 1024
+        encode(source, (Frame(*planes) for planes in pan(SIZES[size], count)))
+        whole = functools.partial(sharpener.process_video_stream, source, target)
+        whole()
+        with VideoReader(target) as reader:
+            sharp = list(reader)
+        steps = {"whole": whole, "decode": decode, "encode": functools.partial(encode, copy, sharp)}
+        times = time_in_turns(steps, seconds, warmup=0)
+    return {"size": size, "frames": count, **{name: summarise(found, count) for name, found in times.items()}}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The whole measurement and its pages
+# The whole measurement and its page
 
 
 def measure(sharpener, device, sizes, seconds, peers, files):
@@ -283,9 +224,12 @@ def measure(sharpener, device, sizes, seconds, peers, files):
         files: dict of a key of `SIZES` -> number of frames of a video file.
 
     Returns:
-        Dict of plain data: ``gmac_1080p``, ``engine``, ``engines``, ``peers``, ``files`` and ``left_out``.
+        Dict of plain data: ``gmac_1080p``, ``engine``, ``engines``, ``peers`` and ``files``.
     """
-    engines, left_out = list_engines(sharpener, device)
+    engines = {sharpener.description: sharpener.engine}
+    if device == "auto":
+        other = make_engine(sharpener.checkpoint, "cpu")
+        engines.setdefault(other.description, other)
     student, rows = load_student(sharpener.checkpoint)[0], []
     gmac = count_macs(student, SIZES["1080p"]) / 1e9
     for size in tqdm(sizes, desc="engines", unit="size"):
@@ -301,36 +245,16 @@ def measure(sharpener, device, sizes, seconds, peers, files):
             for peer in tqdm(peers, desc="peers", unit="peer")
         ],
         "files": [
-            time_files(sharpener, device, size, count, seconds)
+            time_files(sharpener, size, count, seconds)
             for size, count in tqdm(files.items(), desc="files", unit="size")
         ],
-        "left_out": left_out,
     }
 
 
-def plot(report, path):
-    """Draw milliseconds over megapixels, a line for each engine."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    table = pd.DataFrame(report["engines"])
-    for name, rows in table.groupby("engine", sort=False):
-        axes.loglog([math.prod(SIZES[size]) / 1e6 for size in rows["size"]], rows["median_ms"], "o-", label=name)
-    for rate in (30, 60):
-        axes.axhline(1000 / rate, color="grey", linestyle="--", label=f"{rate} frames/s")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel="megapixels", ylabel="median ms a frame", title=f"{report['machine']['cpu']}, planes in and out")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
 def write_report(report, folder):
-    """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
+    """Write a report of `measure`, with `runner.describe_run`, as speed.json and README.md; return the page."""
     page = load_template("speed.md", ms=format_milliseconds).render(report)
-    for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
+    for name, text in (("speed.json", json.dumps(report, indent=1)), ("README.md", page)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    plot(report, folder / "speed.png")
     return page

@@ -49,8 +49,8 @@ def a_report(records, name="first"):
     methods = [{"name": n, "description": f"{n}, <described>", "ms_1080p": ms} for n, ms in METHODS.items()]
     run = {"command": ["python", "evaluate.py", "--data", "my clips"], "commit": "abc1234", "date": "2026-11-22"}
     run |= {"seconds": 1234.5, "machine": {"cpu": "EPYC", "gpu": None}, "versions": {"python": "3.11.7"}}
-    run["checkpoint"] = {"path": "student.pth", "engine": "torch cpu", "meta": {}}
-    return {"format": 1, "name": name, **run, "methods": methods, "records": records, "crops": [], "worst": []}
+    run["checkpoint"] = {"checkpoint": "student.pth"}
+    return {"name": name, **run, "methods": methods, "records": records, "crops": []}
 
 
 def summary(records):
@@ -69,19 +69,13 @@ def test_each_unit_counts_once():
 
 
 def test_infinite_psnr_is_shown_and_left_out_of_means():
-    records = pair([None, 30.0], [50.0, 31.0]) + pair([None], [None], name="b.mkv")
+    records = pair([math.inf, 30.0], [50.0, 31.0]) + pair([math.inf], [math.inf], name="b.mkv")
     levels, changes = summary(records)
     assert levels["input"] == 30 and changes["student"] == 1
     levels, changes = summary(records[2:])
-    assert rp.format_level("psnr_y", levels["student"]) == "∞" and rp.format_change("psnr_y", changes["student"]) == "–"
-
-
-def test_what_was_not_measured_is_left_out():
-    table = rp.to_table([record("input", vmaf=[None, 80.0], flicker_static=[math.nan], flicker_moving=[0.5])])
-    assert table[["metric", "frame", "level"]].to_numpy().tolist() == [
-        ["vmaf", 9, 80],
-        ["flicker_moving", rp.WHOLE_CLIP, 0.5],
-    ]
+    assert (
+        rp.format_level("psnr_y", levels["student"]) == "inf" and rp.format_change("psnr_y", changes["student"]) == "–"
+    )
 
 
 def test_changes_are_taken_on_the_same_frame():
@@ -90,22 +84,13 @@ def test_changes_are_taken_on_the_same_frame():
     assert table[table["method"] == "student"]["change"].tolist() == pytest.approx([0.2, 0.1])
 
 
-def test_slow_methods_are_compared_where_all_were_measured():
-    """A slow method that saw one frame of the first of two clips would look best if that were not told."""
-    records = pair([30.0, 32.0], [31.0, 31.5]) + pair([40.0], [40.0], name="b.mkv")
-    records.append(record("unsharp mask", frames=[1], psnr_y=[34.0]))
-    first, second = rp.markdown_summary(a_report(records)).split("Calls where all methods were measured (1 clip, 1 enc")
-    assert "unsharp" not in first and "| input | 35.50 | – |\n| student | **+0.12** | 58.2 |" in first
-    assert "| input | 32.00 | – |\n| student | −0.50 | 58.2 |\n| unsharp mask | **+2.00** | 0.41 |" in second
-
-
 @pytest.mark.parametrize(
     ("values", "metric", "texts"),
     [
         ([0.104, 0.0961, 0.05, math.nan], "psnr_y", ["**+0.10**", "**+0.10**", "+0.05", "–"]),
-        ([-0.2, 0.001], "psnr_y", ["−0.20", "0.00"]),
-        ([-0.00226, 0.1], "ssim_y", ["−0.0023", "**+0.1000**"]),
-        ([-0.2, 0.1], "flicker_static", ["**−0.200**", "+0.100"]),
+        ([-0.2, 0.001], "psnr_y", ["-0.20", "+0.00"]),
+        ([-0.00226, 0.1], "ssim_y", ["-0.0023", "**+0.1000**"]),
+        ([-0.2, 0.1], "flicker_static", ["**-0.200**", "+0.100"]),
     ],
 )
 def test_best_is_what_is_printed_best_and_better_than_the_input(values, metric, texts):
@@ -125,7 +110,7 @@ def test_pictures_under_the_promised_condition_have_levels_by_category():
             records.append({**entry, "metrics": entry["metrics"] | {"psnr_y": [30.0]}})
     text = rp.markdown_summary(a_report(records))
     assert "Pictures (1 picture, 2 degraded pictures):" in text and "| input | 30.00 | 0.8500 | – |" in text
-    promised = text.split("Pictures under bicubic+noise (1 picture; PSNR-Y (dB) / SSIM-Y):\n\n")[1]
+    promised = text.split("Pictures under bicubic+noise: PSNR-Y (dB) / SSIM-Y:\n\n")[1]
     assert promised == "| method | heads |\n| --- | --- |\n| input | 30.00 / 0.8000 |\n| student | 30.00 / 0.8100 |\n"
 
 
@@ -135,7 +120,7 @@ def test_tables_of_real_clips_show_what_a_viewer_sees():
     assert text.startswith("Real clips as they are (2 clips, 2 encodings)")
     assert "| method | edges | noise | halo (codes) | flicker (codes) | ms at 1080p |" in text
     assert "| input | 1.000 | 1.000 | 0.00 | 1.200 | – |" in text
-    assert "| student | **+0.300** | 0.000 | +0.40 | +0.100 | 58.2 |" in text  # but for edges less is better
+    assert "| student | **+0.300** | +0.000 | +0.40 | +0.100 | 58.2 |" in text  # but for edges less is better
 
 
 def test_soft_and_crisp_cameras_have_tables_of_their_own():
@@ -143,7 +128,7 @@ def test_soft_and_crisp_cameras_have_tables_of_their_own():
     soft, crisp = rp.markdown_summary(a_report(records)).split("Cameras, crisp (1 clip, ")
     assert soft.startswith("Cameras, soft (1 clip, ")
     assert "| input | 30.00 | – |\n| student | **+1.00** | 58.2 |" in soft
-    assert "| input | 41.00 | – |\n| student | −0.50 | 58.2 |" in crisp
+    assert "| input | 41.00 | – |\n| student | -0.50 | 58.2 |" in crisp
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +166,6 @@ def test_a_shift_of_all_clips_is_found(six_clips):
     text = rp.format_comparison(rp.compare(six_clips, other), six_clips, other)
     assert re.search(r"student psnr_y +31.00 +31.15 +\+0.15 .* 12 +6 +better", text)
     assert "1 figure the same in every unit" in text and "input itself differs" not in text
-    text.encode("cp1252")  # a Windows terminal can print it
 
 
 def test_less_flicker_is_better_and_one_clip_or_noise_proves_nothing(six_clips):
@@ -204,16 +188,9 @@ def test_only_what_both_measured_is_compared_and_other_inputs_are_noticed(six_cl
 
 
 def test_files_that_are_no_report_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read the report .*No such file"):
-        rp.load_report(tmp_path / "report.json")
-    for content, message in (
-        (b"\xff\xfe\x00", "cannot read the report"),
-        (b'["psnr"]', "cannot read the report"),
-        (b'{"format": 2}', "has format 2, expected 1"),
-    ):
-        (tmp_path / "other.json").write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            rp.load_report(tmp_path / "other.json")
+    (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"other\.json is no report"):
+        rp.load_report(tmp_path / "other.json")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -226,7 +203,7 @@ def report():
     report = a_report([*records, record("unsharp mask", frames=[0], psnr_y=[29.0]), record("input", psnr_y=[30.0] * 2)])
     crop = {"protocol": "image", "category": "heads", "name": "cup & saucer", "condition": "clean", "frame": 0}
     crop |= {"box": [16, 16, 96, 64], "files": {n: f"crops/{n}.png" for n in ("truth", "input", "student")}}
-    return report | {"crops": [crop], "worst": [{**crop, "ssim": {"input": 0.9, "student": 0.8}}]}
+    return report | {"crops": [crop]}
 
 
 class Outline(html.parser.HTMLParser):
@@ -262,15 +239,13 @@ def test_the_page_holds_the_figures_and_asks_nothing_of_a_network(report, tmp_pa
     outline = Outline(page)
     assert "http" not in page and "python evaluate.py --data &#39;my clips&#39;" in page and "EPYC" in page
     pictures = [attributes["src"] for tag, attributes in outline.elements if tag == "img"]
-    assert pictures == 2 * ["crops/truth.png", "crops/input.png", "crops/student.png"]
+    assert pictures == ["crops/truth.png", "crops/input.png", "crops/student.png"]
     assert outline.rows[:3] == [
         ["method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"],
         ["input", "1.000", "1.000", "0.00", "1.200", "–"],
         ["student", "+0.200", "+0.100", "+0.40", "+0.100", "58.2"],
     ]
-    assert "<td><b>+0.200</b></td>" in page and "SSIM-Y 0.9000 of the input, 0.8000 of the student" in page
-    by_category = outline.rows[outline.rows.index(["category", "input", "student"]) + 1]
-    assert by_category == ["heads", "1.000", "+0.200"] and ["clean", "0.8000", "+0.0100"] in outline.rows
+    assert "<td><b>+0.200</b></td>" in page and "<summary>Pictures, clean (1 picture, 1 degraded picture)" in page
 
 
 def test_names_cannot_break_the_page(report):
@@ -278,7 +253,6 @@ def test_names_cannot_break_the_page(report):
     text = json.dumps(report)
     for name in ("cup & saucer", "student", "heads", "cpu", "EPYC"):
         text = text.replace(json.dumps(name), json.dumps(evil))
-    text = text.replace('"ssim": {"input": 0.9, ' + json.dumps(evil), '"ssim": {"input": 0.9, "student"')
     elements = Outline(render_page(json.loads(text))).elements
     assert len([tag for tag, _ in elements if tag == "script"]) == 1
 
@@ -296,7 +270,6 @@ VISIT = """(async () => {
 
 
 def test_a_visitor_moves_the_divider_between_two_pictures(report, browser, tmp_path):
-    report["worst"] = []
     write_report(report, tmp_path)
     browser("Page.navigate", url=(tmp_path / "report.html").as_uri())
     seen = browser("Runtime.evaluate", expression=VISIT, awaitPromise=True, returnByValue=True)["result"]["value"]

@@ -1,9 +1,7 @@
 import json
 import re
-import sys
 import time
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,7 @@ import evaluate as ev
 from benchmark import speed
 from benchmark.peers import FILTERS, Peer
 from benchmark.runner import file_digest
-from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student
-from video import VideoReader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,36 +18,32 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     pytest.importorskip("openvino")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(speed, "SIZES", {"360p": (96, 64), "540p": (128, 96), "1080p": (192, 128)})
-    arguments = ["speed", "--seconds", "0", "--sizes", "360p", "540p", "--name", "mine"]
+    monkeypatch.setattr(speed, "SIZES", {"360p": (96, 64), "1080p": (192, 128)})
+    arguments = ["speed", "--seconds", "0", "--name", "mine"]
     assert ev.main(arguments) == 0
     folder = tmp_path / "results" / "mine"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "speed.json", "speed.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "speed.json"]
     report = json.loads((folder / "speed.json").read_text("utf-8"))
     assert report["command"] == ["python", "evaluate.py", *arguments]
-    assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] and report["left_out"] == []
+    assert report["machine"]["cores"] >= 1 and report["versions"]["torch"]
     assert report["checkpoint"] == {"name": RELEASED_STUDENT.name, "sha256": file_digest(RELEASED_STUDENT)}
-    measured = {(row["engine"], row["size"]) for row in report["engines"]}
-    assert measured >= {("openvino CPU int8", size) for size in ("360p", "540p")}
-    assert measured >= {("torch cpu float32", size) for size in ("360p", "540p")}
+    engines = [row["engine"].rpartition(" ")[0] for row in report["engines"] if row["size"] == "360p"]
+    assert engines == ["openvino CPU", "torch cpu"]
     assert [peer["name"] for peer in report["peers"]] == [*FILTERS]
     assert all(peer["ms_1080p"] > 0 for peer in report["peers"])
     (file,) = report["files"]
     for row in (*report["engines"], *(file[part] for part in ("whole", "decode", "encode"))):
         assert row["runs"] >= 3 and row["p95_ms"] >= row["median_ms"] > 0
         assert row["fps"] == pytest.approx(1000 / row["median_ms"])
-    assert file["frames"] == 150 and file["size"] == "1080p" and file["kbps"] > 0
-    assert file["peak_memory_mib"] > 100 or not sys.platform.startswith("linux")  # OpenVINO alone takes more
+    assert file["frames"] == 150 and file["size"] == "1080p"
     page = (folder / "README.md").read_text("utf-8")
     assert page in capsys.readouterr().out
-    assert len(re.findall(r"^\| (openvino|torch) .*\| (360p|540p) \|", page, re.MULTILINE)) == len(report["engines"])
-    assert cv2.imread(str(folder / "speed.png")).std() > 5
+    assert len(re.findall(r"^\| (openvino|torch) .*\| (360p|1080p) \|", page, re.MULTILINE)) == len(report["engines"])
 
 
 def test_the_short_form_measures_the_student_alone_host_to_host_and_files(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speed, "SIZES", {"720p": (64, 48), "1080p": (96, 64), "2160p": (128, 96)})
-    monkeypatch.setattr(speed, "peak_memory", lambda *arguments: None)
     arguments = ["--checkpoint", str(checkpoint), "--device", "cpu", "--short", "--seconds", "0", "--name", "short"]
     assert ev.main(["speed", *arguments]) == 0
     report = json.loads((tmp_path / "results" / "short" / "speed.json").read_text("utf-8"))
@@ -85,33 +77,6 @@ def test_no_frame_of_a_pan_comes_twice():
     for y, uv in frames:
         assert y.shape == (600, 1300) and uv.shape == (2, 300, 650) and y.min() >= 16 and y.max() <= 235
     assert np.array_equal(frames[0][0][2:, 4:], frames[1][0][:-2, :-4])
-
-
-def test_engines_that_do_not_work_here_are_left_out_with_a_reason(checkpoint):
-    sharpener = RealTimeSharpener(checkpoint)  # it has no int8 network
-    engines, left_out = speed.list_engines(sharpener, "auto")
-    assert "torch cpu float32" in engines and not any("openvino" in name for name in engines)
-    assert len(left_out) == 1 and "openvino" in left_out[0] and str(checkpoint.parent) not in left_out[0]
-    assert list(speed.list_engines(RealTimeSharpener(checkpoint, "cpu"), "cpu")[0])[-1] == "torch cpu float32"
-
-
-def test_the_clip_has_frames_and_sound(tmp_path):
-    speed.make_clip(tmp_path / "clip.mp4", (96, 64), 10)
-    with VideoReader(tmp_path / "clip.mp4", audio=True) as reader:
-        frames = list(reader)
-        assert reader.format.rate == speed.RATE and not reader.format.full_range
-        sound = sum((frame.packets for frame in frames), reader.packets)
-    assert [frame.y.shape for frame in frames] == [(64, 96)] * 10
-    assert sum(packet.duration * packet.time_base for packet in sound) == pytest.approx(10 / speed.RATE, abs=0.05)
-    expected = list(speed.pan((96, 64), 10))
-    assert all(np.abs(f.y.astype(int) - y).mean() < 4 for f, (y, _) in zip(frames, expected, strict=True))
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
-def test_peak_memory_of_a_process():
-    held = np.ones(300 << 20, np.uint8)  # ours does not count
-    assert 100 < speed.peak_memory("import sys; b = b'x' * (int(sys.argv[1]) << 20); del b", 100) < 200
-    assert held[-1] == 1
 
 
 def test_the_time_of_a_peer_is_that_of_a_full_frame():
