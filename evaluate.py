@@ -1,7 +1,7 @@
 """Measure what a student gains over its input, against what people use today, and how fast it is.
 
     python evaluate.py                            # pictures and pans that the packages ship: no download
-    python evaluate.py --quick                    # a glance, under a minute
+    python evaluate.py --quick                    # a glance at pictures, under a minute
     python evaluate.py --data FOLDER              # your own pictures and videos, one sub-folder a category
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
@@ -14,6 +14,7 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -39,25 +40,10 @@ def choose_units(arguments):
     """Return the units (see `conditions.Unit`) that a command line asks for; a DataError says that nothing fits."""
     sources = conditions.list_sources(arguments.data, arguments.match)
     if arguments.quick:
-        first = {}  # picture of each category
-        for source in sources:
-            if not source.is_video:
-                first.setdefault(source.category, source)
-        units = conditions.image_units(first.values(), ("clean", conditions.DEFAULT_CONDITION))
-        return units + conditions.call_units(sources[:1])[:3]
-    by_protocol = {
-        "real": conditions.real_units(sources),
-        "camera": conditions.camera_units(sources),
-        "call": conditions.call_units(sources),
-        "x4": conditions.x4_units(sources),
-        "image": conditions.image_units(sources),
-    }
-    units = [
-        unit
-        for protocol, units in by_protocol.items()
-        if protocol in arguments.protocol
-        for unit in conditions.draw_units(units, 1 if protocol == "real" else arguments.share)
-    ]
+        units = conditions.image_units(sources, ("clean", conditions.DEFAULT_CONDITION))
+    else:
+        by_protocol = [make(sources) for name, make in conditions.UNITS.items() if name in arguments.protocol]
+        units = conditions.draw_units(itertools.chain(*by_protocol), arguments.share)
     if not units:
         raise DataError("nothing fits: real and x4 measure videos, image measures pictures, --share draws some of them")
     return units
@@ -100,7 +86,7 @@ def measure(argv):
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
-    parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
+    parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute")
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="default: all")
     parser.add_argument("--share", type=float, default=1.0, help="measure only this share of all conditions")
     choices = (*FILTERS, *NETWORKS)
@@ -233,7 +219,7 @@ def main(argv=None):
     try:
         command(options)
         return 0
-    except (CheckpointError, DataError, DeviceError, MetricError, VideoError, OSError) as error:
+    except (CheckpointError, DataError, DeviceError, ImportError, MetricError, VideoError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

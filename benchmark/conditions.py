@@ -103,7 +103,6 @@ class Sample:
     input: list
     truth: list | None  # None if it is unknown
     full_range: bool = True  # of both
-    frames: tuple = (0,)  # their numbers in their clip
     words: list | None = None  # what is written in the truth, for pictures of text
 
     def seen_through(self, method):
@@ -273,10 +272,16 @@ def call_units(sources):
     return units
 
 
+UNITS = {"real": real_units, "camera": camera_units, "call": call_units, "x4": x4_units, "image": image_units}
+
+
 def draw_units(units, share):
-    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one."""
-    limit = share * 2**32
-    return [unit for unit in units if int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) < limit]
+    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one; real ones all stay."""
+
+    def place(unit):
+        return int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) / 2**32
+
+    return [unit for unit in units if unit.protocol == "real" or place(unit) < share]
 
 
 def _rate_name(qp, kbps):
@@ -309,8 +314,7 @@ def make_sample(unit):
     if unit.protocol == "real":
         clip, full_range = load_clip(unit.source, REAL_START + REAL_FRAMES, REAL_LEAST)
         start = min(REAL_START, max(0, len(clip) - REAL_FRAMES))
-        return Sample(clip[start:], None, full_range, tuple(range(start, len(clip))))
+        return Sample(clip[start:], None, full_range)
     clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
     seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
-    frames = tuple(range(len(clip)))[-MEASURED_FRAMES:]
-    return Sample(send(seen, unit), clip[-MEASURED_FRAMES:], full_range, frames)
+    return Sample(send(seen, unit), clip[-MEASURED_FRAMES:], full_range)

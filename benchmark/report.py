@@ -23,7 +23,6 @@ from utils import plural
 
 STUDENT = "student"  # the method that a report is about
 UNIT = ["protocol", "category", "name", "condition"]
-WHOLE_CLIP = -1  # frame of a figure that stands for all frames
 
 
 class Metric(NamedTuple):
@@ -81,8 +80,7 @@ def to_table(records):
     for record in records:
         identity = [record.get(key) for key in (*UNIT, "camera", "method")]
         for metric, values in record["metrics"].items():
-            frames = record["frames"] if len(values) == len(record["frames"]) else [WHOLE_CLIP]
-            rows += [(*identity, metric, frame, value) for frame, value in zip(frames, values, strict=True)]
+            rows += [(*identity, metric, frame, value) for frame, value in enumerate(values)]
     table = pd.DataFrame(rows, columns=[*UNIT, "camera", "method", "metric", "frame", "level"])
     of_input = table["level"].where(table["method"] == "input")
     frame = [table[key] for key in (*UNIT, "metric", "frame")]

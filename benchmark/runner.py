@@ -76,8 +76,8 @@ def run(units, methods, cache_dir, thorough=True):
     """Measure methods (`peers.Peer`) on units, with a progress bar; what is in the cache is not measured again.
 
     Returns:
-        One dict for each unit and method, in their order: the unit's identity, ``method``, ``frames`` and ``metrics``,
-        see `evaluate`; and the units that were measured. One that cannot be made is left out, with a warning.
+        One dict for each unit and method, in their order: the unit's identity, ``method`` and ``metrics``, see
+        `evaluate`; and the units that were measured. One that cannot be made is left out, with a warning.
 
     Raises:
         DataError: all are left out.
@@ -103,7 +103,7 @@ def _measure(unit, method, cache_dir, thorough):
         return json.loads(path.read_text("utf-8"))
     sample = make_sample(unit)
     figures = evaluate(sample, method.at(unit.scale), thorough)
-    record = {**unit.identity(), "method": method.name, "frames": list(sample.frames), "metrics": figures}
+    record = {**unit.identity(), "method": method.name, "metrics": figures}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
     return record
@@ -134,7 +134,7 @@ def write_crops(units, methods, folder):
         files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
         for name, planes in pictures.items():
             write_image(folder / files[name], Picture(cut_frame(planes, sample.full_range, box)))
-        entries.append({**unit.identity(), "frame": sample.frames[-1], "box": box, "files": files})
+        entries.append({**unit.identity(), "box": box, "files": files})
     return entries
 
 

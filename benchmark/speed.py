@@ -12,10 +12,8 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import dataset
@@ -23,8 +21,6 @@ import degradation
 from benchmark.page import load_template
 from benchmark.report import format_milliseconds
 from engines import make_engine
-from models import load_student
-from torch_engine import TorchEngine, pick_precision
 from utils import atomic_path, bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
@@ -82,39 +78,20 @@ def summarise(times, frames=1):
 
 
 def pan(size, count):
-    """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
+    """Yield `count` frames of a pan over tiles of a photo, as soft as a call that was scaled down by 2; all differ.
 
-    Args:
-        size: (width, height) of the frames, both even.
-
-    Yields:
-        `count` limited-range planes ``(y, uv)``.
+    They are limited-range planes ``(y, uv)`` of `size`, (width, height), both even.
     """
     width, height = size
-    whole = width + 4 * count, height + 2 * count
     photo = dataset.load_photo("skimage:astronaut")
-    bottom, right = (max(0, wanted - side) for wanted, side in zip(whole[::-1], photo.shape, strict=False))
-    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[: whole[1], : whole[0]]
-    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution(whole, 2), "area")
-    y, uv = to_limited_range(*degradation.resize_planes(*small, whole))
+    photo = np.tile(photo, (-(-height // photo.shape[0]), -(-width // photo.shape[1]), 1))[:height, :width]
+    y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
     for step in range(count):
-        top, left = step, 2 * step  # in chroma
-        yield (
-            y[2 * top : 2 * top + height, 2 * left : 2 * left + width].copy(),
-            uv[:, top : top + height // 2, left : left + width // 2].copy(),
-        )
+        yield np.roll(y, (-2 * step, -4 * step), (0, 1)), np.roll(uv, (-step, -2 * step), (1, 2))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The student alone, and its peers
-
-
-def count_macs(student, size):
-    """Count the multiply-accumulates of a student for a frame ``(width, height)``."""
-    width, height = size
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        student.predict(torch.rand(1, 1, height, width), torch.rand(1, 2, (height + 1) // 2, (width + 1) // 2))
-    return counter.get_total_flops() // 2
 
 
 def time_engines(engines, size, seconds):
@@ -126,26 +103,6 @@ def time_engines(engines, size, seconds):
     frames = list(pan(SIZES[size], FRAMES))
     times = time_in_turns({name: _step(engine, frames) for name, engine in engines.items()}, seconds, warm=True)
     return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
-
-
-def time_network(student, device, size, seconds):
-    """Time a student's convolutions alone, at `pick_precision`, on planes that are on a PyTorch device already.
-
-    Returns:
-        A row like those of `time_engines`.
-    """
-    dtype, _ = pick_precision(device)
-    student = student.eval().to(device, memory_format=torch.channels_last)
-    width, height = SIZES[size]
-    y, uv = torch.rand(1, 1, height, width, device=device), torch.rand(1, 2, height // 2, width // 2, device=device)
-
-    @torch.inference_mode()
-    def step():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            student.predict(y, uv)
-
-    times = time_in_turns({"network": step}, seconds)["network"]
-    return {"engine": f"network alone, on {device}", "size": size, **summarise(times)}
 
 
 def time_peer(peer, seconds=2.0):
@@ -175,13 +132,9 @@ def _step(function, arguments):
 
 
 def time_files(sharpener, size, count, seconds):
-    """Time `process_video_stream` on an H.264 file, and decoding and encoding by themselves.
+    """Time `process_video_stream` on an H.264 file of `count` frames, and decoding and encoding by themselves.
 
     The sharpened frames are encoded from memory. Opening and closing files counts.
-
-    Args:
-        size: a key of `SIZES`.
-        count: frames of the file.
 
     Returns:
         Dict: ``size``, ``frames``, and ``whole``, ``decode`` and ``encode``, each `summarise` per frame.
@@ -224,22 +177,17 @@ def measure(sharpener, device, sizes, seconds, peers, files):
         files: dict of a key of `SIZES` -> number of frames of a video file.
 
     Returns:
-        Dict of plain data: ``gmac_1080p``, ``engine``, ``engines``, ``peers`` and ``files``.
+        Dict of plain data: ``engine``, ``engines``, ``peers`` and ``files``.
     """
     engines = {sharpener.description: sharpener.engine}
     if device == "auto":
         other = make_engine(sharpener.checkpoint, "cpu")
         engines.setdefault(other.description, other)
-    student, rows = load_student(sharpener.checkpoint)[0], []
-    gmac = count_macs(student, SIZES["1080p"]) / 1e9
-    for size in tqdm(sizes, desc="engines", unit="size"):
-        rows += time_engines(engines, size, seconds)
-        if isinstance(sharpener.engine, TorchEngine):
-            rows.append(time_network(student, sharpener.engine.device, size, seconds))
     return {
-        "gmac_1080p": gmac,
         "engine": sharpener.description,
-        "engines": rows,
+        "engines": [
+            row for size in tqdm(sizes, desc="engines", unit="size") for row in time_engines(engines, size, seconds)
+        ],
         "peers": [
             {"name": peer.name, "description": peer.description, "ms_1080p": time_peer(peer, seconds)}
             for peer in tqdm(peers, desc="peers", unit="peer")

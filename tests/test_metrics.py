@@ -1,11 +1,6 @@
-import re
-import subprocess
-from fractions import Fraction
-
 import cv2  # before av: see video.py
 
 # isort: split
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import skimage.data
@@ -15,7 +10,6 @@ import degradation
 from benchmark import metrics
 from benchmark.metrics import MetricError
 from utils import bgr_to_planes, luma_metrics, to_limited_range, unsharp
-from video import Frame, VideoFormat, VideoWriter
 
 needs_tesseract = pytest.mark.skipif(not metrics.tesseract_available(), reason="tesseract is not installed")
 
@@ -60,28 +54,6 @@ def test_identical_clips(truth):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # libvmaf
-
-
-@pytest.fixture(scope="module")
-def files(truth, coded, tmp_path_factory):
-    """A folder with both clips as lossless video files, ``coded.mkv`` and ``truth.mkv``."""
-    folder = tmp_path_factory.mktemp("files")
-    for name, clip in (("coded", coded), ("truth", truth)):
-        height, width = clip[0][0].shape
-        with VideoWriter(folder / f"{name}.mkv", VideoFormat(width, height, Fraction(25)), codec="ffv1") as writer:
-            for planes in clip:
-                writer.write(Frame(*planes))
-    return folder
-
-
-@pytest.mark.parametrize("name", ["vmaf", "vmaf_neg"])
-def test_vmaf_is_what_ffmpeg_prints(files, truth, coded, name):
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", "coded.mkv", "-i", "truth.mkv"]
-    command += ["-lavfi", f"[0:v][1:v]libvmaf=model=version={metrics.VMAF_MODELS[name]}", "-f", "null", "-"]
-    printed = subprocess.run(command, cwd=files, capture_output=True, text=True, check=True).stderr
-    ours = metrics.vmaf_scores(coded, truth, full_range=False)[name]  # the files' values as they are
-    assert len(ours) == 6 and 80 < min(ours) < max(ours) < 97
-    assert re.findall(r"VMAF score: (\S+)", printed) == [f"{np.mean(ours):.6f}"]
 
 
 def test_full_range_is_brought_to_limited_range(truth, coded):

@@ -1,5 +1,4 @@
 import copy
-import html.parser
 import json
 import math
 import re
@@ -18,18 +17,14 @@ SEEN = {"edges": (1.0, 1.2), "noise": (1.0, 1.1), "halo": (0.0, 0.4), "flicker":
 METHODS = {"input": 0.0, "student": 58.2, "student, crisp": 59.0, "unsharp mask": 0.41}
 
 
-def record(method="student", name="a.mkv", condition="x2 x264 qp 22", frames=(4, 9), protocol="call", **metrics):
+def record(method="student", name="a.mkv", condition="x2 x264 qp 22", protocol="call", **metrics):
     identity = {"protocol": protocol, "category": "heads", "name": name, "condition": condition}
-    return {**identity, "method": method, "frames": list(frames), "metrics": metrics}
+    return {**identity, "method": method, "metrics": metrics}
 
 
 def pair(before, after, metric="psnr_y", **identity):
     """Records of a unit as it came and as the student made it."""
-    frames = range(len(before))
-    return [
-        record("input", frames=frames, **{metric: before}, **identity),
-        record(frames=frames, **{metric: after}, **identity),
-    ]
+    return [record("input", **{metric: before}, **identity), record(**{metric: after}, **identity)]
 
 
 def real_pair(name="a.mkv", **changes):
@@ -76,12 +71,6 @@ def test_infinite_psnr_is_shown_and_left_out_of_means():
     assert (
         rp.format_level("psnr_y", levels["student"]) == "inf" and rp.format_change("psnr_y", changes["student"]) == "–"
     )
-
-
-def test_changes_are_taken_on_the_same_frame():
-    records = [record("input", frames=[4, 9, 14], ssim_y=[0.5, 0.6, 0.7]), record(frames=[14, 4], ssim_y=[0.9, 0.6])]
-    table = rp.to_table(records)
-    assert table[table["method"] == "student"]["change"].tolist() == pytest.approx([0.2, 0.1])
 
 
 @pytest.mark.parametrize(
@@ -200,52 +189,25 @@ def test_files_that_are_no_report_are_refused(tmp_path):
 @pytest.fixture
 def report():
     records = real_pair() + pair([0.8], [0.81], "ssim_y", protocol="image", name="cup & saucer", condition="clean")
-    report = a_report([*records, record("unsharp mask", frames=[0], psnr_y=[29.0]), record("input", psnr_y=[30.0] * 2)])
-    crop = {"protocol": "image", "category": "heads", "name": "cup & saucer", "condition": "clean", "frame": 0}
+    report = a_report([*records, record("unsharp mask", psnr_y=[29.0]), record("input", psnr_y=[30.0] * 2)])
+    crop = {"protocol": "image", "category": "heads", "name": "cup & saucer", "condition": "clean"}
     crop |= {"box": [16, 16, 96, 64], "files": {n: f"crops/{n}.png" for n in ("truth", "input", "student")}}
     return report | {"crops": [crop]}
-
-
-class Outline(html.parser.HTMLParser):
-    """Checks that elements are closed in order, and collects their attributes and the cells of tables."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.rows = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "img", "input", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if {"td", "th"} & {*self.open}:
-            self.rows[-1][-1] += data
 
 
 def test_the_page_holds_the_figures_and_asks_nothing_of_a_network(report, tmp_path):
     write_report(report, tmp_path)
     assert rp.load_report(tmp_path / "report.json") == json.loads(json.dumps(report))
     page = (tmp_path / "report.html").read_text("utf-8")
-    outline = Outline(page)
     assert "http" not in page and "python evaluate.py --data &#39;my clips&#39;" in page and "EPYC" in page
-    pictures = [attributes["src"] for tag, attributes in outline.elements if tag == "img"]
-    assert pictures == ["crops/truth.png", "crops/input.png", "crops/student.png"]
-    assert outline.rows[:3] == [
-        ["method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"],
-        ["input", "1.000", "1.000", "0.00", "1.200", "–"],
-        ["student", "+0.200", "+0.100", "+0.40", "+0.100", "58.2"],
+    pictures = ["crops/truth.png", "crops/input.png", "crops/student.png"]
+    assert re.findall(r'<img .*src="(.*?)"', page) == pictures
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", page)[:18] == [
+        *("method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"),
+        *("input", "1.000", "1.000", "0.00", "1.200", "–"),
+        *("student", "<b>+0.200</b>", "+0.100", "+0.40", "+0.100", "58.2"),
     ]
-    assert "<td><b>+0.200</b></td>" in page and "<summary>Pictures, clean (1 picture, 1 degraded picture)" in page
+    assert "<summary>Pictures, clean (1 picture, 1 degraded picture)" in page
 
 
 def test_names_cannot_break_the_page(report):
@@ -253,8 +215,7 @@ def test_names_cannot_break_the_page(report):
     text = json.dumps(report)
     for name in ("cup & saucer", "student", "heads", "cpu", "EPYC"):
         text = text.replace(json.dumps(name), json.dumps(evil))
-    elements = Outline(render_page(json.loads(text))).elements
-    assert len([tag for tag, _ in elements if tag == "script"]) == 1
+    assert render_page(json.loads(text)).count("<script>") == 1
 
 
 VISIT = """(async () => {
