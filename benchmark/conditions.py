@@ -1,14 +1,7 @@
 """Make the benchmark's input: soft, noisy and compressed pictures and clips.
 
-* Protocol ``real``: videos as they are, at their own size, without ground truth. Edges, noise, halo and flicker are
-  compared with the input's (`metrics.visible_change`).
-* Protocol ``camera``: crisp photos and clips seen by a soft or crisp camera (`CAMERAS`), then sent through a codec,
-  mostly at their own size; compared with the crisp truth.
-* Protocol ``call``: talking heads and pans over photos, scaled down, sent through low-delay x264, x265, VP9 and AV1 at
-  constant quantisers and fixed bit rates, decoded and enlarged with Lanczos.
-* Protocol ``x4``: the same at a quarter of the lines through x265 at six quantisers, much like the conditions of
-  Microsoft's video super-resolution challenge for conferencing (ICME 2025).
-* Protocol ``image``: photos by category under named conditions from clean to severe.
+The protocols ``real``, ``camera``, ``call``, ``x4`` and ``image`` are described in docs/benchmark.md. ``x4`` is much
+like Microsoft's video super-resolution challenge for conferencing (ICME 2025).
 
 A *unit* is one clip or photo under one condition.
 """
@@ -37,7 +30,6 @@ CODECS = ("x264", "x265", "vp9", "av1")
 # From good to bad, alike in PSNR over the codecs; and kbit/s.
 QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
 BITRATES = (150, 300, 600)
-
 X4_QUANTISERS = (17, 22, 27, 32, 37, 42)  # of x265, from 270 lines for 1080
 REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
 CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
@@ -54,7 +46,6 @@ CAMERAS = {  # name: what protocol camera sees through
     "sharpened webcam": Camera(blur=0.7, crop=1.3, noise=2, denoise=0.7, sharpen=1.0, radius=1.2),
     "moving": Camera(blur=0.5, motion=4, angle=0.3),
 }
-
 DEFAULT_CONDITION = "bicubic+noise"  # of `IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
 SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
 

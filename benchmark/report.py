@@ -28,27 +28,24 @@ UNIT = ["protocol", "category", "name", "condition"]
 class Metric(NamedTuple):
     """How a metric is shown and judged: ``sign`` is 1 if more is better and -1 if less is."""
 
-    label: str
-    unit: str
+    heading: str
     digits: int
     sign: int
 
 
 METRICS = {
-    "psnr_y": Metric("PSNR-Y", "dB", 2, 1),
-    "ssim_y": Metric("SSIM-Y", "", 4, 1),
-    "vmaf_neg": Metric("VMAF-NEG", "", 2, 1),
-    "vmaf": Metric("VMAF", "", 2, 1),
-    "ms_ssim": Metric("MS-SSIM", "", 4, 1),
-    "psnr_rgb": Metric("PSNR-RGB", "dB", 2, 1),
-    "ssim_rgb": Metric("SSIM-RGB", "", 4, 1),
-    "jod": Metric("JOD", "", 2, 1),
-    "ocr": Metric("words read", "", 3, 1),
-    "edges": Metric("edges", "", 3, 1),
-    "noise": Metric("noise", "", 3, -1),
-    "halo": Metric("halo", "codes", 2, -1),
-    "flicker": Metric("flicker", "codes", 3, -1),
-    "flicker_static": Metric("flicker, still", "", 3, -1),
+    "psnr_y": Metric("PSNR-Y (dB)", 2, 1),
+    "ssim_y": Metric("SSIM-Y", 4, 1),
+    "vmaf_neg": Metric("VMAF-NEG", 2, 1),
+    "vmaf": Metric("VMAF", 2, 1),
+    "ms_ssim": Metric("MS-SSIM", 4, 1),
+    "jod": Metric("JOD", 2, 1),
+    "ocr": Metric("words read", 3, 1),
+    "edges": Metric("edges", 3, 1),
+    "noise": Metric("noise", 3, -1),
+    "halo": Metric("halo (codes)", 2, -1),
+    "flicker": Metric("flicker (codes)", 3, -1),
+    "flicker_static": Metric("flicker, still", 3, -1),
 }
 PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
     "real": ("Real clips as they are", "clip", "encoding"),
@@ -139,11 +136,6 @@ def format_milliseconds(value):
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}" if value else "–"
 
 
-def heading(metric):
-    """A metric's name with its unit."""
-    return f"{METRICS[metric].label} ({METRICS[metric].unit})" if METRICS[metric].unit else METRICS[metric].label
-
-
 def format_column(metric, levels, changes):
     """Format the input's level and the others' changes, by method; the best change, if it is one, is ``**bold**``."""
     rounded = METRICS[metric].sign * changes.drop("input").round(METRICS[metric].digits)
@@ -157,20 +149,16 @@ def format_column(metric, levels, changes):
 # Tables as text: dicts of caption -> table
 
 
-def summary_tables(report, table, *keys):
-    """Return a table of each method's mean change for each protocol, of cameras for each kind.
-
-    Args:
-        keys: columns of `table`; there is a table for each of their values instead.
-    """
+def summary_tables(report, table, key="camera"):
+    """Return tables of each method's mean change, one for each protocol and value of a column of `table`."""
     found = {}
-    for (protocol, *values), part in table.groupby(["protocol", *(keys or ["camera"])], sort=False, dropna=False):
+    for (protocol, value), part in table.groupby(["protocol", key], sort=False, dropna=False):
         title, thing, unit = PROTOCOLS[protocol]
         levels, changes = summarise(part)
-        columns = {heading(m): format_column(m, levels[m], changes[m]) for m in METRICS if m in levels}
+        columns = {METRICS[m].heading: format_column(m, levels[m], changes[m]) for m in METRICS if m in levels}
         times = {method["name"]: format_milliseconds(method["ms_1080p"]) for method in report["methods"]}
         rows = pd.DataFrame(columns | {"ms at 1080p": pd.Series(times)}).rename_axis("method")
-        name = ", ".join([title, *(value for value in values if pd.notna(value))])
+        name = f"{title}, {value}" if pd.notna(value) else title
         things, units = plural(part["name"].nunique(), thing), plural(len(part[UNIT].drop_duplicates()), unit)
         found[f"{name} ({things}, {units})"] = rows.loc[[name for name in method_names(report) if name in levels.index]]
     return found
