@@ -72,8 +72,8 @@ def test_a_few_sources_meet_every_scale_with_every_codec_and_rate():
     assert set(map(id, quarter)) < set(map(id, half)) and 0.35 < len(half) / len(units) < 0.65
 
 
-def call_unit(source, qp, codec="x264", scale=2):
-    return conditions.Unit("call", source, f"x{scale} {codec} qp {qp}", scale, codec, qp)
+def call_unit(source, qp, scale=2):
+    return conditions.Unit("call", source, f"x{scale} x264 qp {qp}", scale, "x264", qp)
 
 
 def test_a_call_is_sent_through_a_real_codec():
@@ -271,11 +271,14 @@ def test_sources_of_the_packages_are_not_trained_on():
 def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
     cv2.imwrite(str(tmp_path / "tiny.png"), skimage.data.chelsea()[:100, :120, ::-1])
     sources = [conditions.Source("cats", "tiny.png", str(tmp_path / "tiny.png")), picture]
-    units = [call_unit(source, 32, codec, 4) for source, codec in zip(sources, ("av1", "x264"), strict=True)]
+    units = [
+        conditions.Unit("call", source, f"x4 {codec} 300k", 4, codec, kbps=300)
+        for source, codec in zip(sources, ("av1", "x264"), strict=True)
+    ]
     methods = [Peer("input", "", lambda scale: runner.as_it_came)]
     records, measured = runner.run(units, methods, tmp_path / "cache", thorough=False)
     assert [record["name"] for record in records] == ["a.png"] and measured == units[1:]
-    assert "left out: tiny.png, x4 av1 qp 32: av1 cannot encode frames of" in caplog.text
+    assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
     short = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
     with pytest.raises(DataError, match="nothing could be measured"):
         runner.run(conditions.real_units([short]), methods, tmp_path / "cache")
