@@ -95,23 +95,12 @@ def load_config(argv):
             _update(config, {key: _parse(text, f"the value of {key}")}, "the command line")
         elif argument.endswith((".yaml", ".yml")):
             try:
-                values = _parse(Path(argument).read_bytes(), argument)
+                content = Path(argument).read_bytes()
             except OSError as error:
                 raise ConfigError(f"cannot read {argument}: {error.strerror}") from error
-            _update(config, values, argument)
+            _update(config, _parse(content, argument), argument)
         else:
             raise ConfigError(f"{argument!r} is neither a .yaml file nor key=value")
-    return config
-
-
-def make_config(values, origin):
-    """Build a `Config` from a dict of some of its keys; messages name `origin` as the place they come from.
-
-    Raises:
-        ConfigError: unknown key, wrong type or range.
-    """
-    config = Config()
-    _update(config, values, origin)
     return config
 
 

@@ -97,81 +97,52 @@ def halve_with_noise(planes, rng):
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """How a call uses a codec: FFmpeg's encoder and decoder, and the encoder's low-delay options.
-
-    Attributes:
-        encoder, decoder: their names.
-        quantisers: (lightest, heaviest) damage of constant quantisers that calls know.
-        options: always set.
-        constant: set for a constant quantiser ``{qp}``.
-        controlled: set for rate control at ``{kbps}`` kbit/s with a buffer of one second.
-    """
+    """How a call uses a codec: FFmpeg's encoder and decoder, and the encoder's low-delay options."""
 
     encoder: str
     decoder: str
-    quantisers: tuple
-    options: dict
-    constant: dict
-    controlled: dict
+    quantisers: tuple  # lightest and heaviest damage of constant quantisers that calls know
+    options: dict  # always set
+    constant: dict  # set for a constant quantiser {qp}
+    controlled: dict  # set for rate control at {kbps} kbit/s with a buffer of one second
 
 
-X265_PARAMS = "log-level=none:pools=none:frame-threads=1"
-SVT_AV1_PARAMS = "pred-struct=1:rtc=1:lp=1"
+X265 = "log-level=none:pools=none:frame-threads=1"
+AV1 = "pred-struct=1:rtc=1:lp=1"
 BUFFERED = {"b": "{kbps}k", "maxrate": "{kbps}k", "bufsize": "{kbps}k"}
+VPX = {"deadline": "realtime", "lag-in-frames": "0"}
+# libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
+VPX_RATES = {"qmin": "{qp}", "qmax": "{qp}", "b": "50M"}, {"minrate": "{kbps}k", **BUFFERED}
 CODECS = {
-    "x264": Codec(
-        encoder="libx264",
-        decoder="h264",
-        quantisers=(16, 40),
-        options={"preset": "veryfast", "tune": "zerolatency"},
-        constant={"qp": "{qp}"},
-        controlled=BUFFERED,
-    ),
+    "x264": Codec("libx264", "h264", (16, 40), {"preset": "veryfast", "tune": "zerolatency"}, {"qp": "{qp}"}, BUFFERED),
     "x265": Codec(
-        encoder="libx265",
-        decoder="hevc",
-        quantisers=(16, 40),
-        options={"preset": "ultrafast", "tune": "zerolatency"},
-        constant={"x265-params": "qp={qp}:" + X265_PARAMS},
-        controlled={"x265-params": "bitrate={kbps}:vbv-maxrate={kbps}:vbv-bufsize={kbps}:" + X265_PARAMS},
+        "libx265",
+        "hevc",
+        (16, 40),
+        {"preset": "ultrafast", "tune": "zerolatency"},
+        {"x265-params": "qp={qp}:" + X265},
+        {"x265-params": "bitrate={kbps}:vbv-maxrate={kbps}:vbv-bufsize={kbps}:" + X265},
     ),
-    "vp8": Codec(
-        encoder="libvpx",
-        decoder="vp8",
-        quantisers=(8, 58),
-        options={"deadline": "realtime", "cpu-used": "-6", "lag-in-frames": "0"},
-        # libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
-        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
-        controlled={"minrate": "{kbps}k", **BUFFERED},
-    ),
-    "vp9": Codec(
-        encoder="libvpx-vp9",
-        decoder="vp9",
-        quantisers=(14, 58),
-        options={"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0"},
-        constant={"qmin": "{qp}", "qmax": "{qp}", "b": "50M"},
-        controlled={"minrate": "{kbps}k", **BUFFERED},
-    ),
+    "vp8": Codec("libvpx", "vp8", (8, 58), {**VPX, "cpu-used": "-6"}, *VPX_RATES),
+    "vp9": Codec("libvpx-vp9", "vp9", (14, 58), {**VPX, "cpu-used": "7"}, *VPX_RATES),
     "av1": Codec(
-        encoder="libsvtav1",
-        decoder="libdav1d",
-        quantisers=(18, 60),
-        options={"preset": "10"},
-        constant={"qp": "{qp}", "svtav1-params": SVT_AV1_PARAMS},
-        controlled={"b": "{kbps}k", "svtav1-params": "rc=2:" + SVT_AV1_PARAMS},
+        "libsvtav1",
+        "libdav1d",
+        (18, 60),
+        {"preset": "10"},
+        {"qp": "{qp}", "svtav1-params": AV1},
+        {"b": "{kbps}k", "svtav1-params": "rc=2:" + AV1},
     ),
 }
 
 
 def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
-    """Encode a clip with a real low-delay codec, in memory; one thread, so it repeats exactly.
+    """Encode a clip of even size with a real low-delay codec, in memory; one thread, so it repeats exactly.
 
     Args:
-        clip: list of uint8 planes `(y, uv)` of even size, in the range (full or limited) that they have.
         codec: a key of `CODECS`.
         qp: the codec's own constant quantiser, or None.
         kbps: without `qp`: kbit/s for the encoder's rate control.
-        rate: frames per second told to the encoder.
 
     Returns:
         List of bytes, the packets in order.
@@ -232,14 +203,12 @@ def animate(photo, count, size, velocity, rng):
     """Pan over a photo with sub-pixel motion, as a slow camera would.
 
     Args:
-        photo: `(H, W, 3)` uint8, at least `size`.
-        count: number of frames.
-        size: (height, width) of the frames.
+        photo: `(H, W, 3)` uint8, at least `size` = (height, width).
         velocity: (x, y) in pixels a frame.
         rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
 
     Returns:
-        List of `count` uint8 frames.
+        List of `count` uint8 frames of `size`.
     """
     height, width = size
     end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
@@ -258,32 +227,19 @@ class Camera:
 
     In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (a
     crop of it, enlarged at the end) and noise, the camera's denoiser smears, and its sharpener overshoots.
-
-    Attributes:
-        lens: point spread function: ``"gaussian"`` or ``"disc"``.
-        blur: its standard deviation in pixels; 0 is a perfect lens.
-        stretch: the Gaussian's standard deviation in the direction of `angle`, relative to `blur`.
-        motion: pixels that the scene moves in the direction of `angle` during the exposure.
-        angle: in radians.
-        crop: factor by which the sensor's pixels are enlarged to the frame.
-        upscaler: kernel of that, see `resize`.
-        noise: standard deviation of the sensor's noise, in 255ths.
-        denoise: strength of the bilateral denoiser, relative to the noise.
-        sharpen: amount of the camera's own unsharp mask.
-        radius: its standard deviation in pixels.
     """
 
-    lens: str = "gaussian"
-    blur: float = 0.0
-    stretch: float = 1.0
-    motion: float = 0.0
-    angle: float = 0.0
-    crop: float = 1.0
-    upscaler: str = "bicubic"
-    noise: float = 0.0
-    denoise: float = 0.0
-    sharpen: float = 0.0
-    radius: float = 1.0
+    lens: str = "gaussian"  # point spread function, or "disc"
+    blur: float = 0.0  # its standard deviation in pixels; 0 is a perfect lens
+    stretch: float = 1.0  # the Gaussian's standard deviation in the direction of `angle`, relative to `blur`
+    motion: float = 0.0  # pixels that the scene moves in the direction of `angle` during the exposure
+    angle: float = 0.0  # in radians
+    crop: float = 1.0  # factor by which the sensor's pixels are enlarged to the frame
+    upscaler: str = "bicubic"  # kernel of that, see `resize`
+    noise: float = 0.0  # standard deviation of the sensor's noise, in 255ths
+    denoise: float = 0.0  # strength of the bilateral denoiser, relative to the noise
+    sharpen: float = 0.0  # amount of the camera's own unsharp mask
+    radius: float = 1.0  # its standard deviation in pixels
 
     @property
     def is_soft(self):
@@ -324,10 +280,8 @@ class Camera:
 def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
     """Return the point spread function of a lens, `(S, S)` float32 with sum 1; None for a perfect one.
 
-    Args:
-        lens: ``"gaussian"``, or ``"disc"``, what is out of focus: its radius is twice `sigma`, so that its standard
-            deviation in each direction is `sigma`.
-        sigma, stretch, angle: see `Camera`.
+    See `Camera`. A ``"disc"`` is out of focus: its radius is twice `sigma`, so that its standard deviation in each
+    direction is `sigma`.
     """
     if sigma <= 0:
         return None
@@ -415,7 +369,8 @@ def degrade_call(clip, rng):
     if rng.random() < 0.9:
         rate = _draw_rate(small, rng)
         description |= rate
-        clip = _compress(clip, **rate)
+        limited = codec_roundtrip([to_limited_range(*planes) for planes in clip], **rate)  # which calls send
+        clip = [to_full_range(*planes) for planes in limited]
     damaged = clip[-1] if scale == 1 else resize_planes(*clip[-1], size, _random_upscaler(rng))
     return damaged, description
 
@@ -459,12 +414,6 @@ def degrade_image(truth, rng):
         y, uv = each_plane((y, uv), jpeg, quality)
     damaged = resize_planes(y, uv, size, up)
     return damaged, {"scale": float(scale), "soft": False, "down": down, "noise": float(sigma_noise), "jpeg": quality}
-
-
-def _compress(clip, codec, qp=None, kbps=None):
-    """Apply `codec_roundtrip` to full-range planes through limited range, which is what calls send."""
-    limited = [to_limited_range(*planes) for planes in clip]
-    return [to_full_range(*planes) for planes in codec_roundtrip(limited, codec, qp, kbps)]
 
 
 def _random_upscaler(rng):

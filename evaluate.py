@@ -1,7 +1,7 @@
 """Measure what a student gains over its input, against what people use today, and how fast it is.
 
     python evaluate.py                            # pictures and pans that the packages ship: no download
-    python evaluate.py --quick                    # a glance, under a minute
+    python evaluate.py --quick                    # a glance at pictures, under a minute
     python evaluate.py --data FOLDER              # your own pictures and videos, one sub-folder a category
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
@@ -14,6 +14,7 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -23,14 +24,13 @@ try:
     from benchmark.metrics import MetricError
     from benchmark.page import write_report
     from benchmark.peers import FILTERS, NETWORKS, Peer, peers
-    from benchmark.report import FORMAT, PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
-    from benchmark.runner import describe_run, file_digest, record_key
+    from benchmark.report import PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
+    from benchmark.runner import describe_run, file_digest
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
 from degradation import DataError
 from images import VideoError
 from inference import RealTimeSharpener, parse_amount
-from models import load_student
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
@@ -40,25 +40,10 @@ def choose_units(arguments):
     """Return the units (see `conditions.Unit`) that a command line asks for; a DataError says that nothing fits."""
     sources = conditions.list_sources(arguments.data, arguments.match)
     if arguments.quick:
-        first = {}  # picture of each category
-        for source in sources:
-            if not source.is_video:
-                first.setdefault(source.category, source)
-        units = conditions.image_units(first.values(), ("clean", conditions.DEFAULT_CONDITION))
-        return units + conditions.call_units(sources[:1], scales=(2,), codecs=("x264",))[1:6:2]
-    by_protocol = {
-        "real": conditions.real_units(sources),
-        "camera": conditions.camera_units(sources),
-        "call": conditions.call_units(sources),
-        "x4": conditions.x4_units(sources),
-        "image": conditions.image_units(sources),
-    }
-    units = [
-        unit
-        for protocol, units in by_protocol.items()
-        if protocol in arguments.protocol
-        for unit in conditions.draw_units(units, 1 if protocol == "real" else arguments.share)
-    ]
+        units = conditions.image_units(sources, ("clean", conditions.DEFAULT_CONDITION))
+    else:
+        by_protocol = [make(sources) for name, make in conditions.UNITS.items() if name in arguments.protocol]
+        units = conditions.draw_units(itertools.chain(*by_protocol), arguments.share)
     if not units:
         raise DataError("nothing fits: real and x4 measure videos, image measures pictures, --share draws some of them")
     return units
@@ -99,10 +84,9 @@ def measure(argv):
     parser.epilog = "`evaluate.py COMMAND --help` tells of the others: compare, sheets, speed and size."
     add_data(parser)
     parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
-    parser.add_argument("--strength", type=parse_amount, default=1.0, help="see inference.py (default: 1)")
     parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
     parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
-    parser.add_argument("--quick", action="store_true", help="a glance, under a minute")
+    parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute")
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="default: all")
     parser.add_argument("--share", type=float, default=1.0, help="measure only this share of all conditions")
     choices = (*FILTERS, *NETWORKS)
@@ -110,35 +94,23 @@ def measure(argv):
     arguments = parser.parse_args(argv)
 
     started = time.perf_counter()
-    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device, arguments.strength)
-    student, meta = load_student(sharpener.checkpoint)
+    sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
     peer_names = ["unsharp mask"] if arguments.quick else arguments.peers or list(FILTERS)
     methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
     units = choose_units(arguments)
-    vmaf, jod = (False, False) if arguments.quick else runner.available_tools()
-    records = runner.run(units, methods, CACHE, vmaf, jod)
-    measured = {record_key(record) for record in records}
-    units = [unit for unit in units if record_key(unit.identity()) in measured]
+    records, units = runner.run(units, methods, CACHE, thorough=not arguments.quick)
     folder = Path("results") / (arguments.name or ("quick" if arguments.quick else "latest"))
-    crops, worst = runner.write_crops(units, records, [m for m in methods if not m.is_slow], folder, STUDENT)
+    crops = runner.write_crops(units, [m for m in methods if not m.is_slow], folder)
     times = {method.name: 0.0 if method.name == "input" else speed.time_peer(method) for method in methods}
     report = {
-        "format": FORMAT,
         "name": folder.name,
         **describe_run(["python", "evaluate.py", *argv], started),
-        "checkpoint": {
-            "path": arguments.checkpoint,
-            "sha256": file_digest(sharpener.checkpoint),
-            "parameters": sum(weights.numel() for weights in student.parameters()),
-            "engine": sharpener.description,
-            "meta": runner.without_infinity(meta),
-        },
+        "checkpoint": {"checkpoint": arguments.checkpoint, "sha256": file_digest(sharpener.checkpoint)},
         "methods": [
             {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods
         ],
         "records": records,
         "crops": crops,
-        "worst": worst,
     }
     write_report(report, folder)
     print(markdown_summary(report))
@@ -163,7 +135,6 @@ def run_sheets(argv):
     parser.add_argument("--tally", nargs="+", metavar="CSV", help="viewers' copies of scores.csv: sum them up instead")
     parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
     parser.add_argument("--peers", nargs="+", choices=(*FILTERS, *NETWORKS), default=["unsharp mask, strong", "RCAS"])
-    parser.add_argument("--crops", type=int, default=2, help="of each clip (default: 2)")
     arguments = parser.parse_args(argv)
     if arguments.tally:
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
@@ -176,7 +147,7 @@ def run_sheets(argv):
         except (DataError, VideoError) as error:
             print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
             continue
-        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods}, arguments.crops)
+        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods})
         scenes += [(f"{unit.source.name}, {number}", scene) for number, scene in enumerate(crops, 1)]
     if not scenes:
         raise DataError("sheets show real clips: name a folder with videos by --data")
@@ -249,7 +220,7 @@ def main(argv=None):
     try:
         command(options)
         return 0
-    except (CheckpointError, DataError, DeviceError, MetricError, VideoError, OSError) as error:
+    except (CheckpointError, DataError, DeviceError, ImportError, MetricError, VideoError, OSError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

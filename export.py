@@ -8,21 +8,9 @@ Needs the packages of requirements-dev.txt, and no data: it measures on degraded
 text, and takes some minutes; with the data that the student was trained on it loses less. On one machine the same
 student gives the same file.
 
-The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear):
-
-* weights have 7 bits and a scale per output channel: processors without VNNI instructions add two products in 16 bits,
-  which with 8 would overflow now and then, so that each kind of processor would make another picture;
-* what a convolution reads has 8 bits, and each channel its own step, which is folded into the weights; zero is 0, as
-  processors with AMX multiply such numbers in half the time of others;
-* what the student sees are planes less their local means, which are rounded to whole codes: the first convolution reads
-  both, one beside the other with opposite weights, so that no difference is cut off;
-* what a block adds is rounded to the step of what it is added to, so that no layer writes floats: moving them took half
-  of the time;
-* the residual is rounded to half codes; `runtime.apply_change` makes it smaller by nearly one of them, which takes the
-  noise of all this rounding from what is flat, and multiplies it by the strength.
-
-Rounding is part of the loss when the float student is distilled into the int8 one (straight-through estimator of Bengio
-et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
+The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear);
+docs/design.md says why it is as it is. When the float student is distilled into it, rounding is part of the loss
+(straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
 """
 
 import argparse
@@ -40,37 +28,17 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from config import MACHINE_KEYS, Config, ConfigError, make_config
+import runtime
+from config import MACHINE_KEYS, Config
 from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
-from runtime import (
-    DETAIL_GAIN,
-    DETAIL_RADIUS,
-    DETAIL_SIGMA,
-    FOLDED,
-    GAIN_STEPS,
-    GAINS,
-    HALO_SHARE,
-    MEANS,
-    NEIGHBOURS,
-    RELEASED_STUDENT,
-    RESIDUAL_STEPS,
-    UNUSED,
-    CheckpointError,
-    DeviceError,
-    artefact_path,
-    checkpoint_digest,
-    fold_planes,
-    network_notes,
-    pad_planes,
-    probe_planes,
-)
+from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
 from torch_engine import TorchEngine
 from utils import atomic_path
 
 OPSET, IR_VERSION = 21, 10
-WEIGHT_LIMIT = 63  # of the integers that weights become: 255 * 2 * 63 < 2**15
+WEIGHT_LIMIT = 63  # of 7-bit weights: 255 * 2 * 63 < 2**15, as CPUs without VNNI add two products in 16 bits
 FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
 CALIBRATION_SEED = 20261122
 STEPS = 6000
@@ -84,7 +52,7 @@ WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
-    cells = torch.from_numpy(fold_planes(*pad_planes(y, uv))).permute(2, 0, 1)[None].float()
+    cells = torch.from_numpy(runtime.fold_planes(*runtime.pad_planes(y, uv))).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
     return folded - torch.cat([m[:, :1].expand(-1, count, -1, -1) for m, count in zip(means, FOLDED, strict=True)], 1)
 
@@ -418,14 +386,17 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         steps: of training.
 
     Raises:
-        CheckpointError, ConfigError, DataError, DeviceError: see their messages.
+        CheckpointError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
     if data is not None:  # the configuration of its training, but without that machine's own part
         if not isinstance(meta.get("config"), dict):
             raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
         decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-        config = make_config({**decided, "data_root": str(data)}, checkpoint)
+        try:
+            config = Config(**{**decided, "data_root": str(data)})
+        except TypeError as error:
+            raise CheckpointError(f"{checkpoint} was trained by another version: {error}") from error
     student, pictures = in_codes(original), calibration_pictures(frames)
     quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
     note = f"distilled in {steps} steps"
@@ -435,13 +406,13 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
             pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for
         note += " on the student's training pairs"
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
-    answer = TorchEngine(original, "cpu", torch.float32).difference(*probe_planes())
-    metadata = network_notes(checkpoint, answer) | {
+    answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
+    metadata = runtime.network_notes(checkpoint, answer) | {
         "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; {note}",
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
     }
-    path = Path(output) if output else artefact_path(checkpoint)
+    path = Path(output) if output else runtime.artefact_path(checkpoint)
     with atomic_path(path) as temporary:
         temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
     return path
@@ -462,13 +433,13 @@ def web_file(checkpoint):
     header = {
         **student.args,
         "dilations": [block.conv1.dilation[0] for block in student.body],
-        "digest": checkpoint_digest(checkpoint),
+        "digest": runtime.checkpoint_digest(checkpoint),
         "inputGain": INPUT_GAIN,
-        "detailGain": DETAIL_GAIN,
-        "detailSigma": DETAIL_SIGMA,
-        "detailRadius": DETAIL_RADIUS,
-        "neighbours": NEIGHBOURS,
-        "haloShare": HALO_SHARE,
+        "detailGain": runtime.DETAIL_GAIN,
+        "detailSigma": runtime.DETAIL_SIGMA,
+        "detailRadius": runtime.DETAIL_RADIUS,
+        "neighbours": runtime.NEIGHBOURS,
+        "haloShare": runtime.HALO_SHARE,
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4)
@@ -497,7 +468,7 @@ def main(argv=None):
     """Run the command line; returns the exit code: 0, 2 for bad input."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
     parser.add_argument(
-        "checkpoint", nargs="?", default=str(RELEASED_STUDENT), help="the student (default: the released one)"
+        "checkpoint", nargs="?", default=str(runtime.RELEASED_STUDENT), help="the student (default: the released one)"
     )
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
     parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
@@ -509,7 +480,7 @@ def main(argv=None):
             path = export_web(arguments.checkpoint, arguments.output)
         else:
             path = export(arguments.checkpoint, arguments.output, arguments.data)
-    except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
+    except (CheckpointError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")

@@ -1,14 +1,7 @@
 """Make the benchmark's input: soft, noisy and compressed pictures and clips.
 
-* Protocol ``real``: videos as they are, at their own size, without ground truth. Edges, noise, halo and flicker are
-  compared with the input's (`metrics.visible_change`).
-* Protocol ``camera``: crisp photos and clips seen by a soft or crisp camera (`CAMERAS`), then sent through a codec,
-  mostly at their own size; compared with the crisp truth.
-* Protocol ``call``: talking heads and pans over photos, scaled down, sent through low-delay x264, x265, VP9 and AV1 at
-  constant quantisers and fixed bit rates, decoded and enlarged with Lanczos.
-* Protocol ``x4``: the same at a quarter of the lines through x265 at six quantisers, much like the conditions of
-  Microsoft's video super-resolution challenge for conferencing (ICME 2025).
-* Protocol ``image``: photos by category under named conditions from clean to severe.
+The protocols ``real``, ``camera``, ``call``, ``x4`` and ``image`` are described in docs/benchmark.md. ``x4`` is much
+like Microsoft's video super-resolution challenge for conferencing (ICME 2025).
 
 A *unit* is one clip or photo under one condition.
 """
@@ -23,24 +16,9 @@ from pathlib import Path
 import numpy as np
 
 import dataset
+import degradation
 from benchmark import metrics
-from degradation import (
-    FRAME_RATE,
-    Camera,
-    DataError,
-    add_noise,
-    animate,
-    at_scale,
-    blur,
-    decode_clip,
-    each_plane,
-    encode_clip,
-    halve_with_noise,
-    jpeg,
-    low_resolution,
-    resize,
-    resize_planes,
-)
+from degradation import Camera, DataError, at_scale, each_plane, low_resolution, resize_planes
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes
 from video import VideoReader
 
@@ -52,7 +30,6 @@ CODECS = ("x264", "x265", "vp9", "av1")
 # From good to bad, alike in PSNR over the codecs; and kbit/s.
 QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
 BITRATES = (150, 300, 600)
-
 X4_QUANTISERS = (17, 22, 27, 32, 37, 42)  # of x265, from 270 lines for 1080
 REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
 CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
@@ -69,7 +46,6 @@ CAMERAS = {  # name: what protocol camera sees through
     "sharpened webcam": Camera(blur=0.7, crop=1.3, noise=2, denoise=0.7, sharpen=1.0, radius=1.2),
     "moving": Camera(blur=0.5, motion=4, angle=0.3),
 }
-
 DEFAULT_CONDITION = "bicubic+noise"  # of `IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
 SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
 
@@ -113,23 +89,16 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Degraded frames and their ground truth.
+    """Degraded frames and their ground truth, lists of planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames."""
 
-    Attributes:
-        identity: names it in records.
-        input, truth: lists of uint8 planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames; the truth is None if it
-            is unknown.
-        full_range: the range of both.
-        frames: the frames' numbers in their clip.
-        words: what is written in the truth, for pictures of text.
-    """
-
-    identity: dict
     input: list
-    truth: list | None
-    full_range: bool = True
-    frames: tuple = (0,)
-    words: list | None = None
+    truth: list | None  # None if it is unknown
+    full_range: bool = True  # of both
+    words: list | None = None  # what is written in the truth, for pictures of text
+
+    def seen_through(self, method):
+        """Return the output of a method, a function ``(y, uv, full_range) -> (y, uv)``, frame after frame."""
+        return [method(*planes, self.full_range) for planes in self.input]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,7 +114,7 @@ def list_sources(data=None, match=("*",)):
         match: only those whose name fits one of these patterns.
 
     Raises:
-        DataError: the folder is missing or holds nothing that matches.
+        DataError: nothing matches.
     """
     if data is None:
         packages = {"skimage": dataset.SKIMAGE_BENCHMARK, "sklearn": dataset.SKLEARN_BENCHMARK}
@@ -158,8 +127,6 @@ def list_sources(data=None, match=("*",)):
         sources += [Source("text", f"slide {seed}", f"slide:{seed}") for seed in (1, 2)]
     else:
         data = Path(data)
-        if not data.is_dir():
-            raise DataError(f"no folder {data}: give one that holds a sub-folder of images or videos for each category")
         sources = [
             Source(path.parent.relative_to(data).as_posix(), path.name, str(path))
             for path in sorted(data.rglob("*"), key=lambda path: (path.parent, path.name))
@@ -169,6 +136,11 @@ def list_sources(data=None, match=("*",)):
     if not sources:
         raise DataError(f"{data or 'the packages'}: no sub-folder with images or videos fits {' or '.join(match)}")
     return sources
+
+
+def can_be_read(source):
+    """Return whether tesseract is here to read what a picture says."""
+    return source.category == "text" and metrics.tesseract_available()
 
 
 def load_frame(source):
@@ -196,10 +168,10 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
         photo = load_frame(source)
         height, width = photo.shape[:2]
         shrink = max(dataset.CRISP_PHOTO if crisp else 1, max(height, width) / PAN_SIDE)
-        photo = resize(photo, (round(width / shrink), round(height / shrink)), "area")
+        photo = degradation.resize(photo, (round(width / shrink), round(height / shrink)), "area")
         travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
-        frames = animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
+        frames = degradation.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
         return [bgr_to_planes(frame) for frame in frames], True
     clip = []
     with VideoReader(source.path) as reader:
@@ -223,14 +195,15 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
 
 def blur_noise_jpeg(planes, rng):
     """Blur, add noise of sigma 6/255 and apply JPEG of quality 40."""
-    return each_plane(each_plane(each_plane(planes, blur, 0.7), add_noise, 6, rng), jpeg, 40)
+    noisy = each_plane(each_plane(planes, degradation.blur, 0.7), degradation.add_noise, 6, rng)
+    return each_plane(noisy, degradation.jpeg, 40)
 
 
 IMAGE_CONDITIONS = {  # name: (scale by which the picture is shrunk, degradation)
     "clean": (1, lambda planes, rng: planes),  # any change is harm
-    "light jpeg": (1, lambda planes, rng: each_plane(planes, jpeg, 90)),  # barely visible
-    "bicubic+noise": (2, halve_with_noise),
-    "jpeg": (2, lambda planes, rng: at_scale(planes, 2, lambda small: each_plane(small, jpeg, 50))),
+    "light jpeg": (1, lambda planes, rng: each_plane(planes, degradation.jpeg, 90)),  # barely visible
+    "bicubic+noise": (2, degradation.halve_with_noise),
+    "jpeg": (2, lambda planes, rng: at_scale(planes, 2, lambda small: each_plane(small, degradation.jpeg, 50))),
     "severe": (3, lambda planes, rng: at_scale(planes, 3, lambda small: blur_noise_jpeg(small, rng))),
 }
 
@@ -277,23 +250,29 @@ def x4_units(sources):
     ]
 
 
-def call_units(sources, scales=SCALES, codecs=CODECS):
+def call_units(sources):
     """Return every source at each codec and rate, with scales in turn: over a few sources each meets every scale."""
     units = []
     for i, source in enumerate(sources):
-        for j, codec in enumerate(codecs):
+        for j, codec in enumerate(CODECS):
             rates = [*((qp, None) for qp in QUANTISERS[codec]), *((None, kbps) for kbps in BITRATES)]
             for k, (qp, kbps) in enumerate(rates):
-                scale = scales[(i + 2 * j + k) % len(scales)]
+                scale = SCALES[(i + 2 * j + k) % len(SCALES)]
                 condition = f"x{scale:g} {codec} {_rate_name(qp, kbps)}"
                 units.append(Unit("call", source, condition, scale, codec, qp, kbps))
     return units
 
 
+UNITS = {"real": real_units, "camera": camera_units, "call": call_units, "x4": x4_units, "image": image_units}
+
+
 def draw_units(units, share):
-    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one."""
-    limit = share * 2**32
-    return [unit for unit in units if int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) < limit]
+    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one; real ones all stay."""
+
+    def place(unit):
+        return int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) / 2**32
+
+    return [unit for unit in units if unit.protocol == "real" or place(unit) < share]
 
 
 def _rate_name(qp, kbps):
@@ -301,42 +280,32 @@ def _rate_name(qp, kbps):
 
 
 def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
-    """Scale a clip down, send it through the unit's codec, and enlarge it again (with Lanczos) unless told otherwise.
+    """Scale a clip down, send it through the unit's codec, enlarge it (with Lanczos) unless told otherwise.
 
-    Returns:
-        ``(the last frames, kbit/s)``.
+    Returns the last frames.
     """
     size = clip[0][0].shape[::-1]
     small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in clip]
-    packets = encode_clip(small, unit.codec, unit.qp, unit.kbps)
-    decoded = decode_clip(packets, unit.codec)[-last:]
-    kbps = sum(map(len, packets)) * 8 / 1000 / (len(clip) / FRAME_RATE)
-    return [resize_planes(*planes, size) if enlarge and unit.scale != 1 else planes for planes in decoded], kbps
+    decoded = degradation.codec_roundtrip(small, unit.codec, unit.qp, unit.kbps)[-last:]
+    return [resize_planes(*planes, size) if enlarge and unit.scale != 1 else planes for planes in decoded]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Measuring
 
 
-def make_sample(unit, last=MEASURED_FRAMES):
-    """Degrade a unit's source as its condition says, deterministically; of a clip return the `last` frames."""
+@functools.lru_cache(maxsize=1)  # methods are measured one after the other
+def make_sample(unit):
+    """Degrade a unit's source as its condition says, deterministically; of a clip keep the last `MEASURED_FRAMES`."""
     if unit.protocol == "image":
         truth = bgr_to_planes(load_frame(unit.source))
         damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))
-        words = _words(unit.source) if unit.source.category == "text" and metrics.tesseract_available() else None
-        return Sample(unit.identity(), [damaged], [truth], words=words)
+        words = metrics.read_words(truth[0]) if can_be_read(unit.source) else None
+        return Sample([damaged], [truth], words=words)
     if unit.protocol == "real":
         clip, full_range = load_clip(unit.source, REAL_START + REAL_FRAMES, REAL_LEAST)
         start = min(REAL_START, max(0, len(clip) - REAL_FRAMES))
-        return Sample(unit.identity(), clip[start:], None, full_range, tuple(range(start, len(clip))))
+        return Sample(clip[start:], None, full_range)
     clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
     seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
-    damaged, kbps = send(seen, unit, last)
-    frames = tuple(range(len(clip) - last, len(clip)))
-    identity = {**unit.identity(), "kbps": round(kbps, 1)}
-    return Sample(identity, damaged, clip[-last:], full_range, frames)
-
-
-@functools.lru_cache(maxsize=1)
-def _words(source):
-    return metrics.read_words(bgr_to_planes(load_frame(source))[0])
+    return Sample(send(seen, unit), clip[-MEASURED_FRAMES:], full_range)

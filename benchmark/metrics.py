@@ -1,14 +1,12 @@
 """Full-reference quality of pictures and clips: how near an output comes to its ground truth.
 
-PSNR and SSIM equal scikit-image's (see `utils.luma_metrics`). VMAF and MS-SSIM come from libvmaf in the ffmpeg that
-imageio-ffmpeg ships, words from tesseract. Defined here are temporal stability (`flicker`), the share of words read
-correctly (`word_accuracy`), and what changes in a clip without ground truth (`visible_change`).
+PSNR and SSIM are `utils.luma_metrics`. VMAF and MS-SSIM come from libvmaf in the ffmpeg that imageio-ffmpeg ships, JOD
+from cvvdp, words from tesseract. Defined here are temporal stability (`flicker`), the share of words read correctly
+(`word_accuracy`), and what changes in a clip without ground truth (`visible_change`).
 
-A plane is `(H, W)` uint8; planes are `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8, see utils.py; a clip is a list
-of planes, consecutive frames of one size.
+A clip is a list of planes `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8, consecutive frames of one size.
 """
 
-import functools
 import json
 import os
 import shutil
@@ -21,44 +19,13 @@ import imageio_ffmpeg
 import numpy as np
 import scipy.stats
 import torch
-from skimage.metrics import peak_signal_noise_ratio
 
 from degradation import pack_planes
-from utils import first_line, luma_metrics, planes_to_bgr, to_full_range, to_limited_range
+from utils import first_line, planes_to_bgr, to_full_range, to_limited_range
 
 
 class MetricError(RuntimeError):
     """A metric cannot be measured here. The message says why and what to do."""
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
-def psnr(x, y):
-    """Return the PSNR in dB of two uint8 planes or frames, infinite if they are equal; channels share one error."""
-    with np.errstate(divide="ignore"):
-        return float(peak_signal_noise_ratio(y, x, data_range=255))
-
-
-def picture_metrics(planes, truth, full_range=True):
-    """Measure PSNR and SSIM of one frame, on luma and in RGB.
-
-    Planes are brought to full range and converted to RGB with BT.601's matrix. PSNR is over all three channels, SSIM is
-    the mean of theirs.
-
-    Args:
-        planes, truth: planes of one size.
-        full_range: their range; False is limited (video) range.
-
-    Returns:
-        Dict of floats: ``psnr_y`` (dB, infinite if equal), ``ssim_y``, ``psnr_rgb`` and ``ssim_rgb``.
-    """
-    psnr_y, ssim_y = luma_metrics(planes[0], truth[0])
-    frame, expected = (planes_to_bgr(*(p if full_range else to_full_range(*p))) for p in (planes, truth))
-    channels = zip(cv2.split(frame), cv2.split(expected), strict=True)
-    ssim_rgb = float(np.mean([luma_metrics(*pair)[1] for pair in channels]))
-    return {"psnr_y": psnr_y, "ssim_y": ssim_y, "psnr_rgb": psnr(frame, expected), "ssim_rgb": ssim_rgb}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,20 +36,18 @@ VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 
 
 def vmaf_scores(clip, truth, full_range=True):
-    """Measure VMAF, VMAF NEG and MS-SSIM of each frame of a clip with ffmpeg's libvmaf filter.
+    """Measure VMAF, VMAF NEG and MS-SSIM of each frame of a clip with ffmpeg's libvmaf filter, on luma.
 
     VMAF (Netflix, model v0.6.1) predicts opinions from 0 to 100; NEG ("no enhancement gain") denies the credit that
-    VMAF gives to sharpening and contrast beyond the truth. MS-SSIM: Wang, Simoncelli and Bovik, Asilomar 2003. All
-    three see luma only, and:
+    VMAF gives to sharpening and contrast beyond the truth. MS-SSIM: Wang, Simoncelli and Bovik, Asilomar 2003.
 
     * VMAF was trained on limited-range video, so full-range planes are converted first (for MS-SSIM too).
-    * The model assumes a 1080p screen seen from three times its height. Smaller pictures are judged as if seen from
-      three times their own height, so figures of different sizes do not compare.
+    * It assumes a screen seen from three times its height, whatever that is: figures of different sizes do not compare.
     * It weighs the truth's motion since the frame before: give consecutive frames. The first frame has no motion, and
       without motion identical clips score 97.4 instead of 100.
 
     Args:
-        clip, truth: lists of planes, of one length and size, even sides.
+        clip, truth: of one length and size, even sides.
         full_range: range of both; False is limited (video) range.
 
     Returns:
@@ -127,29 +92,19 @@ def jod(clip, truth, full_range=True, rate=25):
     (``standard_fhd``); colours as `utils.planes_to_bgr` makes them.
 
     Args:
-        clip, truth: lists of planes, of one length and size, consecutive frames.
+        clip, truth: of one length and size.
         full_range: range of both.
         rate: frames per second.
-
-    Raises:
-        MetricError: cvvdp is not installed.
     """
+    import pycvvdp  # slow to import
+
     frames = [
         np.stack([planes_to_bgr(*(p if full_range else to_full_range(*p)))[..., ::-1] for p in side])
         for side in (clip, truth)
     ]  # (F, H, W, 3) RGB
-    score, _ = load_colour_video_vdp().predict(*frames, dim_order="FHWC", frames_per_second=rate)
+    metric = pycvvdp.cvvdp(display_name="standard_fhd", device=torch.device("cpu"), quiet=True)
+    score, _ = metric.predict(*frames, dim_order="FHWC", frames_per_second=rate)
     return float(score)
-
-
-@functools.cache
-def load_colour_video_vdp():
-    """Return the metric of `jod`, or raise `MetricError` if cvvdp is not installed."""
-    try:
-        import pycvvdp  # slow to import
-    except ImportError as error:
-        raise MetricError(f"ColorVideoVDP needs cvvdp ({first_line(error)}): pip install cvvdp") from error
-    return pycvvdp.cvvdp(display_name="standard_fhd", device=torch.device("cpu"), quiet=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -160,28 +115,26 @@ STILL_CHANGE = 2.0  # grey levels: what a camera's noise changes in a still scen
 
 
 def flicker(clip, truth):
-    """Measure how much the error of luma changes from frame to frame.
+    """Measure how much the error of luma changes from frame to frame where the truth stands still, in grey levels.
 
-    With e = output - truth it is the mean of ``|e[t] - e[t-1]|`` in grey levels over all pixels of all pairs of
-    successive frames, separately for static and moving pixels. A pixel is static in a pair if the truth's absolute
-    change, averaged over the 5x5 pixels around it, is at most 2 grey levels. A constant error counts as zero.
+    With e = output - truth it is the mean of ``|e[t] - e[t-1]|`` over all static pixels of all pairs of successive
+    frames. A pixel is static in a pair if the truth's absolute change, averaged over the 5x5 pixels around it, is at
+    most 2 grey levels. A constant error counts as zero.
 
     Args:
-        clip, truth: lists of planes, of one length and size, consecutive frames in one range.
+        clip, truth: of one length and size, in one range.
 
     Returns:
-        ``(static, moving)`` in grey levels, 0 is best; NaN if the clip has no pixels of the kind.
+        A float, 0 is best; NaN if nothing is static.
     """
-    changes, pixels = np.zeros(2), np.zeros(2)  # (static, moving)
+    changes, pixels = 0, 0
     errors = [y.astype(np.int16) - truth_y for (y, _), (truth_y, _) in zip(clip, truth, strict=True)]
     for t in range(1, len(truth)):
-        change = np.abs(errors[t] - errors[t - 1])
         motion = cv2.absdiff(truth[t][0], truth[t - 1][0])
         still = cv2.boxFilter(motion, cv2.CV_32F, (STILL_WINDOW, STILL_WINDOW)) <= STILL_CHANGE
-        for kind, where in enumerate((still, ~still)):
-            changes[kind] += change.sum(where=where)
-            pixels[kind] += np.count_nonzero(where)
-    return tuple(float(c / p) if p else float("nan") for c, p in zip(changes, pixels, strict=True))
+        changes += np.abs(errors[t] - errors[t - 1]).sum(where=still)
+        pixels += np.count_nonzero(still)
+    return float(changes / pixels) if pixels else float("nan")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -195,7 +148,7 @@ def visible_change(clip, source):
     """Compare the luma of a sharpened clip with that of its input; no ground truth is needed.
 
     Args:
-        clip, source: lists of planes, of one length and size, consecutive frames in one range.
+        clip, source: of one length and size, in one range.
 
     Returns:
         Dict of lists, one float a frame:

@@ -16,7 +16,7 @@ from utils import atomic_path
 
 def write_report(report, folder):
     """Write report.json and report.html to the folder with the report's pictures."""
-    content = {"report.json": json.dumps(report, allow_nan=False), "report.html": render_page(report)}
+    content = {"report.json": json.dumps(report), "report.html": render_page(report)}
     for name, text in content.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -29,11 +29,11 @@ def render_page(report):
         report=report,
         names=tables.method_names(report),
         student=tables.STUDENT,
-        summary=tables.summary_tables(report, table) | tables.promised_table(report, table),
-        groups=tables.group_tables(report, table, "category") | tables.group_tables(report, table, "condition"),
+        summary=tables.summary_tables(report, table) | tables.promised_table(table),
+        details=tables.summary_tables(report, table, "category")
+        | tables.summary_tables(report, table[table["protocol"] == "image"], "condition"),
         command=shlex.join(report["command"]),
         milliseconds=tables.format_milliseconds,
-        training=json.dumps(report["checkpoint"].get("meta"), ensure_ascii=False, indent=1),
     )
 
 

@@ -178,7 +178,7 @@ class Peer:
     Attributes:
         name, description: for reports.
         at: function of the scale by which frames were enlarged; gives the method.
-        is_slow: it would take hours, so it is measured on fewer frames.
+        is_slow: a frame takes minutes, so its time is estimated, and reports have no pictures of it.
     """
 
     name: str

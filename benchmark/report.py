@@ -6,7 +6,7 @@ pandas table with a row for each unit, method, metric and frame. Its column ``le
 figure minus that of the method ``input`` on the same frame.
 
 Averages are taken over a unit's frames first and then over units, so that each unit counts once however long it is. The
-PSNR of identical pictures is infinite (``null`` in the file). It is shown as ∞ and left out of means.
+PSNR of identical pictures is infinite and left out of means.
 """
 
 import json
@@ -19,39 +19,33 @@ import pandas as pd
 from benchmark.conditions import DEFAULT_CONDITION
 from benchmark.metrics import bootstrap_interval
 from degradation import DataError
-from utils import first_line, plural
+from utils import plural
 
-FORMAT = 1
 STUDENT = "student"  # the method that a report is about
 UNIT = ["protocol", "category", "name", "condition"]
-WHOLE_CLIP = -1  # frame of a figure that stands for all frames
 
 
 class Metric(NamedTuple):
     """How a metric is shown and judged: ``sign`` is 1 if more is better and -1 if less is."""
 
-    label: str
-    unit: str
+    heading: str
     digits: int
     sign: int
 
 
 METRICS = {
-    "psnr_y": Metric("PSNR-Y", "dB", 2, 1),
-    "ssim_y": Metric("SSIM-Y", "", 4, 1),
-    "vmaf_neg": Metric("VMAF-NEG", "", 2, 1),
-    "vmaf": Metric("VMAF", "", 2, 1),
-    "ms_ssim": Metric("MS-SSIM", "", 4, 1),
-    "psnr_rgb": Metric("PSNR-RGB", "dB", 2, 1),
-    "ssim_rgb": Metric("SSIM-RGB", "", 4, 1),
-    "jod": Metric("JOD", "", 2, 1),
-    "ocr": Metric("words read", "", 3, 1),
-    "edges": Metric("edges", "", 3, 1),
-    "noise": Metric("noise", "", 3, -1),
-    "halo": Metric("halo", "codes", 2, -1),
-    "flicker": Metric("flicker", "codes", 3, -1),
-    "flicker_static": Metric("flicker, still", "", 3, -1),
-    "flicker_moving": Metric("flicker, moving", "", 3, -1),
+    "psnr_y": Metric("PSNR-Y (dB)", 2, 1),
+    "ssim_y": Metric("SSIM-Y", 4, 1),
+    "vmaf_neg": Metric("VMAF-NEG", 2, 1),
+    "vmaf": Metric("VMAF", 2, 1),
+    "ms_ssim": Metric("MS-SSIM", 4, 1),
+    "jod": Metric("JOD", 2, 1),
+    "ocr": Metric("words read", 3, 1),
+    "edges": Metric("edges", 3, 1),
+    "noise": Metric("noise", 3, -1),
+    "halo": Metric("halo (codes)", 2, -1),
+    "flicker": Metric("flicker (codes)", 3, -1),
+    "flicker_static": Metric("flicker, still", 3, -1),
 }
 PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
     "real": ("Real clips as they are", "clip", "encoding"),
@@ -66,37 +60,28 @@ PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
 
 
 def load_report(path):
-    """Read a report.json; a DataError says that it cannot be read, is no report or has another format."""
+    """Read a report.json; a DataError says that it is none."""
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        if report["format"] != FORMAT:
-            raise DataError(f"{path} has format {report['format']}, expected {FORMAT}: run the benchmark again")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot read the report {path} ({first_line(error)}): name a report.json") from error
-    return report
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no report: name a report.json") from error
 
 
 def to_table(records):
     """Return a table of records: a row for each unit, method, metric and frame, in the records' order.
 
-    Columns: `UNIT`, ``camera``, ``method``, ``metric``, ``frame``, ``level``, ``before`` (the input's) and ``change``.
-    Figures that were not measured have no row. If PSNR is infinite, so is its change, and NaN if both are.
+    Columns: `UNIT`, ``camera``, ``method``, ``metric``, ``frame``, ``level`` and ``change`` against the input.
+    If PSNR is infinite, so is its change, and NaN if both are.
     """
     rows = []
     for record in records:
         identity = [record.get(key) for key in (*UNIT, "camera", "method")]
         for metric, values in record["metrics"].items():
-            frames = record["frames"] if len(values) == len(record["frames"]) else [WHOLE_CLIP]
-            rows += [(*identity, metric, frame, value) for frame, value in zip(frames, values, strict=True)]
+            rows += [(*identity, metric, frame, value) for frame, value in enumerate(values)]
     table = pd.DataFrame(rows, columns=[*UNIT, "camera", "method", "metric", "frame", "level"])
-    is_infinite = table["metric"].str.startswith("psnr") & table["level"].isna()
-    table["level"] = table["level"].astype(float).mask(is_infinite, math.inf)
-    table = table.dropna(subset="level")
-    frame = [*UNIT, "metric", "frame"]
-    before = table.loc[table["method"] == "input", [*frame, "level"]].rename(columns={"level": "before"})
-    table = table.merge(before, on=frame, how="left")
-    table["change"] = table["level"] - table["before"]
-    return table
+    of_input = table["level"].where(table["method"] == "input")
+    frame = [table[key] for key in (*UNIT, "metric", "frame")]
+    return table.assign(change=table["level"] - of_input.groupby(frame).transform("max"))
 
 
 def method_names(report):
@@ -131,64 +116,24 @@ def summarise(table):
     return wide["level"], wide["change"]
 
 
-def measured_everywhere(table):
-    """The rows of those methods that were measured on all units of a table."""
-    units = table[[*UNIT, "method"]].drop_duplicates()["method"].value_counts()
-    return table[table["method"].isin(units.index[units == units["input"]])]
-
-
-def comparable(table):
-    """List the parts of a protocol's table in which all methods saw the same frames, so that their means compare.
-
-    These are the methods that were measured on every unit, and, if that leaves a slow one out, all methods on the
-    frames that they share.
-    """
-    everywhere = measured_everywhere(table)
-    count = table["method"].nunique()
-    if everywhere["method"].nunique() == count:
-        return [everywhere]
-    methods = table.groupby([*UNIT, "metric", "frame"])["method"].transform("nunique")
-    return [everywhere, table[methods == count]]
-
-
-def interval_over_names(table, column):
-    """95 % interval ``(low, high)`` of a column's mean, drawn over whole clips, whose conditions repeat one another."""
-    return bootstrap_interval([values.to_numpy() for _, values in table.groupby("name", sort=False)[column]])
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures as text
 
 
 def format_level(metric, value):
-    """A figure as it is printed: ``38.02``, ``∞``, or ``–`` if it was not measured."""
-    if math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:.{METRICS[metric].digits}f}"
+    """A figure as it is printed: ``38.02``, ``inf``, or ``–`` if it was not measured."""
+    return "–" if math.isnan(value) else f"{value:.{METRICS[metric].digits}f}"
 
 
 def format_change(metric, value):
-    """A change as it is printed, with its sign: ``+0.18``, ``−0.05``, ``0.00``; ``–`` if it was not measured."""
-    if math.isnan(value):
-        return "–"
-    rounded = round(value, METRICS[metric].digits)
-    sign = "+" if rounded > 0 else "−" if rounded < 0 else ""
-    return f"{sign}{abs(rounded):.{METRICS[metric].digits}f}"
+    """A change as it is printed, with its sign: ``+0.18``, ``-0.05``, ``+0.00``; ``–`` if it was not measured."""
+    digits = METRICS[metric].digits
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no -0.00
 
 
 def format_milliseconds(value):
     """A time as it is printed: ``0.41``, ``58.2``, ``1,604``; ``–`` if it was not measured (0)."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}" if value else "–"
-
-
-def format_interval(metric, low, high):
-    """An interval of changes as it is printed."""
-    return "–" if math.isnan(low) else f"{format_change(metric, low)} to {format_change(metric, high)}"
-
-
-def heading(metric):
-    """A metric's name with its unit."""
-    return f"{METRICS[metric].label} ({METRICS[metric].unit})" if METRICS[metric].unit else METRICS[metric].label
 
 
 def format_column(metric, levels, changes):
@@ -204,73 +149,37 @@ def format_column(metric, levels, changes):
 # Tables as text: dicts of caption -> table
 
 
-def summary_tables(report, table):
-    """Return a table of each method's mean change for each protocol, of cameras for each kind.
-
-    There is a second one if not all methods were measured everywhere, see `comparable`.
-    """
+def summary_tables(report, table, key="camera"):
+    """Return tables of each method's mean change, one for each protocol and value of a column of `table`."""
     found = {}
-    for protocol, (title, thing, unit) in PROTOCOLS.items():
-        chosen = table[table["protocol"] == protocol]
-        groups = {title: chosen}
-        if protocol == "camera":
-            groups = {f"{title}, {kind}": chosen[chosen["camera"] == kind] for kind in ("soft", "crisp")}
-        for name, group in groups.items():
-            captions = (name, f"{name} where all methods were measured")
-            for caption, part in zip(captions, comparable(group) if len(group) else [], strict=False):
-                things = plural(part["name"].nunique(), thing)
-                units = plural(len(part[UNIT].drop_duplicates()), unit)
-                found[f"{caption} ({things}, {units})"] = _summary_table(report, part)
+    for (protocol, value), part in table.groupby(["protocol", key], sort=False, dropna=False):
+        title, thing, unit = PROTOCOLS[protocol]
+        levels, changes = summarise(part)
+        columns = {METRICS[m].heading: format_column(m, levels[m], changes[m]) for m in METRICS if m in levels}
+        times = {method["name"]: format_milliseconds(method["ms_1080p"]) for method in report["methods"]}
+        rows = pd.DataFrame(columns | {"ms at 1080p": pd.Series(times)}).rename_axis("method")
+        name = f"{title}, {value}" if pd.notna(value) else title
+        things, units = plural(part["name"].nunique(), thing), plural(len(part[UNIT].drop_duplicates()), unit)
+        found[f"{name} ({things}, {units})"] = rows.loc[[name for name in method_names(report) if name in levels.index]]
     return found
 
 
-def _summary_table(report, table):
-    levels, changes = summarise(table)
-    columns = {heading(m): format_column(m, levels[m], changes[m]) for m in METRICS if m in levels}
-    times = {method["name"]: format_milliseconds(method["ms_1080p"]) for method in report["methods"]}
-    rows = pd.DataFrame(columns | {"ms at 1080p": pd.Series(times)}).rename_axis("method")
-    return rows.loc[[name for name in method_names(report) if name in levels.index]]
-
-
-def group_tables(report, table, key):
-    """Return a table of changes for each protocol and metric, a row for each value of a column of `UNIT`."""
-    found = {}
-    for protocol, (title, *_) in PROTOCOLS.items():
-        chosen = table[table["protocol"] == protocol]
-        groups = {value: summarise(measured_everywhere(part)) for value, part in chosen.groupby(key, sort=False)}
-        for metric in METRICS:
-            rows = {
-                value: format_column(metric, levels[metric], changes[metric])
-                for value, (levels, changes) in groups.items()
-                if metric in levels
-            }
-            if rows:
-                cells = pd.DataFrame(rows).T.fillna("–").rename_axis(key)
-                found[f"{title}: {heading(metric)} by {key}"] = cells[[n for n in method_names(report) if n in cells]]
-    return found
-
-
-def promised_table(report, table):
+def promised_table(table):
     """Return a table of PSNR and SSIM (levels) by category under the default condition, for which one is promised."""
     chosen = table[(table["protocol"] == "image") & (table["condition"] == DEFAULT_CONDITION)]
-    if not len(chosen):
-        return {}
-    columns = {}
-    for category, part in measured_everywhere(chosen).groupby("category", sort=False):
-        levels, _ = summarise(part)
-        columns[category] = levels.apply(
-            lambda row: " / ".join(format_level(metric, row[metric]) for metric in ("psnr_y", "ssim_y")), axis=1
-        )
-    rows = pd.DataFrame(columns).rename_axis("method")
-    count = plural(chosen["name"].nunique(), "picture")
-    caption = f"Pictures under {DEFAULT_CONDITION} ({count}; PSNR-Y (dB) / SSIM-Y)"
-    return {caption: rows.loc[[name for name in method_names(report) if name in rows.index]]}
+    psnr, ssim = (
+        chosen[chosen["metric"] == metric]
+        .pivot_table("level", "method", "category", sort=False)
+        .map(lambda value, metric=metric: format_level(metric, value))
+        for metric in ("psnr_y", "ssim_y")
+    )
+    return {f"Pictures under {DEFAULT_CONDITION}: PSNR-Y (dB) / SSIM-Y": psnr + " / " + ssim} if len(chosen) else {}
 
 
 def markdown_summary(report):
     """Markdown tables for a README: each method over all clips and pictures."""
     table = to_table(report["records"])
-    tables = summary_tables(report, table) | promised_table(report, table)
+    tables = summary_tables(report, table) | promised_table(table)
     return "\n".join(f"{caption}:\n\n{markdown_table(rows)}" for caption, rows in tables.items())
 
 
@@ -305,7 +214,8 @@ def compare(a, b):
     orders = {"protocol": list(PROTOCOLS), "method": method_names(a), "metric": list(METRICS)}
     sortable = units.assign(**{name: pd.Categorical(units[name], order) for name, order in orders.items()})
     for group, part in sortable.groupby(list(orders), observed=True):
-        low, high = interval_over_names(part, "difference")
+        # Drawn over whole clips, whose conditions repeat one another.
+        low, high = bootstrap_interval([clip.to_numpy() for _, clip in part.groupby("name")["difference"]])
         verdict = "" if part["difference"].any() else "same"
         if low > 0 or high < 0:
             verdict = "better" if METRICS[group[-1]].sign * low > 0 else "worse"
@@ -317,25 +227,18 @@ def format_comparison(rows, a, b):
     """The result of `compare` as text for a terminal."""
     parts = [f"{side}: {r['name']} ({r['date']}, commit {r['commit']})" for side, r in (("before", a), ("after", b))]
     changed = rows[rows["verdict"] != "same"]
-    for protocol, group in changed.groupby("protocol", sort=False, observed=True):
-        lines = {
-            (row.method, row.metric): {
-                "before": format_level(row.metric, row.before),
-                "after": format_level(row.metric, row.after),
-                "difference": format_change(row.metric, row.difference),
-                "95 % interval": format_interval(row.metric, row.low, row.high),
-                "units": row.units,
-                "names": row.names,
-                "verdict": row.verdict,
-            }
-            for row in group.itertuples()
-        }
-        parts.append(f"protocol {protocol}\n{pd.DataFrame.from_dict(lines, orient='index').to_string()}")
+    texts = {
+        "before": [format_level(row.metric, row.before) for row in changed.itertuples()],
+        "after": [format_level(row.metric, row.after) for row in changed.itertuples()],
+        "difference": [format_change(row.metric, row.difference) for row in changed.itertuples()],
+        "low": [format_change(row.metric, row.low) for row in changed.itertuples()],
+        "high": [format_change(row.metric, row.high) for row in changed.itertuples()],
+    }
+    parts.append(changed.assign(**texts).to_string(index=False))
     parts.append(
-        f"{plural(len(rows) - len(changed), 'figure')} the same in every unit. better, worse: the interval, drawn over "
-        "clips or pictures, excludes zero; of twenty rows in which nothing changed, about one does so by chance."
+        f"{plural(len(rows) - len(changed), 'figure')} the same in every unit. better, worse: the 95 % interval, drawn "
+        "over clips or pictures, excludes zero; of twenty rows in which nothing changed, about one does so by chance."
     )
     if (changed["method"] == "input").any():
         parts.append("The input itself differs: encoders, clips or metrics are not the same.")
-    # Terminals of Windows cannot always print these signs.
-    return "\n\n".join(parts).replace("−", "-").replace("∞", "inf").replace("–", "-") + "\n"
+    return "\n\n".join(parts)

@@ -27,7 +27,7 @@ ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
-def cut_scenes(sample, methods, count):
+def cut_scenes(sample, methods, count=2):
     """Cut the `count` most detailed places out of the last frame of a `conditions.Sample`.
 
     Args:
@@ -36,9 +36,7 @@ def cut_scenes(sample, methods, count):
     Returns:
         List of at most `count` dicts of name -> crop, BGR uint8 `(180, 240, 3)` or smaller.
     """
-    outputs = {}
-    for name, method in methods.items():
-        *_, outputs[name] = (method(*planes, sample.full_range) for planes in sample.input)
+    outputs = {name: sample.seen_through(method)[-1] for name, method in methods.items()}
     seen, boxes = sample.input[-1][0].copy(), []
     for _ in range(count):
         box = x, y, width, height = detailed_box(seen)
@@ -84,14 +82,6 @@ def draw_sheet(crops):
     return np.vstack([np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)])
 
 
-def read_key(folder):
-    """Read ``key.json`` from a folder of `make_sheets`; a DataError says that there is none."""
-    try:
-        return json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{folder} holds no key.json: name a folder made by evaluate.py sheets") from error
-
-
 def read_scores(path, key):
     """Read a viewer's scores: a table with a row for each sheet and a column for each method, NaN where none is given.
 
@@ -117,9 +107,10 @@ def tally(folder, paths, method="student"):
     it, ties counting half.
 
     Raises:
-        DataError: there is no key, or a file is not a copy of ``scores.csv``.
+        DataError: a file is not a copy of ``scores.csv``.
+        OSError: there is no key, or no such file.
     """
-    key = read_key(folder)
+    key = json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
     scores = pd.concat([read_scores(path, key) for path in paths], ignore_index=True)
     lowest = scores.eq(scores.min(axis=1), axis=0)
     worst = lowest[lowest.sum(axis=1) == 1].sum()

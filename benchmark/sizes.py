@@ -17,7 +17,6 @@ from benchmark.conditions import QUANTISERS, Unit, load_clip, send
 from benchmark.metrics import MS_SSIM_SIDE, jod, vmaf_scores
 from benchmark.peers import FILTERS, FFmpegFilter, load_animevideo
 from benchmark.report import markdown_table
-from benchmark.runner import available_tools
 from degradation import resize_planes as resize_lanczos
 from scaling import resize_planes as resize_bicubic
 from utils import atomic_path, first_line, luma_metrics, plural
@@ -72,7 +71,7 @@ def _scaler(width, height):
 
 def measure(sources, methods, lines, last):
     """Return a table of `METRICS` by lines and method: means over clips, quantisers and the last frames."""
-    rows, (has_vmaf, has_jod) = [], available_tools()
+    rows = []
     for source in sources:
         clip, full_range = load_clip(source, _FRAMES, _FRAMES)
         height, width = (side // _STEP * _STEP for side in clip[0][0].shape)
@@ -81,7 +80,7 @@ def measure(sources, methods, lines, last):
         for name in lines:
             for qp in QUANTISERS["x264"]:
                 unit = Unit("call", source, f"{name} x264 qp {qp}", SCALES[name], "x264", qp)
-                small, _ = send(clip, unit, last, enlarge=False)
+                small = send(clip, unit, last, enlarge=False)
                 for label, method in methods.items():
                     if label in SLOW and name != SLOW_LINES:
                         continue
@@ -89,10 +88,9 @@ def measure(sources, methods, lines, last):
                     pairs = zip(found, truth, strict=True)
                     psnr, ssim = np.mean([luma_metrics(y, true) for (y, _), (true, _) in pairs], axis=0)
                     row = {"lines": name, "method": label, "psnr_y": psnr, "ssim_y": ssim}
-                    if has_vmaf and min(height, width) > MS_SSIM_SIDE:
+                    if min(height, width) > MS_SSIM_SIDE:
                         row["vmaf_neg"] = np.mean(vmaf_scores(found, truth, full_range)["vmaf_neg"])
-                    if has_jod:
-                        row["jod"] = jod(_middle(found), _middle(truth), full_range)
+                    row["jod"] = jod(_middle(found), _middle(truth), full_range)
                     rows.append(row)
     means = pd.DataFrame(rows).groupby(["lines", "method"], sort=False).mean().reset_index()
     return means.reindex(columns=["lines", "method", *METRICS])

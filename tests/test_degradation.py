@@ -125,17 +125,6 @@ def test_soft_cameras_lose_edges_and_keep_sizes(clip, rng, name):
     assert SOFT[name].is_soft and max(visible_change(seen, clip)["edges"]) < 0.95
 
 
-@pytest.mark.parametrize("colour", [(128, 128, 128), (16, 128, 128), (90, 60, 200), (235, 20, 141)])
-def test_flat_colours_stay(rng, colour):
-    """Chroma has a kernel of its own, which must sum up to 1, too."""
-    flat = [(np.full((96, 128), colour[0], np.uint8), np.full((2, 48, 64), 0, np.uint8))]
-    flat[0][1][:] = np.uint8(colour[1:])[:, None, None]
-    cameras = [*SOFT.values(), *(Camera(blur=sigma, angle=1, stretch=1.2) for sigma in np.arange(0.2, 2.2, 0.2))]
-    cameras += [Camera(lens="disc", blur=sigma, motion=2 * sigma) for sigma in np.arange(0.3, 2.2, 0.2)]
-    for camera in cameras:
-        assert same(camera(flat, rng), flat), camera
-
-
 def blurred_square(camera):
     """Change in mean and variance along the rows that a camera makes to a bright square, for luma and chroma."""
     y, uv = np.zeros((128, 128), np.uint8), np.zeros((2, 64, 64), np.uint8)
@@ -212,13 +201,6 @@ def test_calls_are_damaged_in_every_way_and_say_how(calls):
     assert len({description.get("codec") for description in descriptions}) == len(degradation.CODECS) + 1
     for key in ("qp", "kbps", "jpeg"):
         assert 2 <= sum(key in description for description in descriptions) < len(calls) - 2
-
-
-def test_calls_know_whether_they_lack_detail(calls):
-    edges = {True: [], False: []}
-    for truth, damaged, description in calls:
-        edges[description["soft"]] += visible_change([damaged], [truth])["edges"]
-    assert len(edges[False]) >= 3 and np.median(edges[True]) < 0.85 * np.median(edges[False])
 
 
 def test_cameras_and_calls_repeat_with_their_generator_and_leave_the_clip_as_it_was(clip):

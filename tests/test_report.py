@@ -1,5 +1,4 @@
 import copy
-import html.parser
 import json
 import math
 import re
@@ -18,18 +17,14 @@ SEEN = {"edges": (1.0, 1.2), "noise": (1.0, 1.1), "halo": (0.0, 0.4), "flicker":
 METHODS = {"input": 0.0, "student": 58.2, "student, crisp": 59.0, "unsharp mask": 0.41}
 
 
-def record(method="student", name="a.mkv", condition="x2 x264 qp 22", frames=(4, 9), protocol="call", **metrics):
+def record(method="student", name="a.mkv", condition="x2 x264 qp 22", protocol="call", **metrics):
     identity = {"protocol": protocol, "category": "heads", "name": name, "condition": condition}
-    return {**identity, "method": method, "frames": list(frames), "metrics": metrics}
+    return {**identity, "method": method, "metrics": metrics}
 
 
 def pair(before, after, metric="psnr_y", **identity):
     """Records of a unit as it came and as the student made it."""
-    frames = range(len(before))
-    return [
-        record("input", frames=frames, **{metric: before}, **identity),
-        record(frames=frames, **{metric: after}, **identity),
-    ]
+    return [record("input", **{metric: before}, **identity), record(**{metric: after}, **identity)]
 
 
 def real_pair(name="a.mkv", **changes):
@@ -49,8 +44,8 @@ def a_report(records, name="first"):
     methods = [{"name": n, "description": f"{n}, <described>", "ms_1080p": ms} for n, ms in METHODS.items()]
     run = {"command": ["python", "evaluate.py", "--data", "my clips"], "commit": "abc1234", "date": "2026-11-22"}
     run |= {"seconds": 1234.5, "machine": {"cpu": "EPYC", "gpu": None}, "versions": {"python": "3.11.7"}}
-    run["checkpoint"] = {"path": "student.pth", "engine": "torch cpu", "meta": {}}
-    return {"format": 1, "name": name, **run, "methods": methods, "records": records, "crops": [], "worst": []}
+    run["checkpoint"] = {"checkpoint": "student.pth"}
+    return {"name": name, **run, "methods": methods, "records": records, "crops": []}
 
 
 def summary(records):
@@ -69,43 +64,22 @@ def test_each_unit_counts_once():
 
 
 def test_infinite_psnr_is_shown_and_left_out_of_means():
-    records = pair([None, 30.0], [50.0, 31.0]) + pair([None], [None], name="b.mkv")
+    records = pair([math.inf, 30.0], [50.0, 31.0]) + pair([math.inf], [math.inf], name="b.mkv")
     levels, changes = summary(records)
     assert levels["input"] == 30 and changes["student"] == 1
     levels, changes = summary(records[2:])
-    assert rp.format_level("psnr_y", levels["student"]) == "∞" and rp.format_change("psnr_y", changes["student"]) == "–"
-
-
-def test_what_was_not_measured_is_left_out():
-    table = rp.to_table([record("input", vmaf=[None, 80.0], flicker_static=[math.nan], flicker_moving=[0.5])])
-    assert table[["metric", "frame", "level"]].to_numpy().tolist() == [
-        ["vmaf", 9, 80],
-        ["flicker_moving", rp.WHOLE_CLIP, 0.5],
-    ]
-
-
-def test_changes_are_taken_on_the_same_frame():
-    records = [record("input", frames=[4, 9, 14], ssim_y=[0.5, 0.6, 0.7]), record(frames=[14, 4], ssim_y=[0.9, 0.6])]
-    table = rp.to_table(records)
-    assert table[table["method"] == "student"]["change"].tolist() == pytest.approx([0.2, 0.1])
-
-
-def test_slow_methods_are_compared_where_all_were_measured():
-    """A slow method that saw one frame of the first of two clips would look best if that were not told."""
-    records = pair([30.0, 32.0], [31.0, 31.5]) + pair([40.0], [40.0], name="b.mkv")
-    records.append(record("unsharp mask", frames=[1], psnr_y=[34.0]))
-    first, second = rp.markdown_summary(a_report(records)).split("Calls where all methods were measured (1 clip, 1 enc")
-    assert "unsharp" not in first and "| input | 35.50 | – |\n| student | **+0.12** | 58.2 |" in first
-    assert "| input | 32.00 | – |\n| student | −0.50 | 58.2 |\n| unsharp mask | **+2.00** | 0.41 |" in second
+    assert (
+        rp.format_level("psnr_y", levels["student"]) == "inf" and rp.format_change("psnr_y", changes["student"]) == "–"
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "metric", "texts"),
     [
         ([0.104, 0.0961, 0.05, math.nan], "psnr_y", ["**+0.10**", "**+0.10**", "+0.05", "–"]),
-        ([-0.2, 0.001], "psnr_y", ["−0.20", "0.00"]),
-        ([-0.00226, 0.1], "ssim_y", ["−0.0023", "**+0.1000**"]),
-        ([-0.2, 0.1], "flicker_static", ["**−0.200**", "+0.100"]),
+        ([-0.2, 0.001], "psnr_y", ["-0.20", "+0.00"]),
+        ([-0.00226, 0.1], "ssim_y", ["-0.0023", "**+0.1000**"]),
+        ([-0.2, 0.1], "flicker_static", ["**-0.200**", "+0.100"]),
     ],
 )
 def test_best_is_what_is_printed_best_and_better_than_the_input(values, metric, texts):
@@ -125,7 +99,7 @@ def test_pictures_under_the_promised_condition_have_levels_by_category():
             records.append({**entry, "metrics": entry["metrics"] | {"psnr_y": [30.0]}})
     text = rp.markdown_summary(a_report(records))
     assert "Pictures (1 picture, 2 degraded pictures):" in text and "| input | 30.00 | 0.8500 | – |" in text
-    promised = text.split("Pictures under bicubic+noise (1 picture; PSNR-Y (dB) / SSIM-Y):\n\n")[1]
+    promised = text.split("Pictures under bicubic+noise: PSNR-Y (dB) / SSIM-Y:\n\n")[1]
     assert promised == "| method | heads |\n| --- | --- |\n| input | 30.00 / 0.8000 |\n| student | 30.00 / 0.8100 |\n"
 
 
@@ -135,7 +109,7 @@ def test_tables_of_real_clips_show_what_a_viewer_sees():
     assert text.startswith("Real clips as they are (2 clips, 2 encodings)")
     assert "| method | edges | noise | halo (codes) | flicker (codes) | ms at 1080p |" in text
     assert "| input | 1.000 | 1.000 | 0.00 | 1.200 | – |" in text
-    assert "| student | **+0.300** | 0.000 | +0.40 | +0.100 | 58.2 |" in text  # but for edges less is better
+    assert "| student | **+0.300** | +0.000 | +0.40 | +0.100 | 58.2 |" in text  # but for edges less is better
 
 
 def test_soft_and_crisp_cameras_have_tables_of_their_own():
@@ -143,7 +117,7 @@ def test_soft_and_crisp_cameras_have_tables_of_their_own():
     soft, crisp = rp.markdown_summary(a_report(records)).split("Cameras, crisp (1 clip, ")
     assert soft.startswith("Cameras, soft (1 clip, ")
     assert "| input | 30.00 | – |\n| student | **+1.00** | 58.2 |" in soft
-    assert "| input | 41.00 | – |\n| student | −0.50 | 58.2 |" in crisp
+    assert "| input | 41.00 | – |\n| student | -0.50 | 58.2 |" in crisp
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +155,6 @@ def test_a_shift_of_all_clips_is_found(six_clips):
     text = rp.format_comparison(rp.compare(six_clips, other), six_clips, other)
     assert re.search(r"student psnr_y +31.00 +31.15 +\+0.15 .* 12 +6 +better", text)
     assert "1 figure the same in every unit" in text and "input itself differs" not in text
-    text.encode("cp1252")  # a Windows terminal can print it
 
 
 def test_less_flicker_is_better_and_one_clip_or_noise_proves_nothing(six_clips):
@@ -204,16 +177,9 @@ def test_only_what_both_measured_is_compared_and_other_inputs_are_noticed(six_cl
 
 
 def test_files_that_are_no_report_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read the report .*No such file"):
-        rp.load_report(tmp_path / "report.json")
-    for content, message in (
-        (b"\xff\xfe\x00", "cannot read the report"),
-        (b'["psnr"]', "cannot read the report"),
-        (b'{"format": 2}', "has format 2, expected 1"),
-    ):
-        (tmp_path / "other.json").write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            rp.load_report(tmp_path / "other.json")
+    (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"other\.json is no report"):
+        rp.load_report(tmp_path / "other.json")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -223,54 +189,25 @@ def test_files_that_are_no_report_are_refused(tmp_path):
 @pytest.fixture
 def report():
     records = real_pair() + pair([0.8], [0.81], "ssim_y", protocol="image", name="cup & saucer", condition="clean")
-    report = a_report([*records, record("unsharp mask", frames=[0], psnr_y=[29.0]), record("input", psnr_y=[30.0] * 2)])
-    crop = {"protocol": "image", "category": "heads", "name": "cup & saucer", "condition": "clean", "frame": 0}
+    report = a_report([*records, record("unsharp mask", psnr_y=[29.0]), record("input", psnr_y=[30.0] * 2)])
+    crop = {"protocol": "image", "category": "heads", "name": "cup & saucer", "condition": "clean"}
     crop |= {"box": [16, 16, 96, 64], "files": {n: f"crops/{n}.png" for n in ("truth", "input", "student")}}
-    return report | {"crops": [crop], "worst": [{**crop, "ssim": {"input": 0.9, "student": 0.8}}]}
-
-
-class Outline(html.parser.HTMLParser):
-    """Checks that elements are closed in order, and collects their attributes and the cells of tables."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.rows = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "img", "input", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if {"td", "th"} & {*self.open}:
-            self.rows[-1][-1] += data
+    return report | {"crops": [crop]}
 
 
 def test_the_page_holds_the_figures_and_asks_nothing_of_a_network(report, tmp_path):
     write_report(report, tmp_path)
     assert rp.load_report(tmp_path / "report.json") == json.loads(json.dumps(report))
     page = (tmp_path / "report.html").read_text("utf-8")
-    outline = Outline(page)
     assert "http" not in page and "python evaluate.py --data &#39;my clips&#39;" in page and "EPYC" in page
-    pictures = [attributes["src"] for tag, attributes in outline.elements if tag == "img"]
-    assert pictures == 2 * ["crops/truth.png", "crops/input.png", "crops/student.png"]
-    assert outline.rows[:3] == [
-        ["method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"],
-        ["input", "1.000", "1.000", "0.00", "1.200", "–"],
-        ["student", "+0.200", "+0.100", "+0.40", "+0.100", "58.2"],
+    pictures = ["crops/truth.png", "crops/input.png", "crops/student.png"]
+    assert re.findall(r'<img .*src="(.*?)"', page) == pictures
+    assert re.findall(r"<t[hd]>(.*?)</t[hd]>", page)[:18] == [
+        *("method", "edges", "noise", "halo (codes)", "flicker (codes)", "ms at 1080p"),
+        *("input", "1.000", "1.000", "0.00", "1.200", "–"),
+        *("student", "<b>+0.200</b>", "+0.100", "+0.40", "+0.100", "58.2"),
     ]
-    assert "<td><b>+0.200</b></td>" in page and "SSIM-Y 0.9000 of the input, 0.8000 of the student" in page
-    by_category = outline.rows[outline.rows.index(["category", "input", "student"]) + 1]
-    assert by_category == ["heads", "1.000", "+0.200"] and ["clean", "0.8000", "+0.0100"] in outline.rows
+    assert "<summary>Pictures, clean (1 picture, 1 degraded picture)" in page
 
 
 def test_names_cannot_break_the_page(report):
@@ -278,9 +215,7 @@ def test_names_cannot_break_the_page(report):
     text = json.dumps(report)
     for name in ("cup & saucer", "student", "heads", "cpu", "EPYC"):
         text = text.replace(json.dumps(name), json.dumps(evil))
-    text = text.replace('"ssim": {"input": 0.9, ' + json.dumps(evil), '"ssim": {"input": 0.9, "student"')
-    elements = Outline(render_page(json.loads(text))).elements
-    assert len([tag for tag, _ in elements if tag == "script"]) == 1
+    assert render_page(json.loads(text)).count("<script>") == 1
 
 
 VISIT = """(async () => {
@@ -296,7 +231,6 @@ VISIT = """(async () => {
 
 
 def test_a_visitor_moves_the_divider_between_two_pictures(report, browser, tmp_path):
-    report["worst"] = []
     write_report(report, tmp_path)
     browser("Page.navigate", url=(tmp_path / "report.html").as_uri())
     seen = browser("Runtime.evaluate", expression=VISIT, awaitPromise=True, returnByValue=True)["result"]["value"]
