@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from skimage.data import chelsea
+from skimage.metrics import peak_signal_noise_ratio as psnr
 
-from benchmark.metrics import psnr
 from models import RELEASED_STUDENT, load_student
 from runtime import OpenVINOEngine
 from torch_engine import TorchEngine
