@@ -313,27 +313,33 @@ class VideoReader:
         """Yield the packets of video; collect those of the tracks.
 
         FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
-        gives those behind that: it is asked again until it gives nothing any more.
+        gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
+        nothing is raised.
         """
-        tries = futile = 0
+        tries, futile, failure = 0, 0, None
         while futile < (1 if self._remote else _FUTILE_TRIES):
             tries, futile = tries + 1, futile + 1
-            # PyAV raises IndexError if streams came up on the way.
-            with contextlib.suppress(IndexError, IndexError if self._remote else av.InvalidDataError):
+            try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
                     if packet.dts is None and not packet.size:
                         continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
                     if futile and tries > 1:
                         unread.append(self._timeline.now)
-                    futile = 0
+                    futile, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
-                    else:
+                    elif packet.size:
                         self.packets.append(packet)
+            except IndexError:  # PyAV's, if streams came up on the way
+                continue
+            except av.InvalidDataError as error:
+                failure = error
         flushing = av.Packet()
         flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
         yield flushing
+        if failure:
+            raise failure
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""

@@ -175,6 +175,16 @@ def test_sound_of_many_channels_is_copied(tmp_path, caplog, channels):
     assert not caplog.records
 
 
+def test_an_empty_packet_of_sound_is_no_damage(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", audio="aac")
+    data = bytearray(source.read_bytes())
+    place = data.rindex(b"stsz") + 16 + 4 * 20  # the size of the sound's 21st packet
+    data[place : place + 4] = bytes(4)
+    source.write_bytes(data)
+    copy(source, tmp_path / "out.webm")
+    assert "is converted to opus" in caplog.text and "left out" not in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".mp4", ".mkv"])
 def test_late_sound_is_in_step(tmp_path, suffix):
     encode(tmp_path / "in.mkv", times=range(0, 2000, 40), audio="mp2", heard=range(1000, 2000, 20))

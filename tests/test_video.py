@@ -411,6 +411,15 @@ def test_a_wrong_entry_in_an_index_is_a_gap(tmp_path, caplog):
     assert "1 packet could not be read, near 00:01.2" in caplog.text and "ends early" not in caplog.text
 
 
+def test_what_nothing_can_be_read_behind_is_a_partial_one(tmp_path):
+    source = encode(tmp_path / "in.y4m", "rawvideo")
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    with pytest.raises(VideoError, match=r"in.y4m is damaged or incomplete .*are in .*out_partial.mp4"):
+        copy(source, tmp_path / "out.mp4")
+    assert 8 < len(read_times(tmp_path / "out_partial.mp4")) < 12 and not (tmp_path / "out.mp4").exists()
+
+
 @pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
 def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
     whole = encode(tmp_path / "whole.mp4", times=range(0, 4000, 40), options=options)
