@@ -509,7 +509,8 @@ class _Timeline:
         packet.dts += shift
         packet.pts = None if packet.pts is None else packet.pts + shift
         end = packet.dts + (packet.duration or 0)
-        self.now, self.end = (packet.pts or packet.dts) * unit, max(self.end, end * unit)
+        shown = packet.dts if packet.pts is None else packet.pts
+        self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
             self.count, self.length = self.count + 1, (end - self._first) * unit

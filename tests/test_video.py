@@ -420,6 +420,18 @@ def test_what_nothing_can_be_read_behind_is_a_partial_one(tmp_path):
     assert 8 < len(read_times(tmp_path / "out_partial.mp4")) < 12 and not (tmp_path / "out.mp4").exists()
 
 
+def test_a_damaged_first_frame_is_a_gap_at_the_beginning(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", options={"bf": "3", "g": "10"})
+    with av.open(str(source)) as container:
+        first = next(container.demux(video=0))
+        assert (first.pts, first.dts < 0) == (0, True)
+    data = bytearray(source.read_bytes())
+    data[first.pos : first.pos + first.size] = b"\xff" * first.size
+    source.write_bytes(data)
+    copy(source, tmp_path / "out.mp4")
+    assert "1 frame could not be decoded, near 00:00.0" in caplog.text
+
+
 @pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
 def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
     whole = encode(tmp_path / "whole.mp4", times=range(0, 4000, 40), options=options)
