@@ -473,7 +473,7 @@ class _Timeline:
     Attributes:
         time_base: of the frames, in seconds.
         now, end: time of the packet that was added last, and the end of all so far, in seconds.
-        count, length: how many of them are of the video, and how many seconds these last.
+        count, length: how many of them are of the video, and how many seconds these and a pause before them last.
     """
 
     def __init__(self, container, stream, live):
@@ -486,7 +486,7 @@ class _Timeline:
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
         self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
-        self._first, self._delay, self._following_pts = None, None, 0
+        self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
@@ -513,7 +513,8 @@ class _Timeline:
         self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
-            self.count, self.length = self.count + 1, (end - self._first) * unit
+            self._begin = min(self._begin, seconds)
+            self.count, self.length = self.count + 1, seconds + (packet.duration or 0) * unit - self._begin
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""

@@ -447,6 +447,21 @@ def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
     assert len(copy(tmp_path / "in.mp4", tmp_path / "out.mp4")) == 62 and not caplog.records
 
 
+@pytest.mark.parametrize("audio", ["aac", None])
+def test_a_clip_that_begins_late_and_ends_before_its_data_is_complete(tmp_path, caplog, audio):
+    source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), audio=audio, options={"bf": "0"})
+    data = bytearray(source.read_bytes())
+    edits, index = data.index(b"edts"), data.index(b"moov") - 4
+    assert data[edits + 8 : edits + 20] == b"elst" + bytes(4) + b"\0\0\0\1" and data.index(b"mdat") < index
+    one = struct.pack(">IiI", 2000, 0, 1 << 16)  # milliseconds, beginning, rate
+    data[edits + 16 : edits + 32] = struct.pack(">IIiI", 2, 1000, -1, 1 << 16) + one  # -1: a pause
+    for place in (edits - 4, edits + 4, data.index(b"trak") - 4, index):  # sizes of the boxes
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + 12).to_bytes(4, "big")
+    source.write_bytes(data)
+    begin = 1000 if audio else 0
+    assert copy(source, tmp_path / "out.mp4") == [begin + time for time in range(0, 2000, 40)] and not caplog.records
+
+
 def test_control_c_keeps_what_was_written(tmp_path, caplog):
     source = encode(tmp_path / "in.mp4", audio="aac", options={"bf": "3"})
     with (
