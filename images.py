@@ -258,7 +258,7 @@ def _read_16_bits(path, file):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return pixels
+    return np.ascontiguousarray(pixels)
 
 
 def _read_8_bits(path, image):

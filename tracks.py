@@ -126,8 +126,9 @@ class _Track:
     def _add_copy(self, container):
         added, context = container.add_stream_from_template(self._source), self._source.codec_context
         if self._source.type == "audio" and context and context.layout.name.endswith(" channels"):
-            # Some files (ASF, PCM) say only how many channels there are.
-            added.codec_context.layout = f"{context.layout.nb_channels}c"
+            # Some files (ASF, PCM) say only how many channels there are. Not each number has a usual layout.
+            with contextlib.suppress(ValueError):
+                added.codec_context.layout = f"{context.layout.nb_channels}c"
         return added
 
     def _set_time(self, packet):

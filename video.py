@@ -313,27 +313,33 @@ class VideoReader:
         """Yield the packets of video; collect those of the tracks.
 
         FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
-        gives those behind that: it is asked again until it gives nothing any more.
+        gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
+        nothing is raised.
         """
-        tries = futile = 0
+        tries, futile, failure = 0, 0, None
         while futile < (1 if self._remote else _FUTILE_TRIES):
             tries, futile = tries + 1, futile + 1
-            # PyAV raises IndexError if streams came up on the way.
-            with contextlib.suppress(IndexError, IndexError if self._remote else av.InvalidDataError):
+            try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
                     if packet.dts is None and not packet.size:
                         continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
                     if futile and tries > 1:
                         unread.append(self._timeline.now)
-                    futile = 0
+                    futile, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
-                    else:
+                    elif packet.size:
                         self.packets.append(packet)
+            except IndexError:  # PyAV's, if streams came up on the way
+                continue
+            except av.InvalidDataError as error:
+                failure = error
         flushing = av.Packet()
         flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
         yield flushing
+        if failure:
+            raise failure
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
@@ -467,7 +473,7 @@ class _Timeline:
     Attributes:
         time_base: of the frames, in seconds.
         now, end: time of the packet that was added last, and the end of all so far, in seconds.
-        count, length: how many of them are of the video, and how many seconds these last.
+        count, length: how many of them are of the video, and how many seconds these and a pause before them last.
     """
 
     def __init__(self, container, stream, live):
@@ -480,7 +486,7 @@ class _Timeline:
         self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
         self._latest = {}  # for each stream, its part and time in seconds
         self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
-        self._first, self._delay, self._following_pts = None, None, 0
+        self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
@@ -503,10 +509,12 @@ class _Timeline:
         packet.dts += shift
         packet.pts = None if packet.pts is None else packet.pts + shift
         end = packet.dts + (packet.duration or 0)
-        self.now, self.end = (packet.pts or packet.dts) * unit, max(self.end, end * unit)
+        shown = packet.dts if packet.pts is None else packet.pts
+        self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
-            self.count, self.length = self.count + 1, (end - self._first) * unit
+            self._begin = min(self._begin, seconds)
+            self.count, self.length = self.count + 1, seconds + (packet.duration or 0) * unit - self._begin
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""

@@ -62,7 +62,9 @@ def test_orientation_is_applied(tmp_path, photo, orientation, kind):
         with pytest.raises(VideoError, match="on its side"):
             read_image(path)
     else:
-        assert np.array_equal(read_image(path).pixels, upright[orientation - 1] * np.array(scale, np.uint16))
+        pixels = read_image(path).pixels
+        assert np.array_equal(pixels, upright[orientation - 1] * np.array(scale, np.uint16))
+        assert pixels.flags.c_contiguous  # as PyTorch wants it
 
 
 def test_a_profile_is_kept_unless_it_is_of_other_colours(tmp_path, photo):

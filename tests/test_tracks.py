@@ -154,6 +154,37 @@ def test_audio_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, sourc
     assert 47_000 < sum(frame.samples for frame in frames) < 51_000 and abs(frames[0].time) < 0.1
 
 
+@pytest.mark.parametrize("channels", [5, 9])  # there is no usual layout of 9
+def test_sound_of_many_channels_is_copied(tmp_path, caplog, channels):
+    picture = encode(tmp_path / "picture.mp4")
+    with av.open(str(tmp_path / "in.mov"), "w") as container, av.open(str(picture)) as source:
+        video = container.add_stream_from_template(source.streams.video[0])
+        sound = container.add_stream("pcm_s16le", rate=48000, layout=f"{channels} channels")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                container.mux(packet)
+        samples = np.arange(48000 * channels, dtype=np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, "s16", f"{channels} channels")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    copy(tmp_path / "in.mov", tmp_path / "out.mov")
+    with av.open(str(tmp_path / "out.mov")) as container:
+        assert b"".join(bytes(packet) for packet in container.demux(audio=0)) == samples.tobytes()
+    assert not caplog.records
+
+
+def test_an_empty_packet_of_sound_is_no_damage(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", audio="aac")
+    data = bytearray(source.read_bytes())
+    place = data.rindex(b"stsz") + 16 + 4 * 20  # the size of the sound's 21st packet
+    data[place : place + 4] = bytes(4)
+    source.write_bytes(data)
+    copy(source, tmp_path / "out.webm")
+    assert "is converted to opus" in caplog.text and "left out" not in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".mp4", ".mkv"])
 def test_late_sound_is_in_step(tmp_path, suffix):
     encode(tmp_path / "in.mkv", times=range(0, 2000, 40), audio="mp2", heard=range(1000, 2000, 20))

@@ -411,6 +411,27 @@ def test_a_wrong_entry_in_an_index_is_a_gap(tmp_path, caplog):
     assert "1 packet could not be read, near 00:01.2" in caplog.text and "ends early" not in caplog.text
 
 
+def test_what_nothing_can_be_read_behind_is_a_partial_one(tmp_path):
+    source = encode(tmp_path / "in.y4m", "rawvideo")
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    with pytest.raises(VideoError, match=r"in.y4m is damaged or incomplete .*are in .*out_partial.mp4"):
+        copy(source, tmp_path / "out.mp4")
+    assert 8 < len(read_times(tmp_path / "out_partial.mp4")) < 12 and not (tmp_path / "out.mp4").exists()
+
+
+def test_a_damaged_first_frame_is_a_gap_at_the_beginning(tmp_path, caplog):
+    source = encode(tmp_path / "in.mp4", options={"bf": "3", "g": "10"})
+    with av.open(str(source)) as container:
+        first = next(container.demux(video=0))
+        assert (first.pts, first.dts < 0) == (0, True)
+    data = bytearray(source.read_bytes())
+    data[first.pos : first.pos + first.size] = b"\xff" * first.size
+    source.write_bytes(data)
+    copy(source, tmp_path / "out.mp4")
+    assert "1 frame could not be decoded, near 00:00.0" in caplog.text
+
+
 @pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
 def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
     whole = encode(tmp_path / "whole.mp4", times=range(0, 4000, 40), options=options)
@@ -424,6 +445,21 @@ def test_a_trimmed_clip_is_complete(tmp_path, caplog, options):
     with av.open(str(tmp_path / "in.mp4")) as container:
         assert container.streams.video[0].frames == 100  # of which an edit list leaves out 38
     assert len(copy(tmp_path / "in.mp4", tmp_path / "out.mp4")) == 62 and not caplog.records
+
+
+@pytest.mark.parametrize("audio", ["aac", None])
+def test_a_clip_that_begins_late_and_ends_before_its_data_is_complete(tmp_path, caplog, audio):
+    source = encode(tmp_path / "in.mp4", times=range(0, 4000, 40), audio=audio, options={"bf": "0"})
+    data = bytearray(source.read_bytes())
+    edits, index = data.index(b"edts"), data.index(b"moov") - 4
+    assert data[edits + 8 : edits + 20] == b"elst" + bytes(4) + b"\0\0\0\1" and data.index(b"mdat") < index
+    one = struct.pack(">IiI", 2000, 0, 1 << 16)  # milliseconds, beginning, rate
+    data[edits + 16 : edits + 32] = struct.pack(">IIiI", 2, 1000, -1, 1 << 16) + one  # -1: a pause
+    for place in (edits - 4, edits + 4, data.index(b"trak") - 4, index):  # sizes of the boxes
+        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + 12).to_bytes(4, "big")
+    source.write_bytes(data)
+    begin = 1000 if audio else 0
+    assert copy(source, tmp_path / "out.mp4") == [begin + time for time in range(0, 2000, 40)] and not caplog.records
 
 
 def test_control_c_keeps_what_was_written(tmp_path, caplog):
