@@ -135,7 +135,7 @@ class TimedSource:
         live: whether frames come at their own rate, not as fast as they are read.
 
     Attributes:
-        rate, size, dropped: see `Camera`; the size is that of the upright frames, or None.
+        rate, size, dropped: see `Camera`; the size is that of its frames, or None.
     """
 
     def __init__(self, frames, live, rate, size=None):
