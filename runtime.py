@@ -137,14 +137,14 @@ def steady(sharp, previous, strength=1.0, threads=1):
     steps = np.zeros(128, np.float32)
     steps[: len(DAMPING)] = DAMPING
     steps = np.rint(min(strength, 1) * steps)
-    table = np.concatenate([[0], -steps[:0:-1], steps]).astype(np.int8)  # of what is gone, around 128
+    table = (128 - np.concatenate([[0], -steps[:0:-1], steps])).astype(np.uint8)  # of what is gone, around 128
     now, before = (np.ascontiguousarray(array).reshape(1, -1) for array in (sharp, previous))
     damped = np.empty_like(now)
 
     def damp_stripe(top, bottom):
         part = slice(_DAMPED * top, _DAMPED * bottom)
-        gone = cv2.LUT(cv2.addWeighted(before[:, part], 1, now[:, part], -1, 128), table)
-        damped[:, part] = cv2.add(now[:, part], gone, dtype=cv2.CV_8U)
+        gone = cv2.LUT(cv2.addWeighted(now[:, part], 1, before[:, part], -1, 128), table)
+        cv2.addWeighted(now[:, part], 1, gone, 1, -128, damped[:, part])
 
     in_stripes(damp_stripe, -(-now.size // _DAMPED), threads)
     return damped.reshape(sharp.shape)
