@@ -87,8 +87,8 @@ def detail(y, sigma=DETAIL_SIGMA):
 def steepen(y, gain):
     """Add `detail` to luma, `gain` times.
 
-    A positive gain makes edges steeper, and `limit_halo` keeps them from becoming
-    higher; a negative one calms what is flat.
+    A positive gain makes edges steeper, and `limit_halo` keeps them from becoming higher; a negative one calms what is
+    flat.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
