@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -166,7 +167,8 @@ class RealTimeSharpener:
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
         y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
-        return self._steady(self.engine(y, uv, full_range, strength), after, strength)
+        y, uv = self.engine(y, uv, full_range, strength)
+        return self._steady(y, after and after[0], strength), uv
 
     def sharpen_image(
         self,
@@ -307,9 +309,12 @@ class RealTimeSharpener:
 
         def sharpen(pixels, strength):
             nonlocal last
-            sharp = self._steady((self._sharpen_pixels(pixels, strength),), last, strength)
-            last = sharp if strength else last
-            return sharp[0].copy()  # the window and `on_frame` may draw on it
+            if strength == 0:
+                return pixels.copy()
+            y, uv = pixels_to_planes(pixels)
+            dy, duv = self.engine.difference(y, uv, strength)
+            last = self._steady(add_change(y, dy, duv), last, strength)
+            return add_change(pixels, cv2.addWeighted(last, 1, y, -1, 128), duv)
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
@@ -333,11 +338,11 @@ class RealTimeSharpener:
 
         return TimedSource(frames, reader.live, kind.rate, (kind.width, kind.height)), enlarge_frame, sharpen_frame
 
-    def _steady(self, sharp, previous, strength):
-        """A frame's planes after those of the frame before: see `runtime.steady`."""
-        if not strength or previous is None or previous[0].shape != sharp[0].shape:
-            return sharp
-        return tuple(steady(*planes, strength, usable_cores()) for planes in zip(sharp, previous, strict=True))
+    def _steady(self, luma, previous, strength):
+        """Sharpened luma after that of the frame before, if there is one of this size: see `runtime.steady`."""
+        if not strength or previous is None or previous.shape != luma.shape:
+            return luma
+        return steady(luma, previous, strength, usable_cores())
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""

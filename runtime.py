@@ -123,10 +123,11 @@ def steady(sharp, previous, strength=1.0, threads=1):
     """Damp what changed by a few codes since the frame before: that is noise, of the camera, the codec or rounding.
 
     A change of one code is dropped and of up to 5 about halved; of 8 and more it stays, so that nothing that moves
-    leaves a trail. As the frame before was damped likewise, what stands still settles, to within a code.
+    leaves a trail. As the frame before was damped likewise, what stands still settles, to within a code. In luma nobody
+    sees that code; chroma a code off would be rings on walls, and is left alone.
 
     Args:
-        sharp: planes or a picture, uint8, of any shape.
+        sharp: luma, uint8.
         previous: what this function gave for the frame before, of the same shape.
         strength: below 1, so much less is damped.
         threads: how many work at the same time.

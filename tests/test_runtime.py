@@ -169,10 +169,9 @@ def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dt
     assert np.abs(found[0] - expected).max() <= allowed and np.abs(found[1] - restored[1]).max() <= allowed
 
 
-@pytest.mark.parametrize("shape", [(131, 50), (2, 65, 25), (40, 30, 3)])
-def test_noise_is_damped_from_frame_to_frame_and_motion_is_not(rng, shape):
-    before = rng.integers(20, 236, shape, np.uint8)
-    change = rng.integers(-20, 21, shape)
+def test_noise_is_damped_from_frame_to_frame_and_motion_is_not(rng):
+    before = rng.integers(20, 236, (131, 150), np.uint8)
+    change = rng.integers(-20, 21, before.shape)
     now = (before + change).astype(np.uint8)
     damped = steady(now, before, threads=2).astype(int)
     left, size = damped - before, np.abs(change)
