@@ -9,10 +9,10 @@ import torch
 from runtime import (
     FULL_RANGE_SCALE,
     GAIN_STEPS,
-    GAIN_ZERO,
     LIMITED_RANGE_SCALE,
     STRENGTH_LIMIT,
     DeviceError,
+    code_gain,
     refine,
 )
 from utils import usable_cores
@@ -152,5 +152,4 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{self.device} has too little free memory: close programs, or use device cpu") from error
         dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
-        gain = (GAIN_STEPS * gain[0] + GAIN_ZERO).round_().clamp_(0, 255).to(torch.uint8)
-        return dy[0], duv, gain.cpu().numpy()
+        return dy[0], duv, code_gain(GAIN_STEPS * gain[0].cpu().numpy())

@@ -35,12 +35,12 @@ from runtime import (
     FAINT,
     FULL_RANGE_SCALE,
     GAIN_STEPS,
-    GAIN_ZERO,
     RESIDUAL_STEPS,
     DeviceError,
     OpenVINOEngine,
     apply_change,
     artefact_path,
+    code_gain,
     fold_planes,
     limit_halo,
     pad_planes,
@@ -131,16 +131,14 @@ def test_folded_means_are_the_students(soft):
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (61, 83)])
 def test_video_is_made_steeper_as_in_training(soft, rng, height, width):
     y, uv = crop(soft, height, width)
-    gain = rng.integers(0, 256, uv.shape[1:], np.uint8)
-    expected = models.steepen(torch.from_numpy(np.float32(y / 255))[None, None], _decoded(gain))[0, 0].numpy() * 255
+    wide = rng.uniform(-2, 4, uv.shape[1:]).astype(np.float32)
+    gain = code_gain(GAIN_STEPS * wide)
+    planes = [torch.from_numpy(plane)[None, None] for plane in (np.float32(y / 255), wide)]
+    expected = models.steepen(*planes)[0, 0].numpy() * 255
     assert np.abs(expected - y).max() > 10
     assert np.abs(steepen(y.astype(np.float32), gain) - expected).max() < 0.5  # the gain between two has whole codes
     assert np.abs(steepen(y, gain) - expected).max() <= 2  # detail is rounded before it is multiplied
-    assert (steepen(y, np.full_like(gain, GAIN_ZERO)) == y).all()
-
-
-def _decoded(gain):
-    return (torch.from_numpy(gain)[None, None].float() - GAIN_ZERO) / GAIN_STEPS
+    assert (steepen(y, code_gain(0 * wide)) == y).all()
 
 
 def test_halo_is_limited_as_in_training(rng):
@@ -161,7 +159,7 @@ def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dt
     residuals = [np.sign(x) * np.maximum(np.abs(x) / RESIDUAL_STEPS - FAINT, 0) for x in (luma, halves[:2])]
     residuals = [strength * residuals[0] * 219 / 255, strength * residuals[1][:, : uv.shape[1]] * 224 / 255]
     restored = [np.clip(plane + residual, 0, 255) for plane, residual in zip((y, uv), residuals, strict=True)]
-    gain = np.rint(np.clip(strength * halves[2, : uv.shape[1]] + GAIN_ZERO, 0, 255)).astype(np.uint8)
+    gain = code_gain(strength * halves[2, : uv.shape[1]])
     expected = limit_halo(steepen(restored[0].astype(np.float32), gain), y.astype(np.float32))
     found = apply_change(change, y, uv, strength, (219, 224), threads=3)
     assert found[0].dtype == found[1].dtype == dtype
