@@ -601,9 +601,12 @@ class Codec(NamedTuple):
     odd: bool = False
 
 
+# Of x264's preset `superfast`, but with its lookahead: two thirds of the time of `veryfast`, a file as small or a fifth
+# larger, as near to the picture.
+_X264 = {"preset": "superfast", "x264-params": "mbtree=1:rc-lookahead=10"}
 _VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
 _CODECS = {
-    "h264": Codec("libx264", 0, 51, 18, {"crf": "{}", "preset": "veryfast"}),
+    "h264": Codec("libx264", 0, 51, 18, {"crf": "{}", **_X264}),
     "hevc": Codec("libx265", 0, 51, 20, {"crf": "{}", "preset": "fast", "x265-params": "log-level=error"}),
     "av1": Codec("libsvtav1", 1, 63, 24, {"crf": "{}", "preset": "8"}, odd=True),
     "vp9": Codec("libvpx-vp9", 0, 63, 24, {"crf": "{}", "b": "0", **_VP9}, odd=True),
