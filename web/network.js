@@ -4,16 +4,16 @@
 // changes is computed there; it is added to the frame itself when that is drawn at the canvas's size.
 "use strict";
 
-const MAGIC = "RTSS", VERSION = 1; // of the file
+const MAGIC = 0x53535452, VERSION = 1; // of the file, which begins with "RTSS"
 const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or pairs of cells
 const TILE = 16; // a side of a workgroup whose invocations are pixels
 
 /** Read a student's file: its header, `weights`, and where among them those of each of the `layers` are. */
 function parseStudent(buffer) {
-  const text = (begin, end) => new TextDecoder().decode(buffer.slice(begin, end));
-  const [version, length] = new Uint32Array(buffer.slice(4, 12));
-  if (text(0, 4) !== MAGIC || version !== VERSION) throw new Error("This is no student's file for this page.");
-  const student = JSON.parse(text(12, 12 + length)), { channels, wide, dilations } = student;
+  const [magic, version, length] = new Uint32Array(buffer.slice(0, 12));
+  if (magic !== MAGIC || version !== VERSION) throw new Error("This is no student's file for this page.");
+  const student = JSON.parse(new TextDecoder().decode(buffer.slice(12, 12 + length)));
+  const { channels, wide, dilations } = student;
   let size = 0; // so far, in 4x4 matrices
   const layer = (inputs, outputs, taps, dilation) => {
     [inputs, outputs] = [Math.ceil(inputs / 4), Math.ceil(outputs / 4)]; // vectors of four channels
@@ -151,6 +151,8 @@ function makeShaders(student, half) {
         sum[1] + w[0] * x[1].x + w[1] * x[1].y + w[2] * x[1].z + w[3] * x[1].w);
     }
     fn relu(x: Pair) -> Pair { return Pair(max(x[0], vec4<T>()), max(x[1], vec4<T>())); }
+
+    // Map -> map, in head and blocks; the tail's are restored luma and halves.
     ${pass("head", 2, [0, 4, 5, 6])}
       ${convolve(layers.head)}
       ${each(layers.head.outputs, (o) => `store(cell, ${o}, relu(x${o}));`)}
@@ -171,7 +173,8 @@ function makeShaders(student, half) {
       }`)}
     }
 
-    // A workgroup loads its pixels with ${radius} more on each side, sums and compares them in rows, and then in columns.
+    // Cells and halves -> change. A workgroup loads its pixels with ${radius} more on each side, and sums and compares
+    // them in rows and then in columns.
     const GAUSSIAN = array(${gaussian.map((weight) => weight / total)});
     var<workgroup> tile: array<vec2f, ${side * side}>; // restored luma, luma
     var<workgroup> rows: array<vec3f, ${rim}>; // in rows: restored luma blurred, least luma, greatest luma

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const video = $("video"), sharpener = new Sharpener(video);
-$("controls").append(sharpener.controls);
+document.body.append(sharpener.controls);
 
 /** Show what `open` gives, a stream or a file; says so if it gives none. */
 async function show(open) {

@@ -63,7 +63,7 @@ class Sharpener {
   addControls() {
     const add = (tag, values) => this.controls.appendChild(Object.assign(document.createElement(tag), values));
     this.controls.style.cssText = "display:flex; flex-wrap:wrap; gap:2px 12px; align-items:center";
-    add("button", { textContent: "✦", title: "Sharpen", onclick: () => this.toggle() });
+    add("button", { textContent: "✦ Sharpen", onclick: () => this.toggle() });
     add("label", { textContent: "Strength " }).append(add("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1,
       oninput: ({ target }) => { this.strength = Number(target.value); } }));
     const disabled = !navigator.getBattery; // as in Safari and Firefox
@@ -97,10 +97,11 @@ class Sharpener {
 
   /** What is done at this moment, in words. */
   get status() {
-    const { video, canvas, cost, load } = this, { scale, frames } = LEVELS[load.level];
+    const { video, canvas, cost } = this, { scale, frames } = LEVELS[this.load.level];
     if (this.obstacle || !this.drawn) return this.obstacle || "Starting ...";
+    const size = `${video.videoWidth}×${video.videoHeight} → ${canvas.width}×${canvas.height}`;
     const level = `${scale < 1 ? `, working size ${100 * scale} %` : ""}${frames > 1 ? ", fewer frames" : ""}`;
-    return `${video.videoWidth}×${video.videoHeight} → ${canvas.width}×${canvas.height}, ${cost.toFixed(1)} ms a frame${level}`;
+    return `${size}, strength ${this.strength}, ${cost.toFixed(1)} ms a frame${level}`;
   }
 
   /** Sharpen each frame as it is shown, unless the one before is not done yet. */
