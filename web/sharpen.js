@@ -63,11 +63,11 @@ class Sharpener {
   addControls() {
     const add = (tag, values) => this.controls.appendChild(Object.assign(document.createElement(tag), values));
     this.controls.style.cssText = "display:flex; flex-wrap:wrap; gap:2px 12px; align-items:center";
-    add("button", { textContent: "✦ Sharpen", onclick: () => this.toggle() });
+    this.button = add("button", { onclick: () => this.toggle() });
     add("label", { textContent: "Strength " }).append(add("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1,
       oninput: ({ target }) => { this.strength = Number(target.value); } }));
     const disabled = !navigator.getBattery; // as in Safari and Firefox
-    add("label", { textContent: "Off on battery " }).append(add("input", { type: "checkbox", disabled,
+    add("label", { textContent: " Off on battery" }).prepend(add("input", { type: "checkbox", disabled,
       onchange: ({ target }) => { this.sparesBattery = target.checked; } }));
     this.text = add("span", { role: "status" });
   }
@@ -182,5 +182,6 @@ class Sharpener {
     }
     this.place();
     this.text.textContent = this.status;
+    this.button.textContent = this.stopped ? "✦ Sharpen" : "✦ Stop";
   }
 }
