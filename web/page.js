@@ -1,41 +1,28 @@
-// The page: where the video comes from, the divider between before and after, and what is set.
+// The page: where the video comes from, and the divider between before and after.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const student = fetch("student.bin").then((file) => file.arrayBuffer()).then(parseStudent);
-const sharpener = new Sharpener($("video"), student, () => {
-  if ($("video").readyState) $("status").textContent = sharpener.status;
-});
+const video = $("video"), sharpener = new Sharpener(video);
+document.body.append(sharpener.controls);
 
 /** Show what `open` gives, a stream or a file; says so if it gives none. */
 async function show(open) {
   try {
-    const source = await open(), video = $("video"), isFile = source instanceof File;
+    const source = await open(), isFile = source instanceof File;
     video.srcObject?.getTracks().forEach((track) => track.stop());
     URL.revokeObjectURL(video.src);
     video.srcObject = isFile ? null : source;
     if (isFile) video.src = URL.createObjectURL(source);
-    if ($("on").checked) sharpener.toggle(true);
+    sharpener.toggle(true);
+    $("message").textContent = "";
   } catch (error) {
-    $("status").textContent = error.message;
+    $("message").textContent = error.message;
   }
 }
 
-const wished = { width: { ideal: 1280 }, height: { ideal: 720 } };
+const wished = { width: 1280, height: 720 };
 $("camera").onclick = () => show(() => navigator.mediaDevices.getUserMedia({ video: wished }));
 $("tab").onclick = () => show(() => navigator.mediaDevices.getDisplayMedia({ video: true }));
 $("file").onchange = ({ target }) => target.files.length && show(() => target.files[0]);
-$("video").onerror = () => { $("status").textContent = "This browser cannot play the file."; };
-
-$("stage").onpointermove = $("stage").onpointerdown = (event) => {
-  if (event.type === "pointermove" && event.pointerType !== "mouse" && !event.buttons) return;
-  const { left, width } = $("stage").getBoundingClientRect();
-  $("stage").style.setProperty("--divider", `${Math.min(100, Math.max(0, 100 * (event.clientX - left) / width))}%`);
-};
-$("strength").oninput = ({ target }) => {
-  $("amount").textContent = target.value;
-  sharpener.strength = Number(target.value);
-};
-$("on").onchange = ({ target }) => sharpener.toggle(target.checked);
-$("battery").disabled = !navigator.getBattery; // as in Safari and Firefox
-$("battery").onchange = ({ target }) => { sharpener.sparesBattery = target.checked; };
+video.onerror = () => { $("message").textContent = "This browser cannot play the file."; };
+$("divider").oninput = ({ target }) => $("stage").style.setProperty("--divider", `${target.value}%`);

@@ -3,11 +3,7 @@
 
 // Tried one after the other if there is too little time: what scales the working size, and how many frames of the video
 // may pass while one is sharpened. After the last one sharpening goes off.
-const LEVELS = [
-  { scale: 1, frames: 1, text: "" },
-  { scale: 0.7, frames: 1, text: ", lower working size" },
-  { scale: 0.5, frames: 2, text: ", lowest working size" },
-];
+const LEVELS = [{ scale: 1, frames: 1 }, { scale: 0.7, frames: 1 }, { scale: 0.5, frames: 2 }];
 const PERIOD = 1000; // milliseconds over which costs are averaged
 const EASE = 0.6; // of the time that there is: what a level may need for going up to it
 const TICK = 250; // milliseconds between two looks at the element
@@ -15,6 +11,7 @@ const WORKING_PIXELS = 1920 * 1080, CANVAS_SIDE = 4096; // most of them
 const FOLLOWED = ["objectFit", "objectPosition", "transform", "transformOrigin", "scale", "rotate", "translate",
   "borderRadius", "padding", "zIndex"];
 const LOSSES = 3; // of the graphics device, after which a page leaves it alone
+const STUDENT = globalThis.chrome?.runtime?.getURL?.("student.bin") ?? "student.bin"; // the extension's or the page's
 
 /** Chooses the level from what frames cost; `LEVELS.length` is off. */
 class LoadController {
@@ -37,36 +34,42 @@ class LoadController {
 const shared = { network: null, losses: 0 }; // one for all videos of a page
 
 /** The page's network, made when it is first needed and anew after its device was lost. */
-async function sharedNetwork(student) {
+async function sharedNetwork() {
   if (shared.losses > LOSSES) throw new Error("The graphics processor failed too often.");
   const lose = () => Object.assign(shared, { network: null, losses: shared.losses + 1 });
-  shared.network ??= student.then((weights) => Network.create(weights, lose));
+  shared.network ??= fetch(STUDENT).then((file) => file.arrayBuffer())
+    .then((file) => createNetwork(parseStudent(file), lose));
   return shared.network;
 }
 
 class Sharpener {
-  amount = 1; // the strength
+  strength = 1;
   sparesBattery = false;
   interval = 33; // milliseconds between two frames of the video
-  cost = null; // milliseconds that the last frame took
+  drawn = ""; // the plan by which the last frame was drawn; empty if the canvas shows none
   canvas = document.createElement("canvas");
-  tick = this.tick.bind(this);
-  timer = setInterval(this.tick, TICK);
+  controls = document.createElement("div"); // for the page, with a text that says what is done
+  timer = setInterval(() => this.tick(), TICK);
 
-  /** `student`: promise of `parseStudent`. `report` is called a few times a second, as `status` may have changed. */
-  constructor(video, student, report) {
-    Object.assign(this, { video, student, report });
+  constructor(video) {
+    this.video = video;
     this.canvas.style.cssText = "margin:0; border:0; background:none; pointer-events:none; box-sizing:border-box";
-    document.addEventListener("fullscreenchange", this.tick);
     navigator.getBattery?.().then((battery) => { this.battery = battery; });
+    this.addControls();
     this.toggle(true);
     this.wait({});
   }
 
-  /** How much is changed, from the next frame on or, if the video stands still, at once. */
-  set strength(value) {
-    this.amount = value;
-    this.sharpen();
+  addControls() {
+    const add = (tag, values) => this.controls.appendChild(Object.assign(document.createElement(tag), values));
+    this.controls.style.cssText = "display:flex; flex-wrap:wrap; gap:2px 12px; align-items:center";
+    this.button = add("button", { onclick: () => this.toggle() });
+    add("label", { textContent: "Strength " }).append(add("input", { type: "range", min: 0, max: 2, step: 0.1, value: 1,
+      oninput: ({ target }) => { this.strength = Number(target.value); } }));
+    const disabled = !navigator.getBattery; // as in Safari and Firefox
+    add("label", { textContent: " Off on battery" }).prepend(add("input", { type: "checkbox", disabled,
+      onchange: ({ target }) => { this.sparesBattery = target.checked; } }));
+    this.text = add("span", { role: "status" });
   }
 
   /** Sharpen, or show the video as it is and give that `reason`. */
@@ -77,7 +80,6 @@ class Sharpener {
   close() {
     this.toggle(false);
     this.timer = clearInterval(this.timer);
-    document.removeEventListener("fullscreenchange", this.tick);
     this.video.cancelVideoFrameCallback(this.handle);
     this.canvas.remove();
     this.picture?.free();
@@ -95,10 +97,11 @@ class Sharpener {
 
   /** What is done at this moment, in words. */
   get status() {
-    const { video, canvas, cost, load } = this;
-    if (this.obstacle || cost === null) return this.obstacle || "Starting ...";
+    const { video, canvas, cost } = this, { scale, frames } = LEVELS[this.load.level];
+    if (this.obstacle || !this.drawn) return this.obstacle || "Starting ...";
     const size = `${video.videoWidth}×${video.videoHeight} → ${canvas.width}×${canvas.height}`;
-    return `${size}, ${cost.toFixed(1)} ms a frame${LEVELS[load.level].text}`;
+    const level = `${scale < 1 ? `, working size ${100 * scale} %` : ""}${frames > 1 ? ", fewer frames" : ""}`;
+    return `${size}, strength ${this.strength}, ${cost.toFixed(1)} ms a frame${level}`;
   }
 
   /** Sharpen each frame as it is shown, unless the one before is not done yet. */
@@ -115,21 +118,18 @@ class Sharpener {
     if (this.busy || this.obstacle) return;
     this.busy = true;
     try {
-      const network = await sharedNetwork(this.student);
+      const network = await sharedNetwork();
       if (this.obstacle) return;
       if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
-      const begin = performance.now(), before = this.picture.size, { output, working } = this.sizes();
-      if (!this.fits(output)) [this.canvas.width, this.canvas.height] = output;
+      const begin = performance.now(), plan = this.plan(), before = this.picture.size;
       const frame = new VideoFrame(this.video);
-      this.picture.draw(frame, working, this.amount);
+      this.picture.draw(frame, ...plan);
       frame.close();
       await network.device.queue.onSubmittedWorkDone();
       const now = performance.now();
-      if (before === this.picture.size) { // the first one also takes the memory
-        this.cost = now - begin;
-        this.load.add(this.cost, this.interval, now);
-      }
-      this.drawn = !network.failure;
+      this.cost = now - begin; // milliseconds
+      if (before === this.picture.size) this.load.add(this.cost, this.interval, now); // else it took memory as well
+      this.drawn = await shared.network === network ? String(plan) : "";
       if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
     } catch (error) {
       if (error.name === "InvalidStateError") return; // the video has no frame at this moment; the next one will do
@@ -141,8 +141,8 @@ class Sharpener {
     }
   }
 
-  /** Size of the picture on the screen in its own pixels, and of what the network sees of it. */
-  sizes() {
+  /** Size of the picture on the screen in its own pixels, what the network sees of it, and the strength. */
+  plan() {
     const { video } = this, size = [video.videoWidth, video.videoHeight], fit = getComputedStyle(video).objectFit;
     const ratios = [video.clientWidth / size[0], video.clientHeight / size[1]];
     const shown = Math[fit === "contain" ? "min" : "max"](...ratios) * devicePixelRatio;
@@ -150,11 +150,7 @@ class Sharpener {
     const scale = unscaled ? 1 : Math.min(shown, CANVAS_SIDE / Math.max(...size));
     const limit = Math.min(1, scale, Math.sqrt(WORKING_PIXELS / (size[0] * size[1]))) * LEVELS[this.load.level].scale;
     const scaled = (factor) => size.map((side) => Math.max(8, Math.round(factor * side)));
-    return { output: scaled(scale), working: scaled(limit) };
-  }
-
-  fits(size) {
-    return size[0] === this.canvas.width && size[1] === this.canvas.height;
+    return [scaled(scale), scaled(limit), this.strength];
   }
 
   /** Put the canvas over the video, or take it away. */
@@ -167,24 +163,25 @@ class Sharpener {
       if (full) canvas.showPopover();
     }
     for (const name of FOLLOWED) canvas.style[name] = style[name];
+    const covered = video.controls && video.matches(":hover"); // the controls lie below the canvas
     Object.assign(canvas.style, {
-      position: full || style.position === "fixed" ? "fixed" : "absolute",
-      left: `${full ? 0 : video.offsetLeft + video.clientLeft}px`,
-      top: `${full ? 0 : video.offsetTop + video.clientTop}px`,
+      position: style.position === "fixed" ? "fixed" : "absolute", // fixed in full screen, too
+      left: `${video.offsetLeft + video.clientLeft}px`,
+      top: `${video.offsetTop + video.clientTop}px`,
       width: `${video.clientWidth}px`,
       height: `${video.clientHeight}px`,
-      display: this.drawn && !this.obstacle ? "block" : "none",
-      visibility: video.controls && video.matches(":hover") ? "hidden" : "visible", // the controls lie below
+      display: this.drawn && !this.obstacle && !covered ? "block" : "none",
     });
   }
 
   tick() {
-    if (!this.obstacle && !this.fits(this.sizes().output)) this.sharpen(); // the video may stand still
+    if (!this.obstacle && this.drawn !== String(this.plan())) this.sharpen(); // the video may stand still
     if (this.obstacle && !this.busy) {
-      this.drawn = false;
+      this.drawn = "";
       this.picture?.free();
     }
     this.place();
-    this.report(this);
+    this.text.textContent = this.status;
+    this.button.textContent = this.stopped ? "✦ Sharpen" : "✦ Stop";
   }
 }
