@@ -13,7 +13,6 @@ A reader may run in one thread and its writer in another (see `pipeline`). What 
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import math
@@ -49,8 +48,10 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing is lost
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
-_GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_FUTILE_TRIES = 10  # to read on behind what FFmpeg cannot read
+_FORWARD, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_FUTILE_TRIES = 100  # to read on behind what FFmpeg cannot read
+_UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
+_GUESSED = ("frame", "damaged: parts of them are guessed")
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
@@ -163,13 +164,12 @@ class VideoReader:
         self._container = self._open()
         try:
             self._choose_streams(audio)
-            self._check_streams()
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
             self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
-            self.packets = []
+            self.packets, self._faults = [], {_UNREAD: [], _GAP: [], _GUESSED: []}  # times in seconds
             frames = self._decode()
-            with _reading(self.name):
+            with self._reading():
                 first = next(frames, None)
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
@@ -185,7 +185,7 @@ class VideoReader:
             raise RuntimeError("a VideoReader can be iterated over once: open another for a second pass")
         frames, self._frames = self._frames, None
         while True:
-            with self._busy, _reading(self.name):
+            with self._busy, self._reading():
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
                 if decoded is None:
                     return
@@ -243,17 +243,20 @@ class VideoReader:
             av.logging.set_level(level)
         return text.partition("Stream #")[0]
 
+    def _reading(self, what="is damaged or incomplete", hint="try a fresh copy"):
+        if self._remote:
+            what, hint = "sends nothing that can be read", "check the address and the connection"
+        return _explained(f"{self.name} {what}", hint)
+
     def _open(self):
-        try:
+        hint = "it is damaged, incomplete or something else; try a fresh copy"
+        with self._reading("cannot be read as a video", hint):
             if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
-        except (av.FFmpegError, OSError) as error:
-            hint = "it is damaged, incomplete or something else; try a fresh copy"
-            hint = "check the address" if self._remote else hint
-            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
+        """Choose what is read, refuse what can be refused before decoding, and limit what the decoder may use."""
         container, streams = self._container, self._container.streams
         video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
@@ -269,10 +272,6 @@ class VideoReader:
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
-
-    def _check_streams(self):
-        """Refuse what can be refused before decoding, and limit what the decoder may use."""
-        stream = self.video_stream
         if stream.codec_context is None:
             raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
         if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
@@ -309,32 +308,31 @@ class VideoReader:
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
         return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
 
-    def _video_packets(self, unread):
+    def _video_packets(self):
         """Yield the packets of video; collect those of the tracks.
 
         FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
         gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
         nothing is raised.
         """
-        tries, futile, failure = 0, 0, None
-        while futile < (1 if self._remote else _FUTILE_TRIES):
-            tries, futile = tries + 1, futile + 1
+        tries, failure = 0, None  # since the last packet
+        while tries <= (1 if self._remote else _FUTILE_TRIES):
             try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
                     if packet.dts is None and not packet.size:
                         continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
-                    if futile and tries > 1:
-                        unread.append(self._timeline.now)
-                    futile, failure = 0, None
+                    self._faults[_UNREAD] += [self._timeline.now] if tries else []
+                    tries, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
                     elif packet.size:
                         self.packets.append(packet)
             except IndexError:  # PyAV's, if streams came up on the way
-                continue
+                pass
             except av.InvalidDataError as error:
                 failure = error
+            tries += 1
         flushing = av.Packet()
         flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
         yield flushing
@@ -343,34 +341,30 @@ class VideoReader:
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, unread, gaps, damaged = 0, None, [], [], []
-        for packet in self._video_packets(unread):
+        number, kind = 0, None
+        for packet in self._video_packets():
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                gaps += [self._timeline.now] if packet.size else []
+                self._faults[_GAP] += [self._timeline.now] if packet.size else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
                 time, number = frame.pts * self._timeline.time_base, number + 1
-                damaged += [time] if frame.is_corrupt else []
+                self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
-        self._report(number, unread, gaps, damaged)
+        self._report(number)
 
-    def _report(self, number, unread, gaps, damaged):
+    def _report(self, number):
         """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
-        for times, noun, what in (
-            (unread, "packet", "could not be read"),
-            (gaps, "frame", "could not be decoded"),
-            (damaged, "frame", "damaged: parts of them are guessed"),
-        ):
+        for (noun, what), times in self._faults.items():
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
                 log.warning("%s: %s %s, near %s", self.name, plural(len(times), noun), what, places)
-        if len(gaps) > number > 0:
+        if len(self._faults[_GAP]) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
         if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
@@ -483,8 +477,8 @@ class _Timeline:
         # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
         self._broadcast = container.format.name in ("mpegts", "mpeg")
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
-        self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
-        self._latest = {}  # for each stream, its part and time in seconds
+        self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
+        self._latest = {}  # for each stream, its shift and time in seconds
         self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
         self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
@@ -493,21 +487,20 @@ class _Timeline:
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
         if packet.dts is None:
             return
-        unit, newest = packet.stream.time_base, len(self._shifts) - 1
+        unit = packet.stream.time_base
         seconds = packet.dts * unit
-        part, last = self._latest.get(packet.stream.index, (newest, seconds))
+        shift, last = self._latest.get(packet.stream.index, (self._shift, seconds))
         if packet.stream.type == "subtitle":
-            part = newest
-        elif not -_BACK <= seconds - last <= _GAP:
-            if part < newest:  # another stream came to the next part before
-                part += 1
-            elif seconds < last or (self._broadcast and seconds + self._shifts[part] > self.end + _GAP):
-                self._shifts.append(self.end - seconds)
-                part += 1
-        self._latest[packet.stream.index] = part, seconds
-        shift = round(self._shifts[part] / unit)
-        packet.dts += shift
-        packet.pts = None if packet.pts is None else packet.pts + shift
+            shift = self._shift
+        elif not -_BACK <= seconds - last <= _FORWARD:
+            joint = seconds < last or (self._broadcast and seconds + shift > self.end + _FORWARD)
+            if joint and shift == self._shift:  # else another stream came to the next part before
+                self._shift = self.end - seconds
+            shift = self._shift
+        self._latest[packet.stream.index] = shift, seconds
+        ticks = round(shift / unit)
+        packet.dts += ticks
+        packet.pts = None if packet.pts is None else packet.pts + ticks
         end = packet.dts + (packet.duration or 0)
         shown = packet.dts if packet.pts is None else packet.pts
         self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
@@ -546,13 +539,12 @@ def _filtered(graph, frame, times):
 
 
 @contextlib.contextmanager
-def _reading(name):
+def _explained(what, hint):
+    """Raise what FFmpeg or the system raises as a `VideoError` that says what happened, why, and what to do."""
     try:
         yield
-    except av.ExitError as error:
-        raise VideoError(f"{name} sends nothing any more: check the connection") from error
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{name} is damaged or incomplete ({first_line(error)}): try a fresh copy") from error
+        raise VideoError(f"{what} ({first_line(error)}): {hint}") from error
 
 
 def _to_planes(frame, video_format):
@@ -674,7 +666,7 @@ class VideoWriter:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_writing(self.path))
+            stack.enter_context(_explained(f"cannot write {self.path}", "check its folder and the space on its disk"))
             self._temporary = stack.enter_context(atomic_path(self.path))
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
@@ -684,15 +676,14 @@ class VideoWriter:
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
-            self._stream = self._add_stream()
-            self._open_encoder()
+            self._stream = self._open_encoder()
             if self._source:
                 self._tracks = copy_tracks(self._source, self._container, self._stream, self.path)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, traceback):
-        Worker(functools.partial(self._end, error), "end of file").wait()  # Ctrl-C must not break that off
+        Worker(lambda: self._end(error), "end of file").wait()  # Ctrl-C must not break that off
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
@@ -739,57 +730,47 @@ class VideoWriter:
         if error is not None:
             log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
 
-    def _add_stream(self):
+    def _open_encoder(self):
+        """Return the stream that is written, its encoder open; name others if that does not fit or open."""
+        encoder, tags = self._codec.encoder, self.format
         try:
-            stream = self._container.add_stream(self._codec.encoder, rate=self._rate, time_base=self._time_base)
+            stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
         except ValueError:
             fitting = _list(self._container.supported_codecs)
             raise VideoError(
-                f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
+                f"{self._suffix} does not hold what {encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        context, tags = stream.codec_context, self.format
+        context = stream.codec_context
+        context.time_base, context.width, context.height = self._time_base, tags.width, tags.height
         context.color_range, context.colorspace = tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        stream.width, stream.height = tags.width, tags.height
         if not self._codec.odd and (tags.width % 2 or tags.height % 2):
-            stream.width, stream.height = tags.width + tags.width % 2, tags.height + tags.height % 2
+            context.width, context.height = tags.width + tags.width % 2, tags.height + tags.height % 2
             log.warning(
                 "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, self._codec.encoder, tags.width, tags.height, stream.width, stream.height),
+                *(self.path, encoder, tags.width, tags.height, context.width, context.height),
             )
-        return stream
-
-    def _open_encoder(self):
-        stream, context = self._stream, self._stream.codec_context
-        context.time_base, stream.pix_fmt = self._time_base, "yuv420p"
         context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
         if self._suffix == ".avi":
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
-        if self._codec.encoder == "libx265" and self._suffix in _QUICKTIME:
+        if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        if self._codec.encoder == "libsvtav1":
+        if encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # else it describes itself on the terminal
         quality = self._codec.default if self._quality is None else self._quality
         options = {key: value.format(f"{quality:g}") for key, value in self._codec.options.items()}
-        if self.format.chroma_location:
-            options["chroma_sample_location"] = self.format.chroma_location
+        if tags.chroma_location:
+            options["chroma_sample_location"] = tags.chroma_location
         stream.options = options
         try:
             context.open()
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(
-                f"the encoder {self._codec.encoder} does not open for {stream.width}x{stream.height} on this machine "
+                f"the encoder {encoder} does not open for {context.width}x{context.height} on this machine "
                 f"({first_line(error)}): use one of {_list(av.codecs_available)}"
             ) from error
-
-
-@contextlib.contextmanager
-def _writing(path):
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot write {path}: {first_line(error)}") from error
+        return stream
