@@ -76,7 +76,6 @@ class VideoFormat:
         width, height: in pixels.
         rate: frames per second (a `Fraction`; the average if it varies).
         time_base: unit of time stamps in seconds; None for ``1 / rate``.
-        grid_rate: frames per second of a regular grid on which all frames lie, for AVI; None for `rate`.
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
@@ -87,7 +86,6 @@ class VideoFormat:
     height: int
     rate: Fraction
     time_base: Fraction | None = None
-    grid_rate: Fraction | None = None
     value_range: int = 0
     matrix: int = 2
     primaries: int = 2
@@ -246,7 +244,7 @@ class VideoReader:
     def _reading(self, what="is damaged or incomplete", hint="try a fresh copy"):
         if self._remote:
             what, hint = "sends nothing that can be read", "check the address and the connection"
-        return _explained(f"{self.name} {what}", hint)
+        return _explained(f"{self.name} {what} (", f"): {hint}")
 
     def _open(self):
         hint = "it is damaged, incomplete or something else; try a fresh copy"
@@ -287,7 +285,7 @@ class VideoReader:
 
     def _survey(self):
         """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
-        sizes, forms, met = [(0, 0)], Counter(), Counter()
+        largest, forms, met = (0, 0), Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video = container.streams[self.video_stream.index]
@@ -303,10 +301,10 @@ class VideoReader:
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
                         size = video.codec_context.width, video.codec_context.height
-                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
+                        largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
         # A frame or two of another form are damage.
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
+        return largest, {index for index, number in lasting.items() if number > 1}
 
     def _video_packets(self):
         """Yield the packets of video; collect those of the tracks.
@@ -402,7 +400,7 @@ class VideoReader:
             log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
-        grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
+        aspect = self.video_stream.sample_aspect_ratio or 1
         beside = {data.type.name: bytes(data) for data in frame.side_data}
         if "A53_CC" in beside:
             log.warning("%s: closed captions within its video are not kept", self.name)
@@ -429,7 +427,6 @@ class VideoReader:
             height=height,
             rate=self._rate,
             time_base=self._timeline.time_base,
-            grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
             pixel_aspect=aspect if aspect != 1 else None,
             chroma_location=chroma_location,
@@ -501,13 +498,12 @@ class _Timeline:
         ticks = round(shift / unit)
         packet.dts += ticks
         packet.pts = None if packet.pts is None else packet.pts + ticks
-        end = packet.dts + (packet.duration or 0)
-        shown = packet.dts if packet.pts is None else packet.pts
-        self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
+        shown, duration = packet.dts if packet.pts is None else packet.pts, (packet.duration or 0) * unit
+        self.now, self.end = max(shown * unit, 0), max(self.end, packet.dts * unit + duration)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
             self._begin = min(self._begin, seconds)
-            self.count, self.length = self.count + 1, seconds + (packet.duration or 0) * unit - self._begin
+            self.count, self.length = self.count + 1, seconds + duration - self._begin
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
@@ -539,12 +535,12 @@ def _filtered(graph, frame, times):
 
 
 @contextlib.contextmanager
-def _explained(what, hint):
-    """Raise what FFmpeg or the system raises as a `VideoError` that says what happened, why, and what to do."""
+def _explained(before, after=""):
+    """Raise what FFmpeg or the system raises as a `VideoError`, whose message has these words around theirs."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{what} ({first_line(error)}): {hint}") from error
+        raise VideoError(f"{before}{first_line(error)}{after}") from error
 
 
 def _to_planes(frame, video_format):
@@ -656,8 +652,9 @@ class VideoWriter:
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
         self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
-        # AVI has no time stamps, only the grid of its rate.
-        rate = video_format.grid_rate if self._suffix == ".avi" and video_format.grid_rate else video_format.rate
+        rate, grid = video_format.rate, source and source.video_stream.guessed_rate
+        if self._suffix == ".avi" and grid and rate < grid <= 240:  # a guess of FFmpeg's, at times absurd
+            rate = grid  # AVI has no time stamps, only the grid of its rate, on which all frames are to lie
         self._rate = Fraction(rate).limit_denominator(1 << 16)
         source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
         self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
@@ -666,7 +663,7 @@ class VideoWriter:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_explained(f"cannot write {self.path}", "check its folder and the space on its disk"))
+            stack.enter_context(_explained(f"cannot write {self.path}: "))
             self._temporary = stack.enter_context(atomic_path(self.path))
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}

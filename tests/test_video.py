@@ -337,9 +337,7 @@ def test_encoders_that_do_not_fit_or_open_name_others(tmp_path, suffix, codec, m
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "does not exist"),
         ("empty", "is empty"),
-        ("text", "cannot be read"),
         ("truncated", "cannot be read"),
         ("cut", "incomplete"),
         ("sound", "no video stream"),
@@ -460,23 +458,6 @@ def test_a_clip_that_begins_late_and_ends_before_its_data_is_complete(tmp_path, 
     source.write_bytes(data)
     begin = 1000 if audio else 0
     assert copy(source, tmp_path / "out.mp4") == [begin + time for time in range(0, 2000, 40)] and not caplog.records
-
-
-def test_control_c_keeps_what_was_written(tmp_path, caplog):
-    source = encode(tmp_path / "in.mp4", audio="aac", options={"bf": "3"})
-    with (
-        pytest.raises(KeyboardInterrupt),
-        VideoReader(source, audio=True) as reader,
-        VideoWriter(tmp_path / "out.mp4", reader.format, reader) as writer,
-    ):
-        for index, frame in enumerate(reader):
-            if index == 7:
-                raise KeyboardInterrupt
-            writer.write(frame)
-    assert "first 7 frames are kept" in caplog.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
-    assert read_times(tmp_path / "out.mp4") == CONSTANT[:7]
-    assert brightness_order(tmp_path / "out.mp4") == list(range(7))
 
 
 @pytest.mark.parametrize(
