@@ -114,10 +114,10 @@ def write_image(path, picture):
         raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
     if deep and suffix not in _DEEP_SUFFIXES:
         raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
-    if picture.alpha is not None and suffix not in _ALPHA_SUFFIXES:
-        raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png, .tif or .webp file")
     pixels = picture.pixels
     if picture.alpha is not None:
+        if suffix not in _ALPHA_SUFFIXES:
+            raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png or .tif file")
         color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
         pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
     options, metadata = {"icc_profile": picture.color_profile, **_SAVE_OPTIONS.get(suffix, {})}, picture.metadata
@@ -135,9 +135,7 @@ def write_image(path, picture):
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
     if deep and suffix != ".png" and (picture.color_profile or metadata):
-        log.warning(
-            "%s: profile, EXIF and texts of a 16-bit picture are not kept in %s; a .png keeps them", path, suffix
-        )
+        log.warning("%s: profile, EXIF and texts of 16-bit pictures are not kept; a .png keeps them", path)
 
 
 def _save(path, pixels, options):
@@ -158,15 +156,13 @@ def existing_file(path):
     """Return `path` as a `Path`.
 
     Raises:
-        VideoError: it is a folder, does not exist or is empty.
+        VideoError: it does not exist, is no file or is empty.
     """
     path = Path(path)
-    if path.is_dir():
-        raise VideoError(f"{path} is a folder, expected a file")
-    if path.exists() and not path.is_file():
-        raise VideoError(f"{path} is a pipe or device, which cannot be read: name a file")
-    if not path.is_file():
+    if not path.exists():
         raise VideoError(f"{path} does not exist: check the name")
+    if not path.is_file():
+        raise VideoError(f"{path} is a folder, pipe or device, which cannot be read: name a file")
     if path.stat().st_size == 0:
         raise VideoError(f"{path} is empty: try a fresh copy")
     return path
@@ -176,8 +172,15 @@ def existing_file(path):
 def _open_image(path):
     """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
     try:
-        formats = [*_READ_FORMATS, _learn_heic(path)] if _is_heic(path) else _READ_FORMATS
-        with Image.open(path, formats=formats) as file:
+        heic = _is_heic(path)
+        if heic:
+            try:
+                import pillow_heif
+            except ImportError:
+                advice = "pip install pillow-heif, or convert it to JPEG first"
+                raise VideoError(f"{path} is a HEIC picture: {advice}") from None
+            pillow_heif.register_heif_opener()
+        with Image.open(path, formats=[*_READ_FORMATS, "HEIF"] if heic else _READ_FORMATS) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
                 raise VideoError(
@@ -194,16 +197,6 @@ def _open_image(path):
 def _is_heic(path):
     with open(path, "rb") as file:
         return file.read(12)[4:] in _HEIC
-
-
-def _learn_heic(path):
-    """Have Pillow read HEIC, if the user has installed what that needs; return its name of the format."""
-    try:
-        import pillow_heif
-    except ImportError:
-        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
-    pillow_heif.register_heif_opener()
-    return "HEIF"
 
 
 def _read_metadata(file, info):

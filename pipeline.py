@@ -52,42 +52,37 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             yield item
         worker.wait()
 
-    ahead, worker = consume(), Worker(produce, "read ahead")
-    try:
-        yield ahead
-    finally:
-        leaving.set()
-        slots.release()  # for a thread that waits for room
+    worker = Worker(produce, "read ahead")
+    with contextlib.closing(consume()) as ahead:  # else iterating on would wait for ever
         try:
+            yield ahead
+        finally:
+            leaving.set()
+            slots.release()  # for a thread that waits for room
             with contextlib.suppress(Exception):  # an item that nobody asked for
                 worker.wait(patience)
-        finally:
-            ahead.close()  # else iterating on would wait for ever
 
 
 @contextlib.contextmanager
 def write_behind(write, depth=2):
     """Call `write` in a thread, at most `depth` items behind; gives a function to call with an item instead.
 
-    What `write` raises, that function raises when it is called next, or else the end of the block; items that still
+    What `write` raises, that function raises when it is called next, and the end of the block does; items that still
     wait are then dropped. They are also dropped if Ctrl-C ends the block; if another exception does, they are written.
     The thread alone calls `write`; when the block ends, the thread has ended.
     """
-    waiting, slots, dropping, failures = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event(), []
+    waiting, slots, dropping = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
 
     def consume():
-        while (item := waiting.get()) is not _END:
+        while (item := waiting.get()) is not _END and not dropping.is_set():
             slots.release()
-            if not (failures or dropping.is_set()):
-                try:
-                    write(item)
-                except BaseException as error:  # raised again in the caller's thread
-                    failures.append(error)
+            write(item)
 
     def enqueue(item):
-        if failures:
-            raise failures[0]
-        slots.acquire()
+        while not (worker.ended.is_set() or slots.acquire(timeout=0.1)):
+            pass  # there is no room yet
+        if worker.ended.is_set():
+            worker.wait()
         waiting.put(item)
 
     worker = Worker(consume, "write behind")
@@ -99,8 +94,6 @@ def write_behind(write, depth=2):
     finally:
         waiting.put(_END)
         worker.wait(on_interrupt=dropping.set)
-    if failures:
-        raise failures[0]
 
 
 def in_parallel(tasks):
@@ -122,7 +115,7 @@ class Worker:
     """
 
     def __init__(self, work, name):
-        self._work, self._ended, self._failure = work, threading.Event(), None
+        self._work, self.ended, self._failure = work, threading.Event(), None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -132,15 +125,15 @@ class Worker:
         Ctrl-C calls `on_interrupt`, and is raised when the wait is over, unless `work` raised something.
         """
         try:
-            ended = self._ended.wait(patience)
+            ended = self.ended.wait(patience)
         except KeyboardInterrupt:
             on_interrupt()
             self.wait(patience, on_interrupt)
             raise
         if ended:
             self._thread.join()
-        if ended and self._failure:
-            raise self._failure
+            if self._failure:
+                raise self._failure
 
     def _run(self):
         try:
@@ -148,4 +141,4 @@ class Worker:
         except BaseException as error:  # raised again by `wait`
             self._failure = error
         finally:
-            self._ended.set()
+            self.ended.set()

@@ -117,19 +117,11 @@ class _Track:
     def _add_stream(self):
         try:  # some containers refuse a stream only when they begin
             with av.open(io.BytesIO(), "w", format=self._container.format.name) as trial:
-                self._add_copy(trial)
+                trial.add_stream_from_template(self._source)
                 trial.start_encoding()
         except (av.FFmpegError, ValueError):
             raise ValueError(f"{self._path.suffix} cannot hold it as it is") from None
-        return self._add_copy(self._container)
-
-    def _add_copy(self, container):
-        added, context = container.add_stream_from_template(self._source), self._source.codec_context
-        if self._source.type == "audio" and context and context.layout.name.endswith(" channels"):
-            # Some files (ASF, PCM) say only how many channels there are. Not each number has a usual layout.
-            with contextlib.suppress(ValueError):
-                added.codec_context.layout = f"{context.layout.nb_channels}c"
-        return added
+        return self._container.add_stream_from_template(self._source)
 
     def _set_time(self, packet):
         """Make sure that a packet has times, which follow the last one's; return whether it is to be written."""

@@ -13,7 +13,6 @@ A reader may run in one thread and its writer in another (see `pipeline`). What 
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import math
@@ -49,8 +48,10 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing is lost
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
-_GAP, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_FUTILE_TRIES = 10  # to read on behind what FFmpeg cannot read
+_FORWARD, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
+_FUTILE_TRIES = 100  # to read on behind what FFmpeg cannot read
+_UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
+_GUESSED = ("frame", "damaged: parts of them are guessed")
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
@@ -75,7 +76,6 @@ class VideoFormat:
         width, height: in pixels.
         rate: frames per second (a `Fraction`; the average if it varies).
         time_base: unit of time stamps in seconds; None for ``1 / rate``.
-        grid_rate: frames per second of a regular grid on which all frames lie, for AVI; None for `rate`.
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
@@ -86,7 +86,6 @@ class VideoFormat:
     height: int
     rate: Fraction
     time_base: Fraction | None = None
-    grid_rate: Fraction | None = None
     value_range: int = 0
     matrix: int = 2
     primaries: int = 2
@@ -163,13 +162,12 @@ class VideoReader:
         self._container = self._open()
         try:
             self._choose_streams(audio)
-            self._check_streams()
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
             self._largest, self.changing = self._survey() if surveyed else ((0, 0), ())
             self._timeline = _Timeline(self._container, self.video_stream, self.live)
-            self.packets = []
+            self.packets, self._faults = [], {_UNREAD: [], _GAP: [], _GUESSED: []}  # times in seconds
             frames = self._decode()
-            with _reading(self.name):
+            with self._reading():
                 first = next(frames, None)
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
@@ -185,7 +183,7 @@ class VideoReader:
             raise RuntimeError("a VideoReader can be iterated over once: open another for a second pass")
         frames, self._frames = self._frames, None
         while True:
-            with self._busy, _reading(self.name):
+            with self._busy, self._reading():
                 decoded = None if self._closed else next(frames, None)  # of a freed container it would crash
                 if decoded is None:
                     return
@@ -243,17 +241,20 @@ class VideoReader:
             av.logging.set_level(level)
         return text.partition("Stream #")[0]
 
+    def _reading(self, what="is damaged or incomplete", hint="try a fresh copy"):
+        if self._remote:
+            what, hint = "sends nothing that can be read", "check the address and the connection"
+        return _explained(f"{self.name} {what} (", f"): {hint}")
+
     def _open(self):
-        try:
+        hint = "it is damaged, incomplete or something else; try a fresh copy"
+        with self._reading("cannot be read as a video", hint):
             if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
                 return av.open(self.source, timeout=(10, 30))
             return open_video(existing_file(self.source))
-        except (av.FFmpegError, OSError) as error:
-            hint = "it is damaged, incomplete or something else; try a fresh copy"
-            hint = "check the address" if self._remote else hint
-            raise VideoError(f"{self.name} cannot be read as a video ({first_line(error)}): {hint}") from error
 
     def _choose_streams(self, audio):
+        """Choose what is read, refuse what can be refused before decoding, and limit what the decoder may use."""
         container, streams = self._container, self._container.streams
         video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
@@ -269,10 +270,6 @@ class VideoReader:
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
-
-    def _check_streams(self):
-        """Refuse what can be refused before decoding, and limit what the decoder may use."""
-        stream = self.video_stream
         if stream.codec_context is None:
             raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
         if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
@@ -288,7 +285,7 @@ class VideoReader:
 
     def _survey(self):
         """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
-        sizes, forms, met = [(0, 0)], Counter(), Counter()
+        largest, forms, met = (0, 0), Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video = container.streams[self.video_stream.index]
@@ -304,37 +301,36 @@ class VideoReader:
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
                         size = video.codec_context.width, video.codec_context.height
-                        sizes += [size] * (max(size) <= MAX_VIDEO_SIDE)
+                        largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
         # A frame or two of another form are damage.
         lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return max(sizes, key=np.prod), {index for index, number in lasting.items() if number > 1}
+        return largest, {index for index, number in lasting.items() if number > 1}
 
-    def _video_packets(self, unread):
+    def _video_packets(self):
         """Yield the packets of video; collect those of the tracks.
 
         FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
         gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
         nothing is raised.
         """
-        tries, futile, failure = 0, 0, None
-        while futile < (1 if self._remote else _FUTILE_TRIES):
-            tries, futile = tries + 1, futile + 1
+        tries, failure = 0, None  # since the last packet
+        while tries <= (1 if self._remote else _FUTILE_TRIES):
             try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
                     if packet.dts is None and not packet.size:
                         continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
-                    if futile and tries > 1:
-                        unread.append(self._timeline.now)
-                    futile, failure = 0, None
+                    self._faults[_UNREAD] += [self._timeline.now] if tries else []
+                    tries, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
                     elif packet.size:
                         self.packets.append(packet)
             except IndexError:  # PyAV's, if streams came up on the way
-                continue
+                pass
             except av.InvalidDataError as error:
                 failure = error
+            tries += 1
         flushing = av.Packet()
         flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
         yield flushing
@@ -343,34 +339,30 @@ class VideoReader:
 
     def _decode(self):
         """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
-        number, kind, unread, gaps, damaged = 0, None, [], [], []
-        for packet in self._video_packets(unread):
+        number, kind = 0, None
+        for packet in self._video_packets():
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                gaps += [self._timeline.now] if packet.size else []
+                self._faults[_GAP] += [self._timeline.now] if packet.size else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
                 time, number = frame.pts * self._timeline.time_base, number + 1
-                damaged += [time] if frame.is_corrupt else []
+                self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
-        self._report(number, unread, gaps, damaged)
+        self._report(number)
 
-    def _report(self, number, unread, gaps, damaged):
+    def _report(self, number):
         """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
-        for times, noun, what in (
-            (unread, "packet", "could not be read"),
-            (gaps, "frame", "could not be decoded"),
-            (damaged, "frame", "damaged: parts of them are guessed"),
-        ):
+        for (noun, what), times in self._faults.items():
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
                 log.warning("%s: %s %s, near %s", self.name, plural(len(times), noun), what, places)
-        if len(gaps) > number > 0:
+        if len(self._faults[_GAP]) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
         if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
@@ -408,7 +400,7 @@ class VideoReader:
             log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
-        grid, aspect = self.video_stream.guessed_rate, self.video_stream.sample_aspect_ratio or 1
+        aspect = self.video_stream.sample_aspect_ratio or 1
         beside = {data.type.name: bytes(data) for data in frame.side_data}
         if "A53_CC" in beside:
             log.warning("%s: closed captions within its video are not kept", self.name)
@@ -435,7 +427,6 @@ class VideoReader:
             height=height,
             rate=self._rate,
             time_base=self._timeline.time_base,
-            grid_rate=grid if grid and self._rate < grid <= 240 else None,  # a guess of FFmpeg's, at times absurd
             **_color_tags(frame),
             pixel_aspect=aspect if aspect != 1 else None,
             chroma_location=chroma_location,
@@ -483,8 +474,8 @@ class _Timeline:
         # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
         self._broadcast = container.format.name in ("mpegts", "mpeg")
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
-        self._shifts = [-max((container.start_time or 0) * _CONTAINER_UNIT, 0)]  # seconds, of each part
-        self._latest = {}  # for each stream, its part and time in seconds
+        self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
+        self._latest = {}  # for each stream, its shift and time in seconds
         self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
         self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
@@ -493,28 +484,26 @@ class _Timeline:
         """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
         if packet.dts is None:
             return
-        unit, newest = packet.stream.time_base, len(self._shifts) - 1
+        unit = packet.stream.time_base
         seconds = packet.dts * unit
-        part, last = self._latest.get(packet.stream.index, (newest, seconds))
+        shift, last = self._latest.get(packet.stream.index, (self._shift, seconds))
         if packet.stream.type == "subtitle":
-            part = newest
-        elif not -_BACK <= seconds - last <= _GAP:
-            if part < newest:  # another stream came to the next part before
-                part += 1
-            elif seconds < last or (self._broadcast and seconds + self._shifts[part] > self.end + _GAP):
-                self._shifts.append(self.end - seconds)
-                part += 1
-        self._latest[packet.stream.index] = part, seconds
-        shift = round(self._shifts[part] / unit)
-        packet.dts += shift
-        packet.pts = None if packet.pts is None else packet.pts + shift
-        end = packet.dts + (packet.duration or 0)
-        shown = packet.dts if packet.pts is None else packet.pts
-        self.now, self.end = max(shown * unit, 0), max(self.end, end * unit)
+            shift = self._shift
+        elif not -_BACK <= seconds - last <= _FORWARD:
+            joint = seconds < last or (self._broadcast and seconds + shift > self.end + _FORWARD)
+            if joint and shift == self._shift:  # else another stream came to the next part before
+                self._shift = self.end - seconds
+            shift = self._shift
+        self._latest[packet.stream.index] = shift, seconds
+        ticks = round(shift / unit)
+        packet.dts += ticks
+        packet.pts = None if packet.pts is None else packet.pts + ticks
+        shown, duration = packet.dts if packet.pts is None else packet.pts, (packet.duration or 0) * unit
+        self.now, self.end = max(shown * unit, 0), max(self.end, packet.dts * unit + duration)
         if packet.stream.index == self._stream.index:
             self._first = packet.dts if self._first is None else self._first
             self._begin = min(self._begin, seconds)
-            self.count, self.length = self.count + 1, seconds + (packet.duration or 0) * unit - self._begin
+            self.count, self.length = self.count + 1, seconds + duration - self._begin
 
     def stamp(self, frame):
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
@@ -546,13 +535,12 @@ def _filtered(graph, frame, times):
 
 
 @contextlib.contextmanager
-def _reading(name):
+def _explained(before, after=""):
+    """Raise what FFmpeg or the system raises as a `VideoError`, whose message has these words around theirs."""
     try:
         yield
-    except av.ExitError as error:
-        raise VideoError(f"{name} sends nothing any more: check the connection") from error
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{name} is damaged or incomplete ({first_line(error)}): try a fresh copy") from error
+        raise VideoError(f"{before}{first_line(error)}{after}") from error
 
 
 def _to_planes(frame, video_format):
@@ -667,8 +655,9 @@ class VideoWriter:
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
         self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
-        # AVI has no time stamps, only the grid of its rate.
-        rate = video_format.grid_rate if self._suffix == ".avi" and video_format.grid_rate else video_format.rate
+        rate, grid = video_format.rate, source and source.video_stream.guessed_rate
+        if self._suffix == ".avi" and grid and rate < grid <= 240:  # a guess of FFmpeg's, at times absurd
+            rate = grid  # AVI has no time stamps, only the grid of its rate, on which all frames are to lie
         self._rate = Fraction(rate).limit_denominator(1 << 16)
         source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
         self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
@@ -677,7 +666,7 @@ class VideoWriter:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_writing(self.path))
+            stack.enter_context(_explained(f"cannot write {self.path}: "))
             self._temporary = stack.enter_context(atomic_path(self.path))
             # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
@@ -687,15 +676,14 @@ class VideoWriter:
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
-            self._stream = self._add_stream()
-            self._open_encoder()
+            self._stream = self._open_encoder()
             if self._source:
                 self._tracks = copy_tracks(self._source, self._container, self._stream, self.path)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind, error, traceback):
-        Worker(functools.partial(self._end, error), "end of file").wait()  # Ctrl-C must not break that off
+        Worker(lambda: self._end(error), "end of file").wait()  # Ctrl-C must not break that off
 
     def write(self, frame):
         """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
@@ -742,57 +730,47 @@ class VideoWriter:
         if error is not None:
             log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
 
-    def _add_stream(self):
+    def _open_encoder(self):
+        """Return the stream that is written, its encoder open; name others if that does not fit or open."""
+        encoder, tags = self._codec.encoder, self.format
         try:
-            stream = self._container.add_stream(self._codec.encoder, rate=self._rate, time_base=self._time_base)
+            stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
         except ValueError:
             fitting = _list(self._container.supported_codecs)
             raise VideoError(
-                f"{self._suffix} does not hold what {self._codec.encoder} writes: use one of {fitting}, or .mkv"
+                f"{self._suffix} does not hold what {encoder} writes: use one of {fitting}, or .mkv"
             ) from None
-        context, tags = stream.codec_context, self.format
+        context = stream.codec_context
+        context.time_base, context.width, context.height = self._time_base, tags.width, tags.height
         context.color_range, context.colorspace = tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        stream.width, stream.height = tags.width, tags.height
         if not self._codec.odd and (tags.width % 2 or tags.height % 2):
-            stream.width, stream.height = tags.width + tags.width % 2, tags.height + tags.height % 2
+            context.width, context.height = tags.width + tags.width % 2, tags.height + tags.height % 2
             log.warning(
                 "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, self._codec.encoder, tags.width, tags.height, stream.width, stream.height),
+                *(self.path, encoder, tags.width, tags.height, context.width, context.height),
             )
-        return stream
-
-    def _open_encoder(self):
-        stream, context = self._stream, self._stream.codec_context
-        context.time_base, stream.pix_fmt = self._time_base, "yuv420p"
         context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
         if self._suffix == ".avi":
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
-        if self._codec.encoder == "libx265" and self._suffix in _QUICKTIME:
+        if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        if self._codec.encoder == "libsvtav1":
+        if encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # else it describes itself on the terminal
         quality = self._codec.default if self._quality is None else self._quality
         options = {key: value.format(f"{quality:g}") for key, value in self._codec.options.items()}
-        if self.format.chroma_location:
-            options["chroma_sample_location"] = self.format.chroma_location
+        if tags.chroma_location:
+            options["chroma_sample_location"] = tags.chroma_location
         stream.options = options
         try:
             context.open()
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(
-                f"the encoder {self._codec.encoder} does not open for {stream.width}x{stream.height} on this machine "
+                f"the encoder {encoder} does not open for {context.width}x{context.height} on this machine "
                 f"({first_line(error)}): use one of {_list(av.codecs_available)}"
             ) from error
-
-
-@contextlib.contextmanager
-def _writing(path):
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot write {path}: {first_line(error)}") from error
+        return stream

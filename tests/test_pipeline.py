@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline import Worker, read_ahead, write_behind
+from pipeline import read_ahead, write_behind
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends a process there")
 
@@ -135,22 +135,6 @@ def test_a_further_interrupt_does_not_leave_the_thread_behind(threads):
         press_ctrl_c(0.2, 0.4)
         raise KeyboardInterrupt
     assert done == ["written", "read"]
-
-
-@posix
-def test_what_runs_to_its_end_is_not_interrupted(threads):
-    done = []
-
-    def work():
-        time.sleep(0.5)
-        done.append(True)
-
-    press_ctrl_c(0.1, 0.3)
-    with pytest.raises(KeyboardInterrupt):
-        Worker(work, "work").wait()
-    assert done
-    with pytest.raises(ZeroDivisionError):
-        Worker(lambda: 1 / 0, "work").wait()
 
 
 def test_a_thread_that_waits_for_an_item_is_left_after_a_while(threads):
