@@ -29,8 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 import runtime
-from config import MACHINE_KEYS, Config
-from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
+from config import Config, ConfigError, update
+from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
 from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
@@ -41,6 +41,7 @@ OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of 7-bit weights: 255 * 2 * 63 < 2**15, as CPUs without VNNI add two products in 16 bits
 FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
 CALIBRATION_SEED = 20261122
+PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a configuration: what decides its pairs
 STEPS = 6000
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 WEB_MAGIC, WEB_VERSION = b"RTSS", 1  # of `web_file`; web/network.js reads it
@@ -386,24 +387,22 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         steps: of training.
 
     Raises:
-        CheckpointError, DataError, DeviceError: see their messages.
+        CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
-    if data is not None:  # the configuration of its training, but without that machine's own part
+    if data is not None:
         if not isinstance(meta.get("config"), dict):
             raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-        decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-        try:
-            config = Config(**{**decided, "data_root": str(data)})
-        except TypeError as error:
-            raise CheckpointError(f"{checkpoint} was trained by another version: {error}") from error
+        config = Config(data_root=str(data))
+        update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
     quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
     note = f"distilled in {steps} steps"
     if data is not None:
-        pictures = open_inputs(prepare_pairs(config, progress=progress))
+        pairs = open_pairs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
-            pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for
+            pairs += 4 * open_pairs(prepare_pairs(config, "real", progress))  # few, and what the network is for
+        pictures = [pair.input for pair in pairs]
         note += " on the student's training pairs"
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
@@ -480,7 +479,7 @@ def main(argv=None):
             path = export_web(arguments.checkpoint, arguments.output)
         else:
             path = export(arguments.checkpoint, arguments.output, arguments.data)
-    except (CheckpointError, DataError, DeviceError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
-import itertools
 import logging
 import pickletools
 import zipfile
@@ -155,7 +154,7 @@ class Student(nn.Module):
         wide = wide or channels * 3 // 2
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
-        dilations = itertools.islice(itertools.cycle(DILATIONS), blocks)
+        dilations = [DILATIONS[index % len(DILATIONS)] for index in range(blocks)]
         self.body = nn.Sequential(*(ResidualBlock(channels, wide, dilation) for dilation in dilations))
         self.tail = nn.Conv2d(channels, 28, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
@@ -261,7 +260,9 @@ def load_student(path=RELEASED_STUDENT):
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
     try:
-        _check_arguments(checkpoint["model_args"])
+        for name, value in checkpoint["model_args"].items():
+            if not 0 <= value <= MAX_STUDENT[name]:
+                raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
         student = Student(**checkpoint["model_args"])
         student.load_state_dict(checkpoint["model"])
     except Exception as error:  # a stranger's `model` and `model_args` can be anything
@@ -286,12 +287,6 @@ def _check_archive(path):
                         raise ValueError(f"it names {min(foreign)[:80]}")
     except Exception as error:  # the readers of zip and pickle stumble over damage in many ways
         raise CheckpointError(f"{path} {UNREADABLE} ({error})") from error
-
-
-def _check_arguments(arguments):
-    for name, value in arguments.items():
-        if not 0 <= value <= MAX_STUDENT[name]:
-            raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
 
 
 def write_weights(path, data):
