@@ -59,22 +59,16 @@ def details(y, uv):
 
 
 def in_codes(student):
-    """Copy a student with its scales and the step of 8-bit codes folded into head and tail: see `predict`."""
+    """Copy a student for codes, its scales in head and tail: its `convolve` takes `details` and gives a change.
+
+    That is `(N, 28, h, w)`: what is added to the planes, and the gain in `runtime.GAIN_STEPS`.
+    """
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
     scales = torch.tensor([255 / INPUT_GAIN, GAIN_STEPS]).repeat_interleave(torch.tensor([sum(FOLDED), GAINS]))
     student.tail.weight.mul_(scales[:, None, None, None])
     student.tail.bias.mul_(scales)
     return student
-
-
-def predict(student, x):
-    """What a student `in_codes` says of folded planes, from their `details` `(N, 24, h, w)`.
-
-    Returns:
-        `(N, 28, h, w)`: what it adds to the planes, and the gain in `runtime.GAIN_STEPS`.
-    """
-    return student.tail(student.body(F.relu(student.head(x))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -207,7 +201,7 @@ def quantise(student, samples):
     convolutions = {name: module for name, module in student.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_pre_hook(measure) for module in convolutions.values()]
     for sample in samples:
-        predict(student, sample)
+        student.convolve(sample)
     for hook in hooks:
         hook.remove()
     stream = [*(block.conv1 for block in student.body), student.tail]
@@ -224,7 +218,7 @@ def quantise(student, samples):
 
 
 def predict_quantised(quantised, x):
-    """`predict` as the int8 network computes it, but for `runtime.FAINT`."""
+    """What the int8 network makes of `details`, but for `runtime.FAINT`."""
     rounded = quantised.tail.rounded
     x = rounded(F.relu(quantised.head(x)))
     for block in quantised.body:
@@ -236,7 +230,7 @@ def predict_quantised(quantised, x):
 
 
 def answer_loss(answer, expected, x):
-    """How far a quantised student's answer to `details` `x` is from the float one's, both of `predict`.
+    """How far a quantised student's answer to `details` `x` is from that of the float one.
 
     The root of the mean squared error of each crop; with `FLAT_WEIGHT` the same of the error weighed by how flat the
     picture is there, since on a wall the smallest error is seen as noise that flickers; and the squares of what answers
@@ -275,7 +269,7 @@ def distil(quantised, student, batches, steps, progress=True):
     )
     for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        answer_loss(predict_quantised(quantised, x), predict(student, x), x).backward()
+        answer_loss(predict_quantised(quantised, x), student.convolve(x), x).backward()
         optimizer.step()
         schedule.step()
 

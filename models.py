@@ -174,11 +174,15 @@ class Student(nn.Module):
             uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
         folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
         x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
-        x = F.relu(self.head(INPUT_GAIN * x))  # (N, channels, H/4, W/4)
-        x = self.tail(self.body(x))  # (N, 28, H/4, W/4)
+        x = self.convolve(INPUT_GAIN * x)  # (N, 28, H/4, W/4)
         dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width] / INPUT_GAIN
         duv, gain = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2].split([2, 1], dim=1)
         return dy, duv / INPUT_GAIN, gain
+
+    def convolve(self, x):
+        """What the layers make of folded details `(N, 24, h, w)`: residuals and gain, folded, `(N, 28, h, w)`."""
+        x = F.relu(self.head(x))  # (N, channels, h, w)
+        return self.tail(self.body(x))
 
     def forward(self, y, uv, strength=1.0):
         """Sharpen full-range planes in [0, 1].
