@@ -12,7 +12,7 @@ from typing import Literal, NewType, get_args
 
 import yaml
 
-MACHINE_KEYS = {"device", "data_root", "cache_dir", "prepare_workers", "loader_workers"}  # do not affect the result
+MACHINE_KEYS = {"device", "data_root", "cache_dir", "loader_workers"}  # do not affect the result
 
 
 class ConfigError(ValueError):
@@ -48,7 +48,6 @@ class Config:
     crispness: float = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
     pattern_share: float = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
     classic_share: float = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
-    prepare_workers: Count = 2  # processes that prepare pairs
     loader_workers: int = 0  # processes that load batches; 0 loads them in the training process
 
     # Teacher
@@ -62,7 +61,6 @@ class Config:
     wide: int = 0  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
     larger: str = ""  # checkpoint of a wider student, whose answers this one learns instead; "": none
-    branch_width: int = 128  # channels of the training-only branches of models.WideWeight; 0: none
 
     # Optimisation
     epochs: Count = 8
@@ -70,8 +68,6 @@ class Config:
     batch_size: Count = 16  # per process
     learning_rate: float = 1e-3  # Adam's, after the warm-up; falls to 0 along a cosine
     warmup_steps: int = 200  # steps of linear warm-up
-    clip_norm: float = 1.0  # largest norm of the gradient
-    ema_decay: float = 0.999  # of the moving average of the weights, which becomes the student
 
     # Loss: weights of the terms of train.distillation_loss
     l1: float = 1.0  # Charbonnier distance to the target
@@ -92,13 +88,13 @@ def load_config(argv):
     for argument in argv:
         key, equals, text = argument.partition("=")
         if equals:
-            _update(config, {key: _parse(text, f"the value of {key}")}, "the command line")
+            update(config, {key: _parse(text, f"the value of {key}")}, "the command line")
         elif argument.endswith((".yaml", ".yml")):
             try:
                 content = Path(argument).read_bytes()
             except OSError as error:
                 raise ConfigError(f"cannot read {argument}: {error.strerror}") from error
-            _update(config, _parse(content, argument), argument)
+            update(config, _parse(content, argument), argument)
         else:
             raise ConfigError(f"{argument!r} is neither a .yaml file nor key=value")
     return config
@@ -111,21 +107,24 @@ def _parse(text, origin):
         raise ConfigError(f"{origin} is not valid YAML") from error
 
 
-def _update(config, values, origin):
+def update(config, values, origin):
+    """Set keys of `config` to values of the dict `values`, in place; `origin` names it in messages.
+
+    Raises:
+        ConfigError: unknown key, wrong type or range.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must hold `key: value` lines")
-    known = {key.name: key for key in fields(config)}
+    types = {key.name: key.type for key in fields(config)}
     for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(known)}")
-        wanted = known[key].type
-        if wanted is float and type(value) in (int, str):  # PyYAML reads 1e-3 as text
+        if key not in types:
+            raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(types)}")
+        if types[key] is float and type(value) in (int, str):  # PyYAML reads 1e-3 as text
             with contextlib.suppress(ValueError, OverflowError):
                 value = float(value)
-        if wanted is str and value is None:
-            value = ""
-        choices = get_args(wanted)
-        expected, fits = CHECKS.get(wanted) or (f"one of {', '.join(choices)}", choices.__contains__)
+        value = "" if types[key] is str and value is None else value
+        choices = get_args(types[key])
+        expected, fits = CHECKS.get(types[key]) or (f"one of {', '.join(choices)}", choices.__contains__)
         if not fits(value):
             raise ConfigError(f"{key} from {origin} must be {expected}, got {shortened(value)}")
         setattr(config, key, value)

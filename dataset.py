@@ -3,18 +3,16 @@
 A *pair* is an input with its ground truth. Pairs are prepared once, in parallel, into a cache of memory-mapped files
 (`prepare_pairs`); training streams random crops from it (`PairDataset`).
 
-All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of workers.
+All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of threads.
 """
 
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
-import multiprocessing
 import os
-import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2  # before av: see video.py
@@ -44,7 +42,7 @@ from degradation import (
 )
 from images import VideoError, check_image
 from runtime import limit_halo
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, usable_cores
 from video import open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
@@ -210,12 +208,10 @@ def read_clip(path, count, rng):
 
 def _decode_planes(container, count):
     clip = []
-    for frame in container.decode(video=0):
+    for frame in itertools.islice(container.decode(video=0), count):
         full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG
         planes = unpack_planes(frame.to_ndarray(format="yuv420p"))
         clip.append(planes if full_range else to_full_range(*planes))
-        if len(clip) == count:
-            break
     return clip
 
 
@@ -373,11 +369,10 @@ def prepare_pairs(config, purpose="training", progress=True):
 
     Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
     ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth), of real ones `(n, 1, ...)`, and a
-    ``.json`` beside it.
+    ``.json`` beside it. Threads suffice: codecs, filters and random numbers work without Python's lock.
 
     Raises:
-        DataError: a source is missing or unreadable, `config.region` and `config.crop` do not go together, or a process
-            of the preparation was killed.
+        DataError: a source is missing or unreadable, or `config.region` and `config.crop` do not go together.
         OSError: the cache cannot be written.
     """
     if config.region < MIN_REGION or config.region % 8 or config.crop % 8 or not 32 <= config.crop <= config.region:
@@ -387,32 +382,28 @@ def prepare_pairs(config, purpose="training", progress=True):
         )
     key, offset = PURPOSES[purpose]
     total, seed = getattr(config, key), config.data_seed + offset
-    sources, region = list_sources(config, purpose == "validation"), config.region
-    if purpose == "real" and total:
-        sources, region = _videos(sources), REAL_REGION
+    sources, region, make = list_sources(config, purpose == "validation"), config.region, make_pair
+    if purpose == "real":
+        sources, region, make = _videos(sources), REAL_REGION, make_real
         if config.crop > region:
             raise DataError(f"crop={config.crop} is too large for crops of real video, which have {region} pixels")
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
 
-    make, jobs = make_real if purpose == "real" else make_pair, []
-    for start in range(0, total, PART_SIZE):
-        stem, indices = folder / f"pairs-{start // PART_SIZE:05d}", range(start, min(start + PART_SIZE, total))
-        if not stem.with_suffix(".json").exists():
-            jobs.append((make, stem, sources, seed, region, indices))
-    if not jobs:
-        return folder
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(config.prepare_workers, mp_context=context, initializer=_start_worker) as pool:
-            made = pool.map(_prepare_part, jobs)
-            list(tqdm(made, desc=f"{purpose} pairs", total=len(jobs), unit="part", disable=not progress))
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a process that prepared pairs was killed, perhaps for want of memory: repeat with prepare_workers=1"
-        ) from error
+    def prepare(part):
+        start = PART_SIZE * part
+        pairs = [make(sources, seed, index, region) for index in range(start, min(start + PART_SIZE, total))]
+        pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
+        save_array(folder / f"pairs-{part:05d}.npy", np.array(pictures))
+        with atomic_path(folder / f"pairs-{part:05d}.json") as temporary:  # last: it says that the part is complete
+            temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
+
+    parts = range(-(-total // PART_SIZE))
+    missing = [part for part in parts if not (folder / f"pairs-{part:05d}.json").exists()]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        made = pool.map(prepare, missing)
+        list(tqdm(made, f"{purpose} pairs", len(missing), unit="part", disable=not (progress and missing)))
     return folder
 
 
@@ -422,26 +413,6 @@ def _videos(sources):
     if not names:
         raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
     return [(1.0, names)]
-
-
-def _start_worker():
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-    def follow():  # a process pool's workers outlive a parent that is killed, and wait for work for ever
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _prepare_part(job):
-    make, stem, sources, seed, region, indices = job
-    pairs = [make(sources, seed, index, region) for index in indices]
-    pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
-    save_array(stem.with_suffix(".npy"), np.array(pictures))
-    with atomic_path(stem.with_suffix(".json")) as temporary:  # last: its presence says that the part is complete
-        temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
 
 
 def save_array(path, array):
@@ -459,7 +430,7 @@ class Pair:
     Attributes:
         input: what the student sees.
         goal: the truth, or, where nobody knows it, the teacher's output.
-        taught: whether `goal` is the teacher's.
+        taught: whether nobody knows the truth.
         description: see `make_pair`.
     """
 
@@ -469,27 +440,14 @@ class Pair:
     description: dict
 
 
-def open_pairs(folder, teacher_outputs=None):
-    """List the `Pair` objects of a prepared folder in order.
-
-    Args:
-        teacher_outputs: files with the teacher's outputs, for pairs whose truth is unknown; without them the goal is
-            the input.
-    """
+def open_pairs(folder):
+    """List the `Pair` objects of a prepared folder in order; where the truth is unknown the goal is the input."""
     pairs = []
     for listing in sorted(Path(folder).glob("pairs-*.json")):
         pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
         for stored, description in zip(pictures, json.loads(listing.read_text("utf-8")), strict=True):
-            taught = len(stored) == 1
-            goal = np.load(teacher_outputs[len(pairs)], mmap_mode="r") if taught and teacher_outputs else stored[-1]
-            pairs.append(Pair(stored[0], goal, taught, description))
+            pairs.append(Pair(stored[0], stored[-1], len(stored) == 1, description))
     return pairs
-
-
-def open_inputs(folder):
-    """List the inputs of a prepared folder in order: I420 pictures, memory-mapped."""
-    files = sorted(Path(folder).glob("pairs-*.npy"))
-    return [stored[0] for file in files for stored in np.load(file, mmap_mode="r")]
 
 
 def read_teacher_pairs(folder, region):

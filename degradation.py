@@ -46,7 +46,7 @@ def add_noise(image, sigma, rng):
 
 def blur(image, sigma):
     """Blur with a Gaussian of standard deviation `sigma` in pixels."""
-    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
 def jpeg(image, quality):
@@ -255,7 +255,7 @@ class Camera:
         kernels = [self._kernel(size) for size in (1, 0.5)]  # of luma, and of chroma with half the pixels
         if kernels[0] is not None:
             y, uv = planes
-            planes = _convolve(y, kernels[0]), np.stack([_convolve(plane, kernels[1]) for plane in uv])
+            planes = cv2.filter2D(y, -1, kernels[0]), np.stack([cv2.filter2D(plane, -1, kernels[1]) for plane in uv])
         if self.crop > 1:
             planes = resize_planes(*planes, low_resolution(size, self.crop), "area")
         if self.noise:
@@ -310,10 +310,6 @@ def motion_kernel(length, angle):
         kernel[top : top + 2, left : left + 2] += shares
     kernel = kernel[:-1, :-1].copy()
     return kernel / kernel.sum()
-
-
-def _convolve(plane, kernel):
-    return cv2.filter2D(plane, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
 def draw_camera(rng, soft):

@@ -29,8 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 import runtime
-from config import MACHINE_KEYS, Config
-from dataset import list_sources, make_pair, open_inputs, periodic_pattern, prepare_pairs
+from config import Config, ConfigError, update
+from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
 from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
@@ -41,6 +41,7 @@ OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of 7-bit weights: 255 * 2 * 63 < 2**15, as CPUs without VNNI add two products in 16 bits
 FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
 CALIBRATION_SEED = 20261122
+PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a configuration: what decides its pairs
 STEPS = 6000
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 WEB_MAGIC, WEB_VERSION = b"RTSS", 1  # of `web_file`; web/network.js reads it
@@ -58,22 +59,16 @@ def details(y, uv):
 
 
 def in_codes(student):
-    """Copy a student with its scales and the step of 8-bit codes folded into head and tail: see `predict`."""
+    """Copy a student for codes, its scales in head and tail: its `convolve` takes `details` and gives a change.
+
+    That is `(N, 28, h, w)`: what is added to the planes, and the gain in `runtime.GAIN_STEPS`.
+    """
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
     scales = torch.tensor([255 / INPUT_GAIN, GAIN_STEPS]).repeat_interleave(torch.tensor([sum(FOLDED), GAINS]))
     student.tail.weight.mul_(scales[:, None, None, None])
     student.tail.bias.mul_(scales)
     return student
-
-
-def predict(student, x):
-    """What a student `in_codes` says of folded planes, from their `details` `(N, 24, h, w)`.
-
-    Returns:
-        `(N, 28, h, w)`: what it adds to the planes, and the gain in `runtime.GAIN_STEPS`.
-    """
-    return student.tail(student.body(F.relu(student.head(x))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -206,7 +201,7 @@ def quantise(student, samples):
     convolutions = {name: module for name, module in student.named_modules() if isinstance(module, nn.Conv2d)}
     hooks = [module.register_forward_pre_hook(measure) for module in convolutions.values()]
     for sample in samples:
-        predict(student, sample)
+        student.convolve(sample)
     for hook in hooks:
         hook.remove()
     stream = [*(block.conv1 for block in student.body), student.tail]
@@ -223,7 +218,7 @@ def quantise(student, samples):
 
 
 def predict_quantised(quantised, x):
-    """`predict` as the int8 network computes it, but for `runtime.FAINT`."""
+    """What the int8 network makes of `details`, but for `runtime.FAINT`."""
     rounded = quantised.tail.rounded
     x = rounded(F.relu(quantised.head(x)))
     for block in quantised.body:
@@ -235,7 +230,7 @@ def predict_quantised(quantised, x):
 
 
 def answer_loss(answer, expected, x):
-    """How far a quantised student's answer to `details` `x` is from the float one's, both of `predict`.
+    """How far a quantised student's answer to `details` `x` is from that of the float one.
 
     The root of the mean squared error of each crop; with `FLAT_WEIGHT` the same of the error weighed by how flat the
     picture is there, since on a wall the smallest error is seen as noise that flickers; and the squares of what answers
@@ -274,7 +269,7 @@ def distil(quantised, student, batches, steps, progress=True):
     )
     for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        answer_loss(predict_quantised(quantised, x), predict(student, x), x).backward()
+        answer_loss(predict_quantised(quantised, x), student.convolve(x), x).backward()
         optimizer.step()
         schedule.step()
 
@@ -386,24 +381,22 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         steps: of training.
 
     Raises:
-        CheckpointError, DataError, DeviceError: see their messages.
+        CheckpointError, ConfigError, DataError, DeviceError: see their messages.
     """
     original, meta = load_student(checkpoint)
-    if data is not None:  # the configuration of its training, but without that machine's own part
+    if data is not None:
         if not isinstance(meta.get("config"), dict):
             raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
-        decided = {key: value for key, value in meta["config"].items() if key not in MACHINE_KEYS}
-        try:
-            config = Config(**{**decided, "data_root": str(data)})
-        except TypeError as error:
-            raise CheckpointError(f"{checkpoint} was trained by another version: {error}") from error
+        config = Config(data_root=str(data))
+        update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
     quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
     note = f"distilled in {steps} steps"
     if data is not None:
-        pictures = open_inputs(prepare_pairs(config, progress=progress))
+        pairs = open_pairs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
-            pictures += 4 * open_inputs(prepare_pairs(config, "real", progress))  # few, and what the network is for
+            pairs += 4 * open_pairs(prepare_pairs(config, "real", progress))  # few, and what the network is for
+        pictures = [pair.input for pair in pairs]
         note += " on the student's training pairs"
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
@@ -480,7 +473,7 @@ def main(argv=None):
             path = export_web(arguments.checkpoint, arguments.output)
         else:
             path = export(arguments.checkpoint, arguments.output, arguments.data)
-    except (CheckpointError, DataError, DeviceError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")

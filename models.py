@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
-import itertools
 import logging
 import pickletools
 import zipfile
@@ -155,7 +154,7 @@ class Student(nn.Module):
         wide = wide or channels * 3 // 2
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
         self.head = nn.Conv2d(24, channels, 3, padding=1)
-        dilations = itertools.islice(itertools.cycle(DILATIONS), blocks)
+        dilations = [DILATIONS[index % len(DILATIONS)] for index in range(blocks)]
         self.body = nn.Sequential(*(ResidualBlock(channels, wide, dilation) for dilation in dilations))
         self.tail = nn.Conv2d(channels, 28, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
@@ -175,11 +174,15 @@ class Student(nn.Module):
             uv = F.pad(uv, (0, missing[0], 0, missing[1]), mode="replicate")
         folded = [F.pixel_unshuffle(plane, fold) for plane, fold in ((y, 4), (uv[:, :1], 2), (uv[:, 1:], 2))]
         x = torch.cat([plane - local_mean(plane) for plane in folded], dim=1)  # (N, 24, H/4, W/4)
-        x = F.relu(self.head(INPUT_GAIN * x))  # (N, channels, H/4, W/4)
-        x = self.tail(self.body(x))  # (N, 28, H/4, W/4)
+        x = self.convolve(INPUT_GAIN * x)  # (N, 28, H/4, W/4)
         dy = F.pixel_shuffle(x[:, :16], 4)[..., :height, :width] / INPUT_GAIN
         duv, gain = F.pixel_shuffle(x[:, 16:], 2)[..., : (height + 1) // 2, : (width + 1) // 2].split([2, 1], dim=1)
         return dy, duv / INPUT_GAIN, gain
+
+    def convolve(self, x):
+        """What the layers make of folded details `(N, 24, h, w)`: residuals and gain, folded, `(N, 28, h, w)`."""
+        x = F.relu(self.head(x))  # (N, channels, h, w)
+        return self.tail(self.body(x))
 
     def forward(self, y, uv, strength=1.0):
         """Sharpen full-range planes in [0, 1].
@@ -261,7 +264,9 @@ def load_student(path=RELEASED_STUDENT):
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
     try:
-        _check_arguments(checkpoint["model_args"])
+        for name, value in checkpoint["model_args"].items():
+            if not 0 <= value <= MAX_STUDENT[name]:
+                raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
         student = Student(**checkpoint["model_args"])
         student.load_state_dict(checkpoint["model"])
     except Exception as error:  # a stranger's `model` and `model_args` can be anything
@@ -286,12 +291,6 @@ def _check_archive(path):
                         raise ValueError(f"it names {min(foreign)[:80]}")
     except Exception as error:  # the readers of zip and pickle stumble over damage in many ways
         raise CheckpointError(f"{path} {UNREADABLE} ({error})") from error
-
-
-def _check_arguments(arguments):
-    for name, value in arguments.items():
-        if not 0 <= value <= MAX_STUDENT[name]:
-            raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
 
 
 def write_weights(path, data):

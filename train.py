@@ -55,6 +55,9 @@ from torch_engine import TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
+BRANCH_WIDTH = 128  # of the branches that `models.widen` adds for training
+CLIP_NORM = 1.0  # largest norm of the gradient
+EMA_DECAY = 0.999  # of the moving average of the weights, which becomes the student
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
@@ -102,26 +105,21 @@ def train(config, resume=False):
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
     crops = dataset.PairDataset(pairs, config)
 
-    student, origin = make_network(config)
-    larger = load_student(config.larger)[0] if config.larger else None
-    if larger and not config.initial:
-        narrow(larger, student, crops)
-    if larger:
-        larger.to(device)
-    if config.branch_width:
-        widen(student, config.branch_width)
+    student, larger, origin = make_networks(config, crops)
     student = student.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    larger = larger and larger.to(device)
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
-    first_epoch, seconds = 0, 0.0
+    log = []  # a row for each epoch
     if state:
         student.load_state_dict(state["student"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        first_epoch, seconds = state["epoch"], state["seconds"]
+        log = state["log"]
+    seconds = log[-1]["seconds"] if log else 0.0
+    writer = SummaryWriter(str(folder), purge_step=len(log) + 1) if rank == 0 else None
 
-    log = RunLog(folder, first_epoch) if rank == 0 else None
-    for epoch in range(first_epoch, config.epochs):
+    for epoch in range(len(log), config.epochs):
         started = time.perf_counter()
         keys = epoch_keys(config, epoch, pairs, rank, world_size)
         loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
@@ -134,12 +132,12 @@ def train(config, resume=False):
             if larger:
                 terms = answer_loss(output, answers(larger, batch))
             else:
-                terms = distillation_loss([plane.float() for plane in output], batch, config, step)
+                terms = distillation_loss(output, batch, config, step)
             optimizer.zero_grad()
             terms["loss"].backward()
             if world_size > 1:
                 average_gradients(student, world_size)
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"the loss is not finite at step {step}: lower learning_rate (now {config.learning_rate}) or use "
@@ -152,19 +150,39 @@ def train(config, resume=False):
             for name, term in terms.items():
                 totals[name] += term.detach() / config.steps_per_epoch
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
+        if rank > 0:
+            continue
 
-        if rank == 0:
-            candidate = collapse(average.module)
-            score, rows = validate(TorchEngine(candidate, device), validation_pairs)
-            seconds += time.perf_counter() - started
-            log.epoch(epoch + 1, {name: total.item() for name, total in totals.items()}, score, rows, seconds)
-            log.pictures(epoch + 1, candidate, validation_pairs, device)
-            meta = checkpoint_meta(config, teacher_name, len(pairs), epoch + 1, seconds, score, rows)
-            save_student(folder / "student.pth", candidate, meta | {"initial": origin})
-            progress = {"epoch": epoch + 1, "seconds": seconds, "teacher": teacher_name}
-            save_state(folder / "last.pth", config, student, average, optimizer, progress)
+        candidate = collapse(average.module)
+        score, rows = validate(TorchEngine(candidate, device), validation_pairs)
+        seconds += time.perf_counter() - started
+        losses = {name: total.item() for name, total in totals.items()}
+        log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score})
+        write_log(folder / "log.csv", writer, log, rows)
+        show_pictures(writer, epoch + 1, candidate, validation_pairs, device)
+        meta = {
+            "version": VERSION,
+            "teacher": teacher_name,
+            "pairs": len(pairs),
+            "epoch": epoch + 1,
+            "training_seconds": round(seconds),
+            "torch": str(torch.__version__),
+            "config": result_config(config),
+            "metrics": {"score": score, "validation": rows},
+            "initial": origin,
+        }
+        save_student(folder / "student.pth", candidate, meta)
+        state = {  # all that --resume needs: batches follow from seed and epoch
+            "config": result_config(config),
+            "teacher": teacher_name,
+            "student": student.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "log": log,
+        }
+        write_weights(folder / "last.pth", state)
     if rank == 0:
-        log.writer.close()
+        writer.close()
     if world_size > 1:
         dist.destroy_process_group()
     return folder / "student.pth"
@@ -206,10 +224,8 @@ def learning_rate(config, step):
 
 def to_device(batch, device):
     """Move a collated item of `PairDataset` to `device`."""
-    moved = {name: batch[name].to(device, non_blocking=True) for name in ("target", "taught", "answer")}
-    for name in ("input", "goal"):
-        moved[name] = tuple(plane.to(device, non_blocking=True) for plane in batch[name])
-    return moved
+    moved = {name: batch[name].to(device) for name in ("target", "taught", "answer")}
+    return moved | {name: [plane.to(device) for plane in batch[name]] for name in ("input", "goal")}
 
 
 def validate(engine, pairs):
@@ -243,52 +259,40 @@ def validate(engine, pairs):
 
 
 def prepare_data(config, device, progress=True):
-    """Prepare or find pairs and teacher outputs.
-
-    Returns:
-        ``(pairs to train on, to validate with, teacher's name)``.
-    """
-    pairs, names = dataset.open_pairs(dataset.prepare_pairs(config, "training", progress)), []
+    """Prepare or find all data: returns ``(pairs to train on, pairs to validate with, name of the teacher)``."""
+    pairs = dataset.open_pairs(dataset.prepare_pairs(config, "training", progress))
     validation_pairs = dataset.open_pairs(dataset.prepare_pairs(config, "validation", progress))
+    names = []
     if config.real_pairs and (config.larger or config.teacher != "none"):
-        folder, outputs = dataset.prepare_pairs(config, "real", progress), None
+        folder = dataset.prepare_pairs(config, "real", progress)
+        real = dataset.open_pairs(folder)
         if not config.larger:  # else its answers take the teacher's place
-            outputs, name = prepare_teacher(config, folder, device, progress)
+            real, name = teach_pairs(config, real, folder, device, progress)
             names.append(name)
-        pairs += dataset.open_pairs(folder, outputs)
+        pairs += real
     if config.bsrgan_pairs:
         pairs += dataset.read_teacher_pairs(Path(config.data_root) / config.bsrgan_pairs, dataset.REAL_REGION)
         names.append("bsrgan (stored outputs)")
     return pairs, validation_pairs, " + ".join(names) or "none"
 
 
-def prepare_teacher(config, folder, device, progress=True):
-    """Compute the teacher's outputs for the inputs in `folder`, once; those that exist are kept.
-
-    Returns:
-        ``(files with the outputs, in order, name of the teacher)``.
-    """
+def teach_pairs(config, pairs, folder, device, progress=True):
+    """Give pairs the teacher's outputs, computed once into `folder`, for goals: returns ``(new pairs, its name)``."""
     teacher, name = load_teacher(config.teacher)
     teacher = teacher.to(device, memory_format=torch.channels_last)
-    inputs = dataset.open_inputs(folder)
-    files = [folder / f"teacher-{name}" / f"{index:06d}.npy" for index in range(len(inputs))]
-    todo = [pair for pair in zip(files, inputs, strict=True) if not pair[0].exists()]
-    for path, packed in tqdm(todo, desc=f"teacher ({name})", disable=not progress):
-        with autocast(config, device):
-            dataset.save_array(path, teach(teacher, packed, device))
-    return files, name
+    taught = []
+    for index, pair in enumerate(tqdm(pairs, desc=f"teacher ({name})", disable=not progress)):
+        path = folder / f"teacher-{name}" / f"{index:06d}.npy"
+        if not path.exists():
+            with autocast(config, device):
+                dataset.save_array(path, teach(teacher, pair.input, device))
+        taught.append(dataclasses.replace(pair, goal=np.load(path, mmap_mode="r")))
+    return taught, name
 
 
 @torch.inference_mode()
 def teach(teacher, packed, device):
-    """Sharpen a picture with a x4 teacher at its own size: enlarged by it, and brought back by an area kernel.
-
-    Args:
-        packed: I420 picture `(3*H/2, W)`, full range.
-
-    Returns:
-        Likewise.
-    """
+    """Sharpen a full-range I420 picture `(3*H/2, W)` with a x4 teacher, whose output an area kernel brings back."""
     frame = planes_to_bgr(*unpack_planes(packed))
     rgb = torch.from_numpy(np.ascontiguousarray(frame[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
     large = teacher(rgb.contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1)  # (3, 4H, 4W)
@@ -315,19 +319,25 @@ def epoch_keys(config, epoch, pairs, rank, world_size):
 # Network
 
 
-def make_network(config):
-    """Make the student to train: new, or as in `config.initial`.
+def make_networks(config, crops):
+    """Make the student to train, with its training-only branches: new, as in `config.initial`, or by `narrow`.
 
     Returns:
-        ``(student, meta of the initial one or None)``.
+        ``(student, the larger one or None, meta of the initial one or None)``.
     """
-    student = Student(config.channels, config.blocks, config.wide)
-    if not config.initial:
-        return student, None
-    initial, meta = load_student(config.initial)
-    if initial.args != student.args:
-        raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change either")
-    return initial.train(), meta
+    student, larger, origin = Student(config.channels, config.blocks, config.wide), None, None
+    if config.initial:
+        initial, origin = load_student(config.initial)
+        if initial.args != student.args:
+            raise TrainingError(
+                f"{config.initial} holds a network of {initial.args}, not {student.args}: change either"
+            )
+        student = initial.train()
+    if config.larger:
+        larger, _ = load_student(config.larger)
+        if not config.initial:
+            narrow(larger, student, crops)
+    return widen(student, BRANCH_WIDTH), larger, origin
 
 
 @torch.no_grad()
@@ -408,7 +418,7 @@ def distillation_loss(output, batch, config, step):
     Returns:
         Dict of scalar tensors: the weighted ``loss`` and its unweighted terms.
     """
-    (y, uv), (y_goal, uv_goal) = output, batch["goal"]
+    (y, uv), (y_goal, uv_goal) = (plane.float() for plane in output), batch["goal"]
     target, taught = batch["target"], batch["taught"]
     damage = (batch["input"][0] - y_goal).abs().mean(dim=(1, 2, 3))
     weight = (1 - taught) * TYPICAL_DAMAGE / (damage + MINIMAL_DAMAGE)
@@ -424,14 +434,7 @@ def distillation_loss(output, batch, config, step):
 
 
 def charbonnier(x, y, epsilon):
-    """L1 distance of each pair in a batch, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017).
-
-    Args:
-        x, y: planes `(N, C, H, W)` in [0, 1].
-
-    Returns:
-        Tensor `(N,)`.
-    """
+    """L1 distance `(N,)` of planes `(N, C, H, W)`, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017)."""
     return (((x - y).square() + epsilon**2).sqrt() - epsilon).mean(dim=(1, 2, 3))
 
 
@@ -442,7 +445,7 @@ def charbonnier_epsilon(config, step):
     of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
     and the other terms pull it back to the identity: a student that starts from another one has 0.001 at once.
     """
-    progress = 1.0 if config.initial or config.larger else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
+    progress = 1.0 if config.initial else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
@@ -471,16 +474,10 @@ def ssim(x, y):
 
 
 def edge_deficit(y, target):
-    """How much the edges of luma are flatter (or steeper) than those of the target, around each pixel.
+    """How much the edges of luma `(N, 1, H, W)` are flatter (or steeper) than the target's around each pixel: `(N,)`.
 
     The gradient counts in the direction of the target's only. Its length would reward any pattern along an edge: thin
     soft lines became rows of dots.
-
-    Args:
-        y, target: luma `(N, 1, H, W)`.
-
-    Returns:
-        Tensor `(N,)`.
     """
     slope = gradient(target)
     length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
@@ -587,85 +584,45 @@ def result_config(config):
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in MACHINE_KEYS}
 
 
-def save_state(path, config, student, average, optimizer, progress):
-    """Write all that `--resume` needs; nothing else has a state, since batches follow from seed and epoch.
-
-    Args:
-        progress: dict of ``epoch``, how many are done, ``seconds``, and the name of the ``teacher``.
-    """
-    state = {
-        "config": result_config(config),
-        "student": student.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        **progress,
-    }
-    write_weights(path, state)
-
-
 def load_state(path, config):
-    """Read `save_state`'s file and check that it belongs to `config`."""
+    """Read the state of a run, and check that it belongs to `config`."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
-    state = read_weights(path)
-    saved, wanted = state["config"], result_config(config)
-    different = [f"{key}: {saved.get(key)!r} -> {wanted[key]!r}" for key in wanted if saved.get(key) != wanted[key]]
+    state, wanted = read_weights(path), result_config(config)
+    saved = state["config"]
+    different = [key for key in saved | wanted if saved.get(key) != wanted.get(key)]
     if different:
-        raise TrainingError(f"cannot resume {path} with another configuration ({'; '.join(different)})")
+        changes = "; ".join(f"{key}: {saved.get(key)!r} -> {wanted.get(key)!r}" for key in different)
+        raise TrainingError(f"cannot resume {path} with another configuration ({changes})")
     return state
 
 
-def checkpoint_meta(config, teacher, pairs, epoch, seconds, score, rows):
-    """What a released checkpoint says of itself, as plain data."""
-    return {
-        "version": VERSION,
-        "teacher": teacher,
-        "pairs": pairs,
-        "epoch": epoch,
-        "training_seconds": round(seconds),
-        "torch": str(torch.__version__),
-        "config": result_config(config),
-        "metrics": {"score": score, "validation": rows},
-    }
+def write_log(path, writer, log, rows):
+    """Tell of the last epoch: on the console, to TensorBoard and, with those before it, in log.csv.
+
+    Args:
+        log: a dict for each epoch; what `validate` says in `rows` is added to the last.
+    """
+    for row in rows:
+        log[-1] |= {f"{row['condition']} {key}": value for key, value in row.items() if key[:4] in ("psnr", "ssim")}
+    for name, value in log[-1].items():
+        writer.add_scalar(name.replace(" ", "/"), value, log[-1]["epoch"])
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(log[-1]))
+        table.writeheader()
+        table.writerows(log)
+    gains = [f"{row['condition']} {row['psnr']:.2f} dB, SSIM {row['ssim'] - row['ssim_input']:+.4f}" for row in rows]
+    tqdm.write("epoch {epoch}: loss {loss:.4f}, validation {score:.3f} dB: ".format(**log[-1]) + "; ".join(gains))
 
 
-class RunLog:
-    """The run's log: console lines, log.csv and TensorBoard events. A resumed run continues the same files."""
-
-    def __init__(self, folder, first_epoch):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.csv"
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch + 1)
-        self.rows = []
-        if first_epoch and self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= first_epoch]
-
-    def epoch(self, epoch, losses, score, rows, seconds):
-        """Record one epoch: mean losses, validation score in dB and rows, seconds since the run began."""
-        line = {"epoch": epoch, "seconds": round(seconds, 1), **losses, "score": score}
-        for row in rows:
-            line |= {f"{row['condition']} {key}": value for key, value in row.items() if key[:4] in ("psnr", "ssim")}
-        for name, value in line.items():
-            self.writer.add_scalar(name.replace(" ", "/"), value, epoch)
-        self.rows.append(line)
-        with atomic_path(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(line))
-            table.writeheader()
-            table.writerows(self.rows)
-        gains = [
-            f"{row['condition']} {row['psnr']:.2f} dB, SSIM {row['ssim'] - row['ssim_input']:+.4f}" for row in rows
-        ]
-        tqdm.write(f"epoch {epoch}: loss {losses['loss']:.4f}, validation {score:.3f} dB: " + "; ".join(gains))
-
-    def pictures(self, epoch, student, pairs, device, count=4):
-        """Show input, student and truth of the first validation pairs in TensorBoard."""
-        engine, rows = TorchEngine(student, device), []
-        for pair in pairs[:count]:
-            before = unpack_planes(pair.input)
-            shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
-            rows.append(np.hstack([planes_to_bgr(*planes) for planes in shown]))
-        self.writer.add_image("input, student, truth", np.vstack(rows)[..., ::-1], epoch, dataformats="HWC")
+def show_pictures(writer, epoch, student, pairs, device, count=4):
+    """Show input, student and truth of the first validation pairs in TensorBoard."""
+    engine, rows = TorchEngine(student, device), []
+    for pair in pairs[:count]:
+        before = unpack_planes(pair.input)
+        shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
+        rows.append(np.hstack([planes_to_bgr(*planes) for planes in shown]))
+    writer.add_image("input, student, truth", np.vstack(rows)[..., ::-1], epoch, dataformats="HWC")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

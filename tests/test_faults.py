@@ -1,4 +1,4 @@
-"""Full disks. Killed processes are in test_train.py and test_dataset.py."""
+"""Full disks. Killed processes are in test_train.py."""
 
 import sys
 

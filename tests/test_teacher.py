@@ -108,14 +108,6 @@ def test_another_local_file_is_refused(realesrgan, cache):
         assert path.exists()
 
 
-def test_code_in_a_weights_file_is_refused(cache, monkeypatch):
-    path = models.CHECKPOINT_DIR / "BSRGAN.pth"
-    torch.save(RRDBNet(features=4, blocks=1, growth=2), path)
-    publish(monkeypatch, path)
-    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
-        load_teacher("bsrgan")
-
-
 def test_auto_falls_back_to_realesrgan_aloud(realesrgan, cache, monkeypatch, caplog):
     assert load_teacher("auto")[1] == "realesrgan"
     (record,) = caplog.records
