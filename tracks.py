@@ -107,7 +107,9 @@ class _Track:
         try:
             if self._set_time(packet):
                 self._write(self._in_utf8(packet) if self._text else packet)
-        except (ValueError, NotImplementedError):  # the packet's fault; the disk's is an OSError
+        except OSError:  # the disk's fault, not the packet's
+            raise
+        except (av.FFmpegError, ValueError, NotImplementedError):
             self._left_out += 1
 
     def flush(self):

@@ -229,6 +229,17 @@ def test_lost_packets_of_sound_cost_no_picture(tmp_path, rng, caplog, suffix):
         assert container.streams.audio
 
 
+def test_a_packet_of_sound_that_cannot_be_copied_is_left_out(tmp_path, caplog):
+    source = encode(tmp_path / "in.ts", audio="aac")
+    data = bytearray(source.read_bytes())
+    header = data.index(b"\xff\xf1", len(data) // 2)  # of ADTS
+    data[header + 1], data[header + 6] = 0xF0, data[header + 6] | 1  # two blocks and a checksum: FFmpeg copies none
+    source.write_bytes(data)
+    copy(source, tmp_path / "out.mkv")
+    assert len(read_times(tmp_path / "out.mkv")) == len(CONSTANT)
+    assert "sound track 1 (aac), 1 packet left out: damaged" in caplog.text
+
+
 def test_a_packet_that_cannot_be_decoded_is_silence(tmp_path, rng, caplog):
     spoil(source := encode(tmp_path / "in.mp4", audio="aac"), "audio", slice(20, 22), rng)
     copy(source, tmp_path / "out.webm")
