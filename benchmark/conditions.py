@@ -1,14 +1,13 @@
 """Make the benchmark's input: soft, noisy and compressed pictures and clips.
 
-The protocols ``real``, ``camera``, ``call``, ``x4`` and ``image`` are described in docs/benchmark.md. ``x4`` is much
-like Microsoft's video super-resolution challenge for conferencing (ICME 2025).
-
-A *unit* is one clip or photo under one condition.
+Protocols are described in docs/benchmark.md. ``x4`` is much like Microsoft's video super-resolution challenge for
+conferencing (ICME 2025). A *unit* is one clip or photo under one condition.
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,7 +29,11 @@ CODECS = ("x264", "x265", "vp9", "av1")
 # From good to bad, alike in PSNR over the codecs; and kbit/s.
 QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
 BITRATES = (150, 300, 600)
-X4_QUANTISERS = (17, 22, 27, 32, 37, 42)  # of x265, from 270 lines for 1080
+LINES = ("360p", "540p", "720p")  # protocols of calls of few lines: what is left of 1080
+FEW_LINES = {  # protocol: (what sides are divided by, codec, quantisers)
+    "x4": (4, "x265", (17, 22, 27, 32, 37, 42)),
+    **{name: (scale, "x264", QUANTISERS["x264"]) for name, scale in zip(LINES, (3, 2, 1.5), strict=True)},
+}
 REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
 CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
 CAMERAS = {  # name: what protocol camera sees through
@@ -65,15 +68,21 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A source under one condition. With a `codec` either `qp` or `kbps` is set; `camera` is a key of `CAMERAS`."""
+    """A source under one condition.
+
+    Attributes:
+        scale: what its sides are divided by.
+        codec: a key of `degradation.CODECS`, or None.
+        rate: of the codec: ``("qp", constant quantiser)`` or ``("kbps", kbit/s)``.
+        camera: a key of `CAMERAS`, or None.
+    """
 
     protocol: str
     source: Source
     condition: str
     scale: float = 1
     codec: str | None = None
-    qp: int | None = None
-    kbps: int | None = None
+    rate: tuple | None = None
     camera: str | None = None
 
     def identity(self):
@@ -81,7 +90,7 @@ class Unit:
         named = {"protocol": self.protocol, "category": self.source.category, "name": self.source.name}
         named["condition"] = self.condition
         if self.codec:
-            named |= {"scale": self.scale, "codec": self.codec, "rate": _rate_name(self.qp, self.kbps)}
+            named |= {"scale": self.scale, "codec": self.codec, "rate": _rate_name(self.rate)}
         if self.camera:
             named["camera"] = "soft" if CAMERAS[self.camera].is_soft else "crisp"
         return named
@@ -94,11 +103,13 @@ class Sample:
     input: list
     truth: list | None  # None if it is unknown
     full_range: bool = True  # of both
+    scale: float = 1  # by which the input was enlarged
     words: list | None = None  # what is written in the truth, for pictures of text
 
-    def seen_through(self, method):
-        """Return the output of a method, a function ``(y, uv, full_range) -> (y, uv)``, frame after frame."""
-        return [method(*planes, self.full_range) for planes in self.input]
+    @property
+    def size(self):
+        """The (width, height) of the truth, to which methods bring the input; that may be smaller."""
+        return (self.truth or self.input)[0][0].shape[::-1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,11 +165,11 @@ def load_frame(source):
 
 
 @functools.lru_cache(maxsize=1)  # the units of a source follow each other
-def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
+def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2):
     """Read the first `count` frames of a video, or pan over a photo; `crisp` shrinks them until they are.
 
     Returns:
-        ``(clip, full_range)``: planes of even size.
+        ``(clip, full_range)``: planes of even size, of a video cut to multiples of `step`.
 
     Raises:
         DataError: the video has fewer than `least` frames.
@@ -173,16 +184,12 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False):
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
         frames = degradation.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
         return [bgr_to_planes(frame) for frame in frames], True
-    clip = []
     with VideoReader(source.path) as reader:
-        full_range = reader.format.full_range
-        for frame in reader:
-            height, width = (side - side % 2 for side in frame.y.shape)
-            clip.append((frame.y[:height, :width], frame.uv[:, : height // 2, : width // 2]))
-            if len(clip) == count:
-                break
-    if len(clip) < least:
-        raise DataError(f"the video {source.path} has {len(clip)} frames, the benchmark needs {least}: leave it out")
+        full_range, frames = reader.format.full_range, list(itertools.islice(reader, count))
+    if len(frames) < least:
+        raise DataError(f"the video {source.path} has {len(frames)} frames, the benchmark needs {least}: leave it out")
+    height, width = (side - side % step for side in frames[0].y.shape)
+    clip = [(frame.y[:height, :width], frame.uv[:, : height // 2, : width // 2]) for frame in frames]
     if crisp:
         size = low_resolution(clip[0][0].shape[::-1], CRISP_VIDEO)
         clip = [resize_planes(*planes, size, "area") for planes in clip]
@@ -199,12 +206,12 @@ def blur_noise_jpeg(planes, rng):
     return each_plane(noisy, degradation.jpeg, 40)
 
 
-IMAGE_CONDITIONS = {  # name: (scale by which the picture is shrunk, degradation)
-    "clean": (1, lambda planes, rng: planes),  # any change is harm
-    "light jpeg": (1, lambda planes, rng: each_plane(planes, degradation.jpeg, 90)),  # barely visible
-    "bicubic+noise": (2, degradation.halve_with_noise),
-    "jpeg": (2, lambda planes, rng: at_scale(planes, 2, lambda small: each_plane(small, degradation.jpeg, 50))),
-    "severe": (3, lambda planes, rng: at_scale(planes, 3, lambda small: blur_noise_jpeg(small, rng))),
+IMAGE_CONDITIONS = {  # name: (scale by which the picture is shrunk, what damages its planes then)
+    "clean": (1, lambda small, rng: small),  # any change is harm
+    "light jpeg": (1, lambda small, rng: each_plane(small, degradation.jpeg, 90)),  # barely visible
+    DEFAULT_CONDITION: (2, lambda small, rng: each_plane(small, degradation.add_noise, 2, rng)),
+    "jpeg": (2, lambda small, rng: each_plane(small, degradation.jpeg, 50)),
+    "severe": (3, blur_noise_jpeg),
 }
 
 
@@ -233,20 +240,21 @@ def camera_units(sources):
     for i, source in enumerate(sources):
         for j, camera in enumerate(CAMERAS):
             codec = CODECS[(i + j) % len(CODECS)]
-            qp = QUANTISERS[codec][(i // len(CODECS) + j) % len(QUANTISERS[codec])]
+            rate = "qp", QUANTISERS[codec][(i // len(CODECS) + j) % len(QUANTISERS[codec])]
             scale = 1.5 if (i + j) % 5 == 4 else 1
-            condition = f"{camera}, x{scale:g} {codec} {_rate_name(qp, None)}"
-            units.append(Unit("camera", source, condition, scale, codec, qp, camera=camera))
+            condition = f"{camera}, x{scale:g} {codec} {_rate_name(rate)}"
+            units.append(Unit("camera", source, condition, scale, codec, rate, camera))
     return units
 
 
-def x4_units(sources):
-    """Return every video at a quarter of its lines, through x265 at six quantisers."""
+def few_lines_units(sources, protocol):
+    """Return every video with fewer lines, at each quantiser: see `FEW_LINES`."""
+    scale, codec, quantisers = FEW_LINES[protocol]
     return [
-        Unit("x4", source, f"x265 {_rate_name(qp, None)}", 4, "x265", qp)
+        Unit(protocol, source, f"{codec} qp {qp}", scale, codec, ("qp", qp))
         for source in sources
         if source.is_video
-        for qp in X4_QUANTISERS
+        for qp in quantisers
     ]
 
 
@@ -255,15 +263,22 @@ def call_units(sources):
     units = []
     for i, source in enumerate(sources):
         for j, codec in enumerate(CODECS):
-            rates = [*((qp, None) for qp in QUANTISERS[codec]), *((None, kbps) for kbps in BITRATES)]
-            for k, (qp, kbps) in enumerate(rates):
+            rates = [("qp", qp) for qp in QUANTISERS[codec]] + [("kbps", kbps) for kbps in BITRATES]
+            for k, rate in enumerate(rates):
                 scale = SCALES[(i + 2 * j + k) % len(SCALES)]
-                condition = f"x{scale:g} {codec} {_rate_name(qp, kbps)}"
-                units.append(Unit("call", source, condition, scale, codec, qp, kbps))
+                condition = f"x{scale:g} {codec} {_rate_name(rate)}"
+                units.append(Unit("call", source, condition, scale, codec, rate))
     return units
 
 
-UNITS = {"real": real_units, "camera": camera_units, "call": call_units, "x4": x4_units, "image": image_units}
+UNITS = {  # protocol: function of sources
+    "real": real_units,
+    "camera": camera_units,
+    "call": call_units,
+    "x4": functools.partial(few_lines_units, protocol="x4"),
+    "image": image_units,
+    **{lines: functools.partial(few_lines_units, protocol=lines) for lines in LINES},
+}
 
 
 def draw_units(units, share):
@@ -275,19 +290,9 @@ def draw_units(units, share):
     return [unit for unit in units if unit.protocol == "real" or place(unit) < share]
 
 
-def _rate_name(qp, kbps):
-    return f"{kbps}k" if qp is None else f"qp {qp}"
-
-
-def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
-    """Scale a clip down, send it through the unit's codec, enlarge it (with Lanczos) unless told otherwise.
-
-    Returns the last frames.
-    """
-    size = clip[0][0].shape[::-1]
-    small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in clip]
-    decoded = degradation.codec_roundtrip(small, unit.codec, unit.qp, unit.kbps)[-last:]
-    return [resize_planes(*planes, size) if enlarge and unit.scale != 1 else planes for planes in decoded]
+def _rate_name(rate):
+    kind, value = rate
+    return f"qp {value}" if kind == "qp" else f"{value}k"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -296,16 +301,28 @@ def send(clip, unit, last=MEASURED_FRAMES, enlarge=True):
 
 @functools.lru_cache(maxsize=1)  # methods are measured one after the other
 def make_sample(unit):
-    """Degrade a unit's source as its condition says, deterministically; of a clip keep the last `MEASURED_FRAMES`."""
+    """Degrade a unit's source as its condition says, deterministically; of a clip keep the last `MEASURED_FRAMES`.
+
+    A call of few lines (`LINES`) is left as it is decoded, everything else enlarged with Lanczos.
+    """
+    rng = np.random.default_rng(0)
     if unit.protocol == "image":
         truth = bgr_to_planes(load_frame(unit.source))
-        damaged = IMAGE_CONDITIONS[unit.condition][1](truth, np.random.default_rng(0))
+        damage = IMAGE_CONDITIONS[unit.condition][1]
+        damaged = at_scale(truth, unit.scale, lambda small: damage(small, rng))
         words = metrics.read_words(truth[0]) if can_be_read(unit.source) else None
-        return Sample([damaged], [truth], words=words)
+        return Sample([damaged], [truth], scale=unit.scale, words=words)
     if unit.protocol == "real":
         clip, full_range = load_clip(unit.source, REAL_START + REAL_FRAMES, REAL_LEAST)
         start = min(REAL_START, max(0, len(clip) - REAL_FRAMES))
         return Sample(clip[start:], None, full_range)
-    clip, full_range = load_clip(unit.source, crisp=unit.camera is not None)
-    seen = CAMERAS[unit.camera](clip, np.random.default_rng(0)) if unit.camera else clip
-    return Sample(send(seen, unit), clip[-MEASURED_FRAMES:], full_range)
+    step = 12 if unit.protocol in LINES else 2  # each of their scales leaves even sides
+    clip, full_range = load_clip(unit.source, crisp=unit.camera is not None, step=step)
+    seen = CAMERAS[unit.camera](clip, rng) if unit.camera else clip
+    size = clip[0][0].shape[::-1]
+    small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in seen]
+    decoded = degradation.codec_roundtrip(small, unit.codec, **dict([unit.rate]))[-MEASURED_FRAMES:]
+    truth = clip[-MEASURED_FRAMES:]
+    if unit.protocol in LINES:
+        return Sample(decoded, truth, full_range)
+    return Sample([resize_planes(*planes, size) for planes in decoded], truth, full_range, unit.scale)

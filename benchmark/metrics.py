@@ -1,7 +1,7 @@
 """Full-reference quality of pictures and clips: how near an output comes to its ground truth.
 
-PSNR and SSIM are `utils.luma_metrics`. VMAF and MS-SSIM come from libvmaf in the ffmpeg that imageio-ffmpeg ships, JOD
-from cvvdp, words from tesseract. Defined here are temporal stability (`flicker`), the share of words read correctly
+PSNR and SSIM are `utils.luma_metrics`. VMAF comes from libvmaf in the ffmpeg that imageio-ffmpeg ships, JOD from cvvdp,
+words from tesseract. Defined here are temporal stability (`flicker`), the share of words read correctly
 (`word_accuracy`), and what changes in a clip without ground truth (`visible_change`).
 
 A clip is a list of planes `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8, consecutive frames of one size.
@@ -31,34 +31,33 @@ class MetricError(RuntimeError):
 # ----------------------------------------------------------------------------------------------------------------------
 # libvmaf
 
-MS_SSIM_SIDE = 176  # pixels: halved four times, its 11x11 window still fits
 VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 
 
 def vmaf_scores(clip, truth, full_range=True):
-    """Measure VMAF, VMAF NEG and MS-SSIM of each frame of a clip with ffmpeg's libvmaf filter, on luma.
+    """Measure VMAF and VMAF NEG of each frame of a clip with ffmpeg's libvmaf filter, on luma.
 
     VMAF (Netflix, model v0.6.1) predicts opinions from 0 to 100; NEG ("no enhancement gain") denies the credit that
-    VMAF gives to sharpening and contrast beyond the truth. MS-SSIM: Wang, Simoncelli and Bovik, Asilomar 2003.
+    VMAF gives to sharpening and contrast beyond the truth.
 
-    * VMAF was trained on limited-range video, so full-range planes are converted first (for MS-SSIM too).
+    * VMAF was trained on limited-range video, so full-range planes are converted first.
     * It assumes a screen seen from three times its height, whatever that is: figures of different sizes do not compare.
     * It weighs the truth's motion since the frame before: give consecutive frames. The first frame has no motion, and
       without motion identical clips score 97.4 instead of 100.
 
     Args:
-        clip, truth: of one length and size, even sides.
+        clip, truth: of one length and size, even sides of at least 32 pixels.
         full_range: range of both; False is limited (video) range.
 
     Returns:
-        Dict of ``vmaf``, ``vmaf_neg`` and ``ms_ssim``, each a list with one float a frame.
+        Dict of ``vmaf`` and ``vmaf_neg``, each a list with one float a frame.
 
     Raises:
-        MetricError: ffmpeg has no libvmaf, or fails, as it does with frames below `MS_SSIM_SIDE`.
+        MetricError: ffmpeg has no libvmaf, or fails.
     """
     height, width = truth[0][0].shape
     models = "|".join(rf"version={version}\:name={name}" for name, version in VMAF_MODELS.items())
-    options = f"model='{models}':feature='name=float_ms_ssim':n_threads=1:log_fmt=json:log_path=scores.json"
+    options = f"model='{models}':n_threads=1:log_fmt=json:log_path=scores.json"
     source = ["-f", "rawvideo", "-pixel_format", "yuv420p", "-video_size", f"{width}x{height}", "-framerate", "25"]
     with tempfile.TemporaryDirectory() as folder:
         inputs = []
@@ -77,8 +76,7 @@ def vmaf_scores(clip, truth, full_range=True):
                 "pip install -r requirements-dev.txt brings; IMAGEIO_FFMPEG_EXE names another ffmpeg"
             )
         frames = json.loads((Path(folder) / "scores.json").read_text("utf-8"))["frames"]
-    keys = {name: name for name in VMAF_MODELS} | {"ms_ssim": "float_ms_ssim"}
-    return {name: [frame["metrics"][key] for frame in frames] for name, key in keys.items()}
+    return {name: [frame["metrics"][name] for frame in frames] for name in VMAF_MODELS}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -16,10 +16,14 @@ from utils import atomic_path
 
 def write_report(report, folder):
     """Write report.json and report.html to the folder with the report's pictures."""
-    content = {"report.json": json.dumps(report), "report.html": render_page(report)}
-    for name, text in content.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(report))
+    write_text(folder / "report.html", render_page(report))
+
+
+def write_text(path, text):
+    """Write a text file, completely or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def render_page(report):

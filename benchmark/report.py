@@ -38,7 +38,6 @@ METRICS = {
     "ssim_y": Metric("SSIM-Y", 4, 1),
     "vmaf_neg": Metric("VMAF-NEG", 2, 1),
     "vmaf": Metric("VMAF", 2, 1),
-    "ms_ssim": Metric("MS-SSIM", 4, 1),
     "jod": Metric("JOD", 2, 1),
     "ocr": Metric("words read", 3, 1),
     "edges": Metric("edges", 3, 1),
@@ -53,6 +52,9 @@ PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
     "call": ("Calls", "clip", "encoding"),
     "x4": ("Calls from a quarter of the lines", "clip", "encoding"),
     "image": ("Pictures", "picture", "degraded picture"),
+    "360p": ("Calls of 360 lines at full size", "clip", "encoding"),
+    "540p": ("Calls of 540 lines at full size", "clip", "encoding"),
+    "720p": ("Calls of 720 lines at full size", "clip", "encoding"),
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -227,13 +229,9 @@ def format_comparison(rows, a, b):
     """The result of `compare` as text for a terminal."""
     parts = [f"{side}: {r['name']} ({r['date']}, commit {r['commit']})" for side, r in (("before", a), ("after", b))]
     changed = rows[rows["verdict"] != "same"]
-    texts = {
-        "before": [format_level(row.metric, row.before) for row in changed.itertuples()],
-        "after": [format_level(row.metric, row.after) for row in changed.itertuples()],
-        "difference": [format_change(row.metric, row.difference) for row in changed.itertuples()],
-        "low": [format_change(row.metric, row.low) for row in changed.itertuples()],
-        "high": [format_change(row.metric, row.high) for row in changed.itertuples()],
-    }
+    formats = dict.fromkeys(("before", "after"), format_level)
+    formats |= dict.fromkeys(("difference", "low", "high"), format_change)
+    texts = {column: list(map(text, changed["metric"], changed[column])) for column, text in formats.items()}
     parts.append(changed.assign(**texts).to_string(index=False))
     parts.append(
         f"{plural(len(rows) - len(changed), 'figure')} the same in every unit. better, worse: the 95 % interval, drawn "

@@ -26,13 +26,14 @@ from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.conditions import can_be_read, make_sample
+from benchmark.page import write_text
 from degradation import DataError
 from images import Picture, VideoError, write_image
-from utils import atomic_path, luma_metrics, planes_to_bgr, to_full_range
+from utils import luma_metrics, planes_to_bgr, to_full_range
 
 logger = logging.getLogger(__name__)
 
-VERSION = 6  # of what a unit's figures mean: raise it to have all measured anew
+VERSION = 7  # of what a unit's figures mean: raise it to have all measured anew
 CROPS = 16  # before/after pictures in a report, spread over its units
 
 
@@ -41,13 +42,13 @@ CROPS = 16  # before/after pictures in a report, spread over its units
 
 
 def evaluate(sample, method, thorough=True):
-    """Measure a method, a function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes, on a `conditions.Sample`.
+    """Measure what a method (`peers.Method`) makes of a `conditions.Sample`.
 
     Returns:
-        Dict of metric -> list with one figure for each frame, or one for the clip. Unless `thorough`, what takes long
-        is left out: VMAF, VMAF NEG, MS-SSIM and, of clips, ColorVideoVDP.
+        Dict of metric -> list with one figure for each frame, or one for the clip. VMAF, VMAF NEG and ColorVideoVDP are
+        those of clips; they take long, and are left out unless `thorough`.
     """
-    output = sample.seen_through(method)
+    output = method.run(sample)
     if sample.truth is None:
         found = metrics.visible_change(output, sample.input)
         flicker = [value for value in found.pop("flicker") if math.isfinite(value)]
@@ -55,10 +56,8 @@ def evaluate(sample, method, thorough=True):
     figures = [luma_metrics(planes[0], truth[0]) for planes, truth in zip(output, sample.truth, strict=True)]
     found = {name: list(values) for name, values in zip(("psnr_y", "ssim_y"), zip(*figures, strict=True), strict=True)}
     is_clip = len(output) > 1
-    if thorough and min(output[0][0].shape) > metrics.MS_SSIM_SIDE:
-        scores = metrics.vmaf_scores(output, sample.truth, sample.full_range)
-        found |= scores if is_clip else {"ms_ssim": scores["ms_ssim"]}
     if thorough and is_clip:
+        found |= metrics.vmaf_scores(output, sample.truth, sample.full_range)
         found["jod"] = [metrics.jod(output, sample.truth, sample.full_range)]
     if is_clip and math.isfinite(flicker := metrics.flicker(output, sample.truth)):
         found["flicker_static"] = [flicker]
@@ -67,13 +66,8 @@ def evaluate(sample, method, thorough=True):
     return found
 
 
-def as_it_came(y, uv, full_range):
-    """The method that does nothing, against which the others are measured."""
-    return y, uv
-
-
 def run(units, methods, cache_dir, thorough=True):
-    """Measure methods (`peers.Peer`) on units, with a progress bar; what is in the cache is not measured again.
+    """Measure methods on units, with a progress bar; what is in the cache is not measured again.
 
     Returns:
         One dict for each unit and method, in their order: the unit's identity, ``method`` and ``metrics``, see
@@ -84,15 +78,21 @@ def run(units, methods, cache_dir, thorough=True):
     """
     records, measured = [], []
     for unit in tqdm(units, desc="benchmark", unit="unit"):
-        try:
+        with leave_out(unit):
             records += [_measure(unit, method, Path(cache_dir), thorough) for method in methods]
-        except (DataError, VideoError) as error:  # one bad file must not cost the hours of the others
-            logger.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
-        else:
             measured.append(unit)
     if not records:
         raise DataError("nothing could be measured: see the warnings")
     return records, measured
+
+
+@contextlib.contextmanager
+def leave_out(unit):
+    """Warn if a unit cannot be made: one bad file must not cost the hours of the others."""
+    try:
+        yield
+    except (DataError, VideoError) as error:
+        logger.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
 
 
 def _measure(unit, method, cache_dir, thorough):
@@ -101,11 +101,9 @@ def _measure(unit, method, cache_dir, thorough):
     path = cache_dir / "figures" / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
         return json.loads(path.read_text("utf-8"))
-    sample = make_sample(unit)
-    figures = evaluate(sample, method.at(unit.scale), thorough)
+    figures = evaluate(make_sample(unit), method, thorough)
     record = {**unit.identity(), "method": method.name, "metrics": figures}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record), encoding="utf-8")
+    write_text(path, json.dumps(record))
     return record
 
 
@@ -127,22 +125,31 @@ def write_crops(units, methods, folder):
     """Write what methods make of the most detailed part of the last frames of some units; return their entries."""
     entries, step = [], max(1, len(units) // CROPS)
     for number, unit in enumerate(units[step // 2 :: step]):
-        sample = make_sample(unit)
-        box = detailed_box((sample.truth or sample.input)[-1][0])
-        pictures = {"truth": sample.truth[-1]} if sample.truth else {}
-        pictures |= {method.name: sample.seen_through(method.at(unit.scale))[-1] for method in methods}
-        files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in pictures}
-        for name, planes in pictures.items():
-            write_image(folder / files[name], Picture(cut_frame(planes, sample.full_range, box)))
+        ((box, crops),) = cut_crops(make_sample(unit), methods)
+        files = {name: f"crops/{number:03d}-{'-'.join(name.replace(',', '').split())}.png" for name in crops}
+        for name, crop in crops.items():
+            write_image(folder / files[name], Picture(crop))
         entries.append({**unit.identity(), "box": box, "files": files})
     return entries
 
 
-def cut_frame(planes, full_range, box):
-    """Return the ``(x, y, width, height)`` of planes that `box` names, as a BGR frame."""
-    x, y, width, height = box
-    frame = planes_to_bgr(*(planes if full_range else to_full_range(*planes)))
-    return np.ascontiguousarray(frame[y : y + height, x : x + width])
+def cut_crops(sample, methods, count=1):
+    """Cut the `count` most detailed places out of the last frames of a `conditions.Sample`.
+
+    Returns:
+        List of at most `count` pairs: the box ``(x, y, width, height)``, and a dict of ``truth``, if there is one, and
+        the methods' names -> BGR uint8 `(180, 240, 3)` or smaller.
+    """
+    frames = {"truth": sample.truth[-1]} if sample.truth else {}
+    frames |= {method.name: method.run(sample)[-1] for method in methods}
+    pixels = {name: planes_to_bgr(*(p if sample.full_range else to_full_range(*p))) for name, p in frames.items()}
+    seen, crops = (sample.truth or sample.input)[-1][0].copy(), {}
+    for _ in range(count):
+        box = x, y, width, height = detailed_box(seen)
+        here = slice(y, y + height), slice(x, x + width)
+        crops[box] = {name: np.ascontiguousarray(frame[here]) for name, frame in pixels.items()}
+        seen[here] = 128  # the next one lies elsewhere, unless the picture is small
+    return list(crops.items())
 
 
 def detailed_box(y, size=(240, 180)):
@@ -159,11 +166,12 @@ def detailed_box(y, size=(240, 180)):
 # Where a report comes from
 
 
-def describe_run(command, started):
-    """Describe a run that ends now and began at `started` (of `time.perf_counter`), for a report."""
+def describe_run(command, sharpener, started):
+    """Describe a run of evaluate.py that ends now and began at `started` (of `time.perf_counter`), for a report."""
     packages = ("torch", "openvino", "av", "numpy", "scikit-image", "imageio-ffmpeg")
     return {
-        "command": command,
+        "command": ["python", "evaluate.py", *command],
+        "checkpoint": {"checkpoint": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
         "commit": git_commit(),
         "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),

@@ -17,32 +17,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from benchmark.page import load_template
-from benchmark.runner import cut_frame, detailed_box
+from benchmark.page import load_template, write_text
 from degradation import DataError
 from images import Picture, write_image
-from utils import atomic_path
 
 ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
-
-
-def cut_scenes(sample, methods, count=2):
-    """Cut the `count` most detailed places out of the last frame of a `conditions.Sample`.
-
-    Args:
-        methods: dict of name -> function ``(y, uv, full_range) -> (y, uv)``.
-
-    Returns:
-        List of at most `count` dicts of name -> crop, BGR uint8 `(180, 240, 3)` or smaller.
-    """
-    outputs = {name: sample.seen_through(method)[-1] for name, method in methods.items()}
-    seen, boxes = sample.input[-1][0].copy(), []
-    for _ in range(count):
-        box = x, y, width, height = detailed_box(seen)
-        boxes += [box] * (box not in boxes)  # a small picture has only one
-        seen[y : y + height, x : x + width] = 128  # the next one lies elsewhere
-    return [{name: cut_frame(output, sample.full_range, box) for name, output in outputs.items()} for box in boxes]
 
 
 def make_sheets(folder, scenes, seed=0):
@@ -64,9 +44,9 @@ def make_sheets(folder, scenes, seed=0):
         seen.update(picture)
     page = load_template("sheets.html").render(sheets=list(key), letters=list(letters), identity=seen.hexdigest()[:16])
     empty = pd.DataFrame(columns=list(letters), index=pd.Index(key, name="sheet")).to_csv(lineterminator="\n")
-    for file, text in (("key.json", json.dumps(key, indent=1)), ("index.html", page), ("scores.csv", empty)):
-        with atomic_path(folder / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "key.json", json.dumps(key, indent=1))
+    write_text(folder / "index.html", page)
+    write_text(folder / "scores.csv", empty)
 
 
 def draw_sheet(crops):

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 import dataset
 import degradation
-from benchmark.page import load_template
+from benchmark.conditions import Sample
+from benchmark.page import load_template, write_text
 from benchmark.report import format_milliseconds
 from engines import make_engine
 from models import load_student
@@ -101,18 +102,12 @@ def pan(size, count):
         `count` limited-range planes ``(y, uv)``.
     """
     width, height = size
-    whole = width + 4 * count, height + 2 * count
     photo = dataset.load_photo("skimage:astronaut")
-    bottom, right = (max(0, wanted - side) for wanted, side in zip(whole[::-1], photo.shape, strict=False))
-    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[: whole[1], : whole[0]]
-    small = degradation.resize_planes(*bgr_to_planes(photo), degradation.low_resolution(whole, 2), "area")
-    y, uv = to_limited_range(*degradation.resize_planes(*small, whole))
+    bottom, right = (max(0, wanted - side) for wanted, side in zip((height, width), photo.shape, strict=False))
+    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[:height, :width]
+    y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
     for step in range(count):
-        top, left = step, 2 * step  # in chroma
-        yield (
-            y[2 * top : 2 * top + height, 2 * left : 2 * left + width].copy(),
-            uv[:, top : top + height // 2, left : left + width // 2].copy(),
-        )
+        yield np.roll(y, (-2 * step, -4 * step), (0, 1)), np.roll(uv, (-step, -2 * step), (1, 2))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,26 +144,17 @@ def count_macs(student, size):
     return counter.get_total_flops() // 2
 
 
-def time_engines(engines, size, seconds):
-    """Time engines (a dict of description -> engine) on planes of one size, a key of `SIZES`, in memory, in and out.
-
-    Returns:
-        A row for each engine: ``engine``, ``size`` and the figures of `summarise`.
-    """
-    frames = list(pan(SIZES[size], FRAMES))
-    times = time_in_turns({name: _step(engine, frames) for name, engine in engines.items()}, seconds, warm=True)
-    return [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
+def engine_steps(engines, size):
+    """Return functions that give engines (a dict by name) the next planes of some of a size, in memory, in and out."""
+    frames = itertools.cycle(list(pan(size, FRAMES)))
+    return {name: lambda engine=engine: engine(*next(frames)) for name, engine in engines.items()}
 
 
-def time_network(student, device, size, seconds):
-    """Time a student's convolutions alone, at `pick_precision`, on planes that are on a PyTorch device already.
-
-    Returns:
-        A row like those of `time_engines`.
-    """
+def network_step(student, device, size):
+    """Return a function that runs a student's convolutions alone, at `pick_precision`, on planes on a device."""
     dtype, _ = pick_precision(device)
     student = student.eval().to(device, memory_format=torch.channels_last)
-    width, height = SIZES[size]
+    width, height = size
     y, uv = torch.rand(1, 1, height, width, device=device), torch.rand(1, 2, height // 2, width // 2, device=device)
 
     @torch.inference_mode()
@@ -176,30 +162,27 @@ def time_network(student, device, size, seconds):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             student.predict(y, uv)
 
-    times = time_in_turns({"network": step}, seconds)["network"]
-    return {"engine": f"network alone, on {device}", "size": size, **summarise(times)}
+    return step
 
 
-def time_peer(peer, seconds=2.0):
-    """Return the milliseconds that a `peers.Peer` takes for a frame of 1920x1080 enlarged by 2, in memory.
+def time_methods(methods, size="1080p", seconds=2.0):
+    """Return by name the milliseconds that methods (`peers.Method`) take to make a 1080p frame, in memory.
 
-    The median of repeated calls, at least five. A slow one would take minutes: it is measured on a frame an eighth as
-    wide and high, and the time is multiplied by 64.
+    The median of short clips, in turns. A slow method would take minutes: it gets a frame of a quarter of the width and
+    height, and the time is multiplied by 16.
+
+    Args:
+        size: of the frames that they get, a key of `SIZES`; those of 1080p count as enlarged by 2.
     """
-    shrink = 8 if peer.is_slow else 1
-    height, width = 1080 // shrink, 1920 // shrink
-    rng = np.random.default_rng(0)
-    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
-    uv = rng.integers(16, 241, (2, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
-    step = _step(peer.at(2), [(y, uv, False), (255 - y, uv, False)])
-    times = time_in_turns({"peer": step}, seconds, warmup=1, least=5)["peer"]
-    return shrink**2 * summarise(times)["median_ms"]
 
+    def clip(count, divisor):
+        small, large = ([side // divisor for side in SIZES[name]] for name in (size, "1080p"))
+        return Sample(list(pan(small, count)), list(pan(large, 1)), False, 2 if size == "1080p" else 1)
 
-def _step(function, arguments):
-    """A function that calls another one with the next of some arguments: equal frames may cost less."""
-    shown = itertools.cycle(arguments)
-    return lambda: function(*next(shown))
+    clips = {False: clip(FRAMES, 1), True: clip(1, 4)}
+    times = time_in_turns({m.name: functools.partial(m.run, clips[m.is_slow]) for m in methods}, seconds)
+    frames = {m.name: 1 / 16 if m.is_slow else FRAMES for m in methods}  # that a run amounts to
+    return {name: summarise(found, frames[name])["median_ms"] for name, found in times.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -279,7 +262,7 @@ def measure(sharpener, device, sizes, seconds, peers, files):
         sharpener: an `inference.RealTimeSharpener`, made for `device`.
         sizes: keys of `SIZES` for the engines.
         seconds: time for each figure.
-        peers: list of `peers.Peer` to measure beside the student.
+        peers: list of `peers.Method` to measure beside the student.
         files: dict of a key of `SIZES` -> number of frames of a video file.
 
     Returns:
@@ -289,17 +272,17 @@ def measure(sharpener, device, sizes, seconds, peers, files):
     student, rows = load_student(sharpener.checkpoint)[0], []
     gmac = count_macs(student, SIZES["1080p"]) / 1e9
     for size in tqdm(sizes, desc="engines", unit="size"):
-        rows += time_engines(engines, size, seconds)
+        steps = engine_steps(engines, SIZES[size])
         if isinstance(sharpener.engine, TorchEngine):
-            rows.append(time_network(student, sharpener.engine.device, size, seconds))
+            device_used = sharpener.engine.device
+            steps[f"network alone, on {device_used}"] = network_step(student, device_used, SIZES[size])
+        times = time_in_turns(steps, seconds, warm=True)
+        rows += [{"engine": name, "size": size, **summarise(found)} for name, found in times.items()]
     return {
         "gmac_1080p": gmac,
         "engine": sharpener.description,
         "engines": rows,
-        "peers": [
-            {"name": peer.name, "description": peer.description, "ms_1080p": time_peer(peer, seconds)}
-            for peer in tqdm(peers, desc="peers", unit="peer")
-        ],
+        "peers": [{"name": name, "ms_1080p": ms} for name, ms in time_methods(peers, seconds=seconds).items()],
         "files": [
             time_files(sharpener, device, size, count, seconds)
             for size, count in tqdm(files.items(), desc="files", unit="size")
@@ -329,8 +312,7 @@ def plot(report, path):
 def write_report(report, folder):
     """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
     page = load_template("speed.md", ms=format_milliseconds).render(report)
-    for name, text in (("speed.json", json.dumps(report, indent=1, allow_nan=False)), ("README.md", page)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "speed.json", json.dumps(report, indent=1, allow_nan=False))
+    write_text(folder / "README.md", page)
     plot(report, folder / "speed.png")
     return page

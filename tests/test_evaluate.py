@@ -39,8 +39,8 @@ def data(tmp_path):
 
 
 def test_a_measurement_becomes_a_report(run, data, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "time_peer", lambda method: 1.5)
-    monkeypatch.setattr(metrics, "jod", lambda *arguments: 9.0)  # takes long
+    monkeypatch.setattr(speed, "time_methods", lambda methods, size: {})  # takes long, as JOD does
+    monkeypatch.setattr(metrics, "jod", lambda *arguments: 9.0)
     arguments = ["--checkpoint", exported, "--data", data, "--device", "cpu", "--peers", "unsharp mask"]
     arguments += ["--protocol", "real", "camera", "x4", "image", "--share", "0.2"]
     code, output, errors = run(*arguments, "--crisp", "1.5", "--name", "mine")
@@ -66,6 +66,16 @@ def test_a_measurement_becomes_a_report(run, data, exported, tmp_path, monkeypat
     assert code == 0, errors
     code, output, _ = run("compare", path, tmp_path / "results" / "other" / "report.json")
     assert code == 0 and "student, crisp" in output and "unsharp mask" not in output
+
+
+def test_calls_of_few_lines_are_brought_to_full_size(run, data, exported, monkeypatch):
+    monkeypatch.setattr(speed, "time_methods", lambda methods, size: dict.fromkeys([m.name for m in methods], 1.5))
+    monkeypatch.setattr(metrics, "jod", lambda *arguments: 9.0)
+    code, output, errors = run("size", "--checkpoint", exported, "--data", data, "--protocol", "360p", "--share", "0.5")
+    assert code == 0, errors
+    rows = [line.split(" | ") for line in output.splitlines() if line.endswith(" 1.50 |")]
+    assert [row[0] for row in rows] == ["| input", "| student", *(f"| {name}" for name in evaluate.SCALERS)]
+    assert "Calls of 360 lines at full size (1 clip" in output and "results/size/report.html" in output
 
 
 def test_viewers_score_sheets_of_real_clips(run, data, exported, tmp_path):

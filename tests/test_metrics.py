@@ -47,7 +47,6 @@ def test_identical_clips(truth):
     scores = metrics.vmaf_scores(truth, truth)
     for name in ("vmaf", "vmaf_neg"):
         assert 97 < scores[name][0] < 98 and scores[name][1:] == pytest.approx([100] * 5, abs=0.5)
-    assert scores["ms_ssim"] == [1.0] * 6
     still = metrics.vmaf_scores(truth[:1] * 3, truth[:1] * 3)
     assert still["vmaf"] == pytest.approx([scores["vmaf"][0]] * 3, abs=1e-3)
 
@@ -62,11 +61,6 @@ def test_full_range_is_brought_to_limited_range(truth, coded):
     expected = metrics.vmaf_scores(*limited, full_range=False)
     assert metrics.vmaf_scores(*clips, full_range=True) == expected
     assert metrics.vmaf_scores(*clips, full_range=False) != expected
-
-
-def test_the_smallest_picture_of_ms_ssim(truth):
-    smallest = [(y[:176, :176], uv[:, :88, :88]) for y, uv in truth[:1]]
-    assert metrics.vmaf_scores(smallest, smallest)["ms_ssim"] == [1.0]
 
 
 def test_an_ffmpeg_that_fails_is_quoted(truth, monkeypatch, tmp_path):
@@ -101,7 +95,7 @@ def test_each_damage_ranks_last_where_it_must(truth, coded):
     def ranking(metric):
         return sorted(clips, key=lambda name: figures[name][metric])
 
-    assert {ranking(metric)[0] for metric in ("psnr_y", "ssim_y", "ms_ssim")} == {"shifted"}
+    assert {ranking(metric)[0] for metric in ("psnr_y", "ssim_y")} == {"shifted"}
     assert {ranking(metric)[0] for metric in ("vmaf", "vmaf_neg")} == {"blurred"}
     assert ranking("calm")[0] == "flickering"
     # What flickers is nearly perfect to each of the others, VMAF too.
@@ -115,16 +109,11 @@ def test_each_damage_ranks_last_where_it_must(truth, coded):
 # Flicker
 
 
-def test_flicker_ignores_what_does_not_change(truth, rng):
-    assert metrics.flicker(truth, truth) == 0
+def test_flicker_counts_grey_levels_where_the_truth_stands_still(truth, rng):
     assert np.isnan(metrics.flicker(truth[:1], truth[:1]))
     mid = per_frame(truth, lambda y, t: np.clip(y, 20, 235))  # room for the error: nothing is clipped
-    error = rng.integers(-20, 21, mid[0][0].shape)
-    assert metrics.flicker(per_frame(mid, lambda y, t: add(y, error)), mid) == 0
-
-
-def test_flicker_counts_grey_levels_where_the_truth_stands_still(truth):
-    mid = per_frame(truth, lambda y, t: np.clip(y, 20, 235))
+    constant = rng.integers(-20, 21, mid[0][0].shape)
+    assert metrics.flicker(per_frame(mid, lambda y, t: add(y, constant)), mid) == 0
 
     def flickering(side):
         return per_frame(mid, lambda y, t: add(y, side * (3 if t % 2 else -3)))
@@ -157,12 +146,6 @@ def grey_clip(*frames):
 
 def noise_around(level, noise):
     return np.clip(np.rint(level + noise), 0, 255).astype(np.uint8)
-
-
-def test_what_is_as_it_came_has_changed_nothing(coded):
-    found = metrics.visible_change(coded, coded)
-    assert found["edges"] == [1] * 6 and found["noise"] == [1] * 6 and found["halo"] == [0] * 6
-    assert len(found["flicker"]) == 5 and max(found["flicker"]) < 1
 
 
 def test_noise_is_relative_to_the_sources(rng):

@@ -6,11 +6,12 @@ import cv2  # before av: see video.py
 import numpy as np
 import pytest
 import skimage.data
-import torch
 
 from benchmark import peers
-from benchmark.peers import FFmpegFilter, rcas, super_resolver
-from degradation import resize_planes
+from benchmark.conditions import Sample
+from benchmark.peers import ffmpeg_filter, peer, rcas
+from degradation import low_resolution, resize_planes
+from inference import RealTimeSharpener
 from utils import bgr_to_planes, to_limited_range
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,29 +31,30 @@ def chroma_of(y):
 
 @pytest.mark.parametrize("name", peers.FILTERS)
 def test_flat_frames_stay_and_edges_gain_contrast(name):
-    (peer,) = peers.peers([name])
+    def sharpened(y, full_range):
+        ((sharp, uv),) = peer(name).run(Sample([(y, chroma_of(y))], None, full_range))
+        assert sharp.shape == y.shape and sharp.dtype == np.uint8 and (uv == 90).all()
+        return sharp.astype(int)
+
     tolerance = 1 if "cas" in name else 0  # FFmpeg's cas cuts fractions off, and 99.9999 becomes 99
     for code in range(0, 256, 15):
         y = np.full((20, 24), code, np.uint8)
         for full_range in (True, False):
-            sharp, uv = peer.at(2)(y, chroma_of(y), full_range)
-            assert sharp.shape == y.shape and sharp.dtype == np.uint8 and (uv == 90).all()
-            assert np.abs(sharp.astype(int) - y).max() <= tolerance
+            assert np.abs(sharpened(y, full_range) - y).max() <= tolerance
     step = np.full((32, 48), 80, np.uint8)
     step[:, 24:] = 160
     soft = cv2.GaussianBlur(step, (0, 0), 1)
-    sharp, uv = peer.at(2)(soft, chroma_of(soft), False)
-    contrast, contrast_before = (np.square(np.diff(y[16].astype(int))).sum() for y in (sharp, soft))
-    assert contrast > 1.05 * contrast_before and (uv == 90).all()
+    contrast, contrast_before = (np.square(np.diff(y[16].astype(int))).sum() for y in (sharpened(soft, False), soft))
+    assert contrast > 1.05 * contrast_before
 
 
 def test_strong_settings_are_stronger():
-    y, uv = photo_planes(64, 64)
-    for name in peers.FILTERS:
-        if not name.endswith(", strong"):
-            weak, strong = peers.peers([name, f"{name}, strong"])
-            change = [np.abs(peer.at(2)(y, uv, True)[0].astype(int) - y).mean() for peer in (weak, strong)]
-            assert 0 < change[0] < change[1]
+    sample = Sample([photo_planes(64, 64)], None)
+    change = {
+        name: np.abs(peer(name).run(sample)[0][0].astype(int) - sample.input[0][0]).mean() for name in peers.FILTERS
+    }
+    for name in ("unsharp mask", "FFmpeg unsharp", "FFmpeg cas", "RCAS"):
+        assert 0 < change[name] < change[f"{name}, strong"]
 
 
 def rcas_pixel_by_pixel(y, black, span, stops, denoise):
@@ -86,17 +88,6 @@ def test_rcas_is_what_was_published(rng, full_range, black, span, stops, denoise
         assert (sharp != y).any()
 
 
-def test_rcas_overshoots_its_ring_but_not_the_range():
-    y = np.full((9, 9), 102, np.uint8)
-    y[:, 5:] = 153
-    sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
-    assert sharp.min() < 102 and sharp.max() > 153
-    for low, high in ((2, 253), (0, 255)):  # the same step at the ends of the range
-        y[:, :5], y[:, 5:] = low, high
-        sharp, _ = rcas(y, chroma_of(y), True, stops=0, denoise=False)
-        assert (sharp[:, :5] <= low).all() and (sharp[:, 5:] >= high).all()
-
-
 def test_beyond_limited_range_nothing_happens():
     y = np.repeat(np.array([0, 5, 15, 240, 255], np.uint8), 4)[None].repeat(12, axis=0)
     flat = np.delete(np.arange(20), [11, 12])  # beside the step from black to white both sides touch an end
@@ -117,18 +108,17 @@ def test_same_bits_as_the_ffmpeg_program(rng, description, size):
         [*command, "-vf", description, *raw, "-"], input=y.tobytes() + uv.tobytes(), stdout=subprocess.PIPE, check=True
     ).stdout
     expected = np.frombuffer(output, np.uint8)
-    sharp, sharp_uv = FFmpegFilter(description)(y, uv)
+    sharp, sharp_uv = ffmpeg_filter(y, uv, graph=description)
     assert (sharp != y).any()
     assert np.array_equal(np.concatenate([sharp.ravel(), sharp_uv.ravel()]), expected)
 
 
 def test_each_frame_gives_its_own(rng):
     """Graphs are kept for each size, and none of them holds a frame back."""
-    method = FFmpegFilter("unsharp=lx=5:ly=5:la=0")  # the identity
     for size in ((16, 24), (33, 17), (16, 24), (16, 24), (33, 17)):
         y = rng.integers(0, 256, size, dtype=np.uint8)
         uv = rng.integers(0, 256, chroma_of(y).shape, dtype=np.uint8)
-        same, same_uv = method(y, uv)
+        same, same_uv = ffmpeg_filter(y, uv, graph="unsharp=lx=5:ly=5:la=0")  # the identity
         assert np.array_equal(same, y) and np.array_equal(same_uv, uv)
 
 
@@ -136,48 +126,71 @@ def test_each_frame_gives_its_own(rng):
 # Networks
 
 
-class Nearest(torch.nn.Module):
-    """Enlarges by 4 and notes the sizes that it was given."""
+@pytest.fixture
+def nearest(monkeypatch):
+    """A network that repeats pixels; gives the list of the sizes that it sees."""
+    sizes = []
 
-    def __init__(self):
-        super().__init__()
-        self.unused, self.sizes = torch.nn.Parameter(torch.zeros(1)), []
+    def enlarge(rgb):
+        assert rgb.dtype == np.float32 and rgb.min() >= 0 and rgb.max() <= 1
+        sizes.append(rgb.shape)
+        return rgb.repeat(4, axis=1).repeat(4, axis=2)
 
-    def forward(self, x):
-        assert x.min() >= 0 and x.max() <= 1
-        self.sizes.append(tuple(x.shape))
-        return torch.nn.functional.interpolate(x, scale_factor=4, mode="nearest")
+    monkeypatch.setitem(peers.NETWORKS, "nearest", ("", lambda device: enlarge))
+    return sizes
 
 
 @pytest.mark.parametrize("scale", [1, 1.5, 2, 4])
-@pytest.mark.parametrize("size", [(48, 64), (33, 51), (47, 32)])
-def test_super_resolver_keeps_size_content_and_colour(size, scale):
+@pytest.mark.parametrize("size", [(48, 64), (34, 52)])
+def test_networks_get_the_decoded_size_and_keep_content_and_colour(nearest, size, scale):
     y, uv = photo_planes(*size)
     y, uv = cv2.GaussianBlur(y, (0, 0), 8), np.stack([cv2.GaussianBlur(plane, (0, 0), 8) for plane in uv])
     for full_range in (True, False):
         planes = (y, uv) if full_range else to_limited_range(y, uv)
-        for found, expected in zip(super_resolver(Nearest(), scale)(*planes, full_range), planes, strict=True):
+        (restored,) = peer("nearest").run(Sample([planes], None, full_range, scale))
+        assert nearest[-1] == (3, *low_resolution(size, scale))
+        for found, expected in zip(restored, planes, strict=True):
             assert found.shape == expected.shape and found.dtype == np.uint8
             difference = found.astype(int) - expected
             assert np.abs(difference.mean()) < 1 and np.abs(difference).mean() < 2.5
 
 
-def test_super_resolver_gives_the_network_the_decoded_size():
-    network = Nearest()
-    for scale in (2, 3):
-        super_resolver(network, scale)(*photo_planes(48, 96), True)
-    assert network.sizes == [(1, 3, 24, 48), (1, 3, 16, 32)]
-
-
-def test_the_anime_network_keeps_colours_and_draws_edges():
+@pytest.mark.parametrize("name", ["Real-ESRGAN", "realesr-animevideov3"])
+def test_networks_keep_colours_and_draw_edges(name):
     pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
+    network = peer(name)
     y, uv = photo_planes(96, 144)
     for full_range in (True, False):
         truth = (y, uv) if full_range else to_limited_range(y, uv)
         small = resize_planes(*truth, (48, 32), "area")
-        found, soft = peers.load_animevideo()(*small, full_range, (144, 96)), resize_planes(*small, (144, 96))
+        (found,) = network.run(Sample([small], [truth], full_range))
+        soft = resize_planes(*small, (144, 96))
         for plane, expected in zip((found[0], *found[1]), (truth[0], *truth[1]), strict=True):
             assert plane.shape == expected.shape and plane.dtype == np.uint8
             assert abs(plane.mean() - expected.mean()) < 4
             assert np.corrcoef(plane.ravel(), expected.ravel())[0, 1] > 0.8
         assert np.diff(found[0].astype(int)).std() > 1.1 * np.diff(soft[0].astype(int)).std()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Few lines
+
+
+def test_scalers_bring_a_small_frame_to_the_size(exported):
+    """The student and its kernel alone enlarge alike; filters see FFmpeg's own scaler."""
+    truth = photo_planes(96, 144)
+    sample = Sample([resize_planes(*truth, (48, 32), "area")] * 2, [truth] * 2)
+    strength_zero = peers.student(RealTimeSharpener(exported, "cpu"), "student", 0)
+    found = {m.name: m.run(sample) for m in (peers.INPUT, strength_zero, *map(peer, ("bicubic", "RCAS")))}
+    for clip in found.values():
+        assert [(y.shape, uv.shape) for y, uv in clip] == [((96, 144), (2, 48, 72))] * 2
+        assert np.abs(clip[0][0].astype(int) - truth[0]).mean() < 12
+    assert all(map(np.array_equal, found["student"][0], found["bicubic"][0]))
+    assert not np.array_equal(found["input"][0][0], found["bicubic"][0][0])
+
+
+def test_the_student_is_steadied_within_a_clip(sharpener):
+    sample = Sample([photo_planes(96, 144)] * 2, None)
+    first, second = peers.student(sharpener, "student", 1).run(sample)
+    expected = sharpener.sharpen_planes(*sample.input[1], True, 1, after=first)
+    assert all(map(np.array_equal, second, expected))

@@ -103,15 +103,6 @@ def test_pictures_under_the_promised_condition_have_levels_by_category():
     assert promised == "| method | heads |\n| --- | --- |\n| input | 30.00 / 0.8000 |\n| student | 30.00 / 0.8100 |\n"
 
 
-def test_tables_of_real_clips_show_what_a_viewer_sees():
-    records = real_pair() + real_pair("b.mkv", noise=(1.0, 0.9), edges=(1.0, 1.4))
-    text = rp.markdown_summary(a_report(records))
-    assert text.startswith("Real clips as they are (2 clips, 2 encodings)")
-    assert "| method | edges | noise | halo (codes) | flicker (codes) | ms at 1080p |" in text
-    assert "| input | 1.000 | 1.000 | 0.00 | 1.200 | – |" in text
-    assert "| student | **+0.300** | +0.000 | +0.40 | +0.100 | 58.2 |" in text  # but for edges less is better
-
-
 def test_soft_and_crisp_cameras_have_tables_of_their_own():
     records = camera_pair("soft", [30.0], [31.0]) + camera_pair("crisp", [40.0, 42.0], [39.5, 41.5], "b.mkv")
     soft, crisp = rp.markdown_summary(a_report(records)).split("Cameras, crisp (1 clip, ")

@@ -10,7 +10,7 @@ import torch
 
 import evaluate as ev
 from benchmark import speed
-from benchmark.peers import FILTERS, Peer
+from benchmark.peers import FILTERS, Method
 from benchmark.runner import file_digest
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student
@@ -30,7 +30,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     report = json.loads((folder / "speed.json").read_text("utf-8"))
     assert report["command"] == ["python", "evaluate.py", *arguments]
     assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] and report["left_out"] == []
-    assert report["checkpoint"] == {"name": RELEASED_STUDENT.name, "sha256": file_digest(RELEASED_STUDENT)}
+    assert report["checkpoint"] == {"checkpoint": RELEASED_STUDENT.name, "sha256": file_digest(RELEASED_STUDENT)}
     measured = {(row["engine"], row["size"]) for row in report["engines"]}
     assert measured >= {("openvino CPU int8", size) for size in ("360p", "540p")}
     assert measured >= {("torch cpu float32", size) for size in ("360p", "540p")}
@@ -114,14 +114,21 @@ def test_peak_memory_of_a_process():
     assert held[-1] == 1
 
 
-def test_the_time_of_a_peer_is_that_of_a_full_frame():
-    seen, scales = [], []
+@pytest.mark.parametrize(("size", "input_size", "scale"), [("1080p", (1920, 1080), 2), ("360p", (640, 360), 1)])
+def test_the_time_of_a_method_is_that_of_a_full_frame(size, input_size, scale):
+    """That of a slow one is measured on a part of the frame, and made sixteen times as long."""
+    seen = []
 
-    def method(y, uv, full_range):
-        seen.append((y.shape, uv.shape[1:], full_range))
-        time.sleep(0.002)
-        return y, uv
+    def method(part):
+        def run(sample):
+            sides = [(sample.size, 1920, 1080), (sample.input[0][0].shape[::-1], *input_size)]
+            assert all(found == (width // part, height // part) for found, width, height in sides)
+            assert not sample.full_range and sample.scale == scale
+            seen.append(part)
+            time.sleep(0.002)
 
-    peer = Peer("spy", "", lambda scale: scales.append(scale) or method, is_slow=True)
-    assert 2 * 8**2 <= speed.time_peer(peer, seconds=0) < 200 * 8**2
-    assert seen == [((135, 240), (68, 120), False)] * 6 and scales == [2]
+        return Method(f"part {part}", "", run, is_slow=part > 1)
+
+    times = speed.time_methods([method(1), method(4)], size, seconds=0)
+    assert 2 / speed.FRAMES <= times["part 1"] < 200 / speed.FRAMES and 2 * 16 <= times["part 4"] < 200 * 16
+    assert sorted(seen) == [1] * 5 + [4] * 5
