@@ -427,7 +427,7 @@ class OpenVINOEngine:
 
 def _check_device(device):
     """Raise `DeviceError` if OpenVINO finds no device of this name."""
-    found = _core().available_devices
+    found = openvino_core().available_devices
     if device not in {*found, *(name.split(".")[0] for name in found)}:
         known = ", ".join(f"openvino:{name}" for name in found)
         raise DeviceError(f"OpenVINO finds no device {device!r} on this machine: use auto, {known}")
@@ -469,7 +469,7 @@ def _compile(network, device, properties, rows, columns, stretch):
     parameter.output(0).replace(constant.output(0))
     network.remove_parameter(parameter)
     with _openvino_lock:
-        request = _core().compile_model(network, device, properties).create_infer_request()
+        request = openvino_core().compile_model(network, device, properties).create_infer_request()
     cells, change = (np.zeros((1, rows, columns, CHANNELS), kind) for kind in (np.uint8, np.int8))
     for name, array in (("cells", cells), ("change", change)):
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -477,7 +477,7 @@ def _compile(network, device, properties, rows, columns, stretch):
 
 
 @functools.cache
-def _core():
+def openvino_core():
     """OpenVINO's core, one for the whole process and until its end.
 
     Each core gives the thread that first uses its CPU device another stack for signal handlers, and takes it away when

@@ -43,6 +43,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     assert file["frames"] == 150 and file["size"] == "1080p" and file["kbps"] > 0
     assert file["peak_memory_mib"] > 100 or not sys.platform.startswith("linux")  # OpenVINO alone takes more
     page = (folder / "README.md").read_text("utf-8")
+    assert report["int8_peak"] > 1 and f"reaches {report['int8_peak']:.0f} GMAC/s" in page
     assert page in capsys.readouterr().out
     assert len(re.findall(r"^\| (openvino|torch) .*\| (360p|540p) \|", page, re.MULTILINE)) == len(report["engines"])
     assert cv2.imread(str(folder / "speed.png")).std() > 5
@@ -58,7 +59,7 @@ def test_the_short_form_measures_the_student_alone_host_to_host_and_files(checkp
     for engine in ("torch cpu float32", "network alone, on cpu"):
         assert [row["size"] for row in report["engines"] if row["engine"] == engine] == ["720p", "1080p", "2160p"]
     assert [(file["size"], file["frames"]) for file in report["files"]] == [(n, 20) for n in ("720p", "1080p", "2160p")]
-    assert report["peers"] == [] and "Others" not in capsys.readouterr().out
+    assert report["int8_peak"] is None and report["peers"] == [] and "Others" not in capsys.readouterr().out
 
 
 def test_macs_are_those_of_the_convolutions():
