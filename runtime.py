@@ -69,29 +69,6 @@ def in_stripes(function, rows, threads):
     in_parallel([functools.partial(work, part) for part in range(min(threads, len(tops)))])
 
 
-def refine(sharp, gain, y, threads=1):
-    """Finish restored luma: `steepen` it, and `limit_halo`; in stripes on several threads, with the same result.
-
-    Args:
-        sharp: restored luma ``(H, W)`` in codes, uint8 or float32.
-        gain: see `steepen`.
-        y: luma as it came, of the same type.
-
-    Returns:
-        Luma of the same type.
-    """
-    refined = np.empty_like(sharp)
-
-    def refine_stripe(top, bottom):
-        begin = max(top - _MARGIN, 0)
-        luma, chroma = (slice(size * begin, size * (bottom + _MARGIN)) for size in (4, 2))
-        stripe = limit_halo(steepen(sharp[luma], gain[chroma]), y[luma])
-        refined[4 * top : 4 * bottom] = stripe[4 * (top - begin) :][: 4 * (bottom - top)]
-
-    in_stripes(refine_stripe, -(-len(y) // 4), threads)
-    return refined
-
-
 def steepen(y, gain):
     """`models.steepen` for video.
 

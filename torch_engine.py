@@ -13,9 +13,9 @@ from runtime import (
     STRENGTH_LIMIT,
     DeviceError,
     code_gain,
-    refine,
+    limit_halo,
+    steepen,
 )
-from utils import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class TorchEngine:
             residual.mul(codes).round_().add_(plane).clamp_(0, 255).to(torch.uint8).cpu().numpy()
             for plane, residual, codes in zip(planes, residuals, scale, strict=True)
         )
-        return refine(sharp, gain, y, usable_cores()), sharp_uv
+        return limit_halo(steepen(sharp, gain), y), sharp_uv
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
@@ -134,7 +134,7 @@ class TorchEngine:
         *changes, gain = self._predict(*planes, strength)
         dy, duv = (change.cpu().numpy() for change in changes)
         codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = refine(np.clip(codes + 255 * dy, 0, 255), gain, codes, usable_cores()) - codes
+        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
         if y.dtype != np.uint8:
             return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
