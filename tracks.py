@@ -5,7 +5,6 @@ a packet that cannot be decoded, copied, timed or written: it is mended, or left
 each track says so. It never costs the picture.
 """
 
-import contextlib
 import io
 import logging
 import math
@@ -104,13 +103,7 @@ class _Track:
         self.stream = self._add_stream()
 
     def write(self, packet):
-        try:
-            if self._set_time(packet):
-                self._write(self._in_utf8(packet) if self._text else packet)
-        except OSError:  # the disk's fault, not the packet's
-            raise
-        except (av.FFmpegError, ValueError, NotImplementedError):
-            self._left_out += 1
+        self._left_out += not self._attempt(self._copy, packet)
 
     def flush(self):
         if self._left_out:
@@ -124,6 +117,20 @@ class _Track:
         except (av.FFmpegError, ValueError):
             raise ValueError(f"{self._path.suffix} cannot hold it as it is") from None
         return self._container.add_stream_from_template(self._source)
+
+    def _attempt(self, function, packet):
+        """Call the function; return whether that went well, unless the fault is the disk's and not the packet's."""
+        try:
+            function(packet)
+        except OSError:
+            raise
+        except (av.FFmpegError, ValueError, NotImplementedError):
+            return False
+        return True
+
+    def _copy(self, packet):
+        if self._set_time(packet):
+            self._write(self._in_utf8(packet) if self._text else packet)
 
     def _set_time(self, packet):
         """Make sure that a packet has times, which follow the last one's; return whether it is to be written."""
@@ -166,9 +173,8 @@ class _ConvertedAudio(_Track):
     """Decodes sound, whatever its rate and channels, and encodes it; gaps become silence."""
 
     def flush(self):
-        with contextlib.suppress(ValueError, NotImplementedError):
-            self._write(None)
-            self._resample(None)
+        self._attempt(self._write, None)
+        self._attempt(self._resample, None)
         self._container.mux(self.stream.encode(None))
         super().flush()
 

