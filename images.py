@@ -140,8 +140,10 @@ def write_image(path, picture):
 
 def _save(path, pixels, options):
     """Save with Pillow, or 16 bits with OpenCV: a PNG then gets the chunks that Pillow gives a picture of one pixel."""
-    if pixels.dtype == np.uint8:
-        Image.fromarray(_swap_red_and_blue(pixels)).save(path, **options)
+    if pixels.dtype == np.uint8:  # into memory: Pillow does not see when a disk is too full for a TIFF
+        file, options = io.BytesIO(), {"format": Image.registered_extensions()[path.suffix.lower()]} | options
+        Image.fromarray(_swap_red_and_blue(pixels)).save(file, **options)
+        path.write_bytes(file.getvalue())
         return
     data = cv2.imencode(path.suffix, pixels)[1].tobytes()
     if path.suffix.lower() == ".png":

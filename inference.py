@@ -215,10 +215,11 @@ class RealTimeSharpener:
         """Sharpen a camera, the screen, a video file or a stream, into a file, a live window or a virtual camera.
 
         Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
-        copied. What cannot be decoded is left out, with a warning. Ctrl-C keeps what was written so far; if the input
-        breaks off or most of it is damaged, that is in ``NAME_partial``. A camera gives its newest frame each time;
-        Ctrl-C, or unplugging it, ends a recording and keeps it. In a window, a live stream leaves out frames that are
-        late, and less is sharpened if the machine is too busy (see `live.LoadController`); never in a file.
+        copied. What cannot be decoded is left out, with a warning. After Ctrl-C, or if the input breaks off or most of
+        it is damaged, what was written is in ``NAME_partial``. A camera gives its newest frame each time; Ctrl-C, or
+        unplugging it, ends a recording and keeps it, as Ctrl-C does that of a live stream. In a window, a live stream
+        leaves out frames that are late, and less is sharpened if the machine is too busy (see `live.LoadController`);
+        never in a file.
 
         Args:
             input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen:
@@ -404,7 +405,7 @@ _EXPLANATIONS = (
 exit codes:
   0    all is written or existed already
   2    something failed; each line on stderr says what and what to do
-  130  Ctrl-C; what was written is kept: of the last video its first frames"""
+  130  Ctrl-C; what was written is kept, of the last video in NAME_partial"""
 )
 
 
@@ -434,6 +435,8 @@ def _make_sharpener(args):
 def _run(args):
     given = args.sources + ([] if args.screen is None else [f"screen:{args.screen}"])
     sources = given or ["0"]
+    if "" in sources:  # which would mean this folder
+        raise VideoError("a name is empty: name a file, a folder, a camera or a stream")
     live = args.virtual_camera or any(map(_is_live, sources))
     if (live or args.demo) and (len(sources) > 1 or (args.demo and (given or args.size))):
         raise VideoError("a camera, a stream, --screen, --virtual-camera and --demo run alone: leave out the rest")

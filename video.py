@@ -723,12 +723,15 @@ class VideoWriter:
             for track in self._tracks.values():
                 track.flush()
             self._container.close()
-            if isinstance(error, VideoError):
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if error is not None and not (interrupted and self._source and self._source.live):  # so a recording ends
                 partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
                 os.replace(self._temporary, partial)
-                raise VideoError(f"{error}; the {plural(self._frames, 'frame')} before are in {partial}") from error
-        if error is not None:
-            log.warning("%s: interrupted, its first %s are kept", self.path, plural(self._frames, "frame"))
+                kept = f"the {plural(self._frames, 'frame')} before are in {partial}"
+                if interrupted:
+                    log.warning("%s: interrupted; %s", self.path, kept)
+                    raise error
+                raise VideoError(f"{error}; {kept}") from error
 
     def _open_encoder(self):
         """Return the stream that is written, its encoder open; name others if that does not fit or open."""

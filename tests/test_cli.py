@@ -86,7 +86,7 @@ def test_bad_input_ends_in_one_line(exported, tmp_path, kind, message):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_control_c_exits_with_130_and_keeps_the_first_frames(exported, tmp_path):
+def test_control_c_exits_with_130_and_keeps_the_first_frames_as_a_partial_file(exported, tmp_path):
     source = encode(
         tmp_path / "long.mp4", times=range(0, 160_000, 40), size=(320, 240), options={"preset": "ultrafast"}
     )
@@ -97,11 +97,11 @@ def test_control_c_exits_with_130_and_keeps_the_first_frames(exported, tmp_path)
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    output = tmp_path / "long_sharpened.mp4"
-    times = read_times(output)
+    output, partial = tmp_path / "long_sharpened.mp4", tmp_path / "long_sharpened_partial.mp4"
+    times = read_times(partial)
     assert 0 < len(times) < 4000 and times == [40 * index for index in range(len(times))]
-    assert (process.returncode, stderr) == (130, f"{output}: interrupted, its first {len(times)} frames are kept\n")
-    assert sorted(tmp_path.iterdir()) == [source, output]
+    kept = f"{output}: interrupted; the {len(times)} frames before are in {partial}\n"
+    assert (process.returncode, stderr) == (130, kept) and sorted(tmp_path.iterdir()) == [source, partial]
 
 
 def test_codec_and_quality_from_the_command_line(exported, tmp_path, capsys):

@@ -6,6 +6,7 @@ import av
 import cv2
 import pytest
 import skimage.data
+from PIL import Image
 
 import evaluate
 import inference
@@ -35,6 +36,15 @@ def test_a_full_disk_ends_a_video(checkpoint, tmp_path, capsys, suffix):
     arguments = [source, "-o", str(output), "--device", "cpu", "--checkpoint", str(checkpoint)]
     check_full_disk(inference.main, arguments, 16_000, output, capsys)
     assert count_frames(output) == 60
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+def test_a_full_disk_ends_a_picture(checkpoint, tmp_path, capsys, suffix):
+    source, output, exif = tmp_path / "in.jpg", tmp_path / f"out{suffix}", Image.Exif()
+    exif[0x010F] = "maker"  # with it a TIFF is not compressed
+    Image.fromarray(skimage.data.chelsea()).save(source, exif=exif)
+    arguments = [str(source), "-o", str(output), "--device", "cpu", "--checkpoint", str(checkpoint)]
+    check_full_disk(inference.main, arguments, 8192, output, capsys)
 
 
 def test_a_full_disk_ends_an_evaluation(checkpoint, tmp_path, capsys, monkeypatch):
