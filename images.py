@@ -134,7 +134,7 @@ def write_image(path, picture):
                 log.warning("%s: EXIF and texts are not kept: they are damaged or too long", path)
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
-    if deep and suffix != ".png" and (picture.color_profile or metadata):
+    if deep and suffix != ".png" and (picture.color_profile or metadata.keys() - {"dpi"}):
         log.warning("%s: profile, EXIF and texts of 16-bit pictures are not kept; a .png keeps them", path)
 
 
