@@ -6,7 +6,6 @@ A filter is a function ``(y, uv, full_range, **settings) -> (y, uv)`` on uint8 p
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from degradation import low_resolution, resize
 from degradation import resize_planes as resize_lanczos
 from models import REALESRGAN, load_teacher
+from runtime import checkpoint_digest
 from scaling import resize_planes as resize_bicubic
 from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
@@ -194,7 +194,7 @@ BICUBIC = Method("bicubic", "enlarged as before the student", lambda sample: enl
 
 def student(sharpener, name, strength):
     """Return the student of a `RealTimeSharpener` as a method, which steadies each frame against the one before."""
-    digest = hashlib.sha256(sharpener.checkpoint.read_bytes()).hexdigest()
+    digest = checkpoint_digest(sharpener.checkpoint)
     description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
 
     def run(sample):

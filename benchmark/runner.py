@@ -29,6 +29,7 @@ from benchmark.conditions import can_be_read, make_sample
 from benchmark.page import write_text
 from degradation import DataError
 from images import Picture, VideoError, write_image
+from runtime import checkpoint_digest
 from utils import luma_metrics, planes_to_bgr, to_full_range
 
 logger = logging.getLogger(__name__)
@@ -109,12 +110,7 @@ def _measure(unit, method, cache_dir, thorough):
 
 @functools.lru_cache(maxsize=1024)
 def _fingerprint(path):
-    return file_digest(path) if Path(path).is_file() else path
-
-
-def file_digest(path):
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -171,7 +167,7 @@ def describe_run(command, sharpener, started):
     packages = ("torch", "openvino", "av", "numpy", "scikit-image", "imageio-ffmpeg")
     return {
         "command": ["python", "evaluate.py", *command],
-        "checkpoint": {"checkpoint": sharpener.checkpoint.name, "sha256": file_digest(sharpener.checkpoint)},
+        "checkpoint": {"checkpoint": sharpener.checkpoint.name, "sha256": checkpoint_digest(sharpener.checkpoint)},
         "commit": git_commit(),
         "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),

@@ -11,9 +11,9 @@ import torch
 import evaluate as ev
 from benchmark import speed
 from benchmark.peers import FILTERS, Method
-from benchmark.runner import file_digest
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student
+from runtime import checkpoint_digest
 from video import VideoReader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     report = json.loads((folder / "speed.json").read_text("utf-8"))
     assert report["command"] == ["python", "evaluate.py", *arguments]
     assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] and report["left_out"] == []
-    assert report["checkpoint"] == {"checkpoint": RELEASED_STUDENT.name, "sha256": file_digest(RELEASED_STUDENT)}
+    assert report["checkpoint"] == {"checkpoint": RELEASED_STUDENT.name, "sha256": checkpoint_digest(RELEASED_STUDENT)}
     measured = {(row["engine"], row["size"]) for row in report["engines"]}
     assert measured >= {("openvino CPU int8", size) for size in ("360p", "540p")}
     assert measured >= {("torch cpu float32", size) for size in ("360p", "540p")}
