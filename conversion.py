@@ -132,7 +132,7 @@ def pixels_to_planes(pixels):
 def add_change(pixels, dy, duv):
     """Add a change of full-range planes, as an engine's `difference` gives it, to pixels; rounds and saturates.
 
-    The planes of the pixels are never converted back, so colour keeps its full resolution.
+    The planes of the pixels are never converted back, so colour keeps its full resolution. Grey pixels need no `duv`.
     """
     if pixels.dtype == np.uint8:  # the change comes in codes around 128
         return cv2.addWeighted(pixels, 1, _change_of_pixels(dy, duv, pixels.ndim, 128), 1, -128)

@@ -308,14 +308,13 @@ class RealTimeSharpener:
         def enlarge(pixels):
             return resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1]))
 
-        def sharpen(pixels, strength):
+        def steady_change(y, dy, strength):
             nonlocal last
-            if strength == 0:
-                return pixels.copy()
-            y, uv = pixels_to_planes(pixels)
-            dy, duv = self.engine.difference(y, uv, strength)
-            last = self._steady(add_change(y, dy, duv), last, strength)
-            return add_change(pixels, cv2.addWeighted(last, 1, y, -1, 128), duv)
+            last = self._steady(add_change(y, dy, None), last, strength)
+            return cv2.addWeighted(last, 1, y, -1, 128)
+
+        def sharpen(pixels, strength):
+            return self._sharpen_pixels(pixels, strength, steady_change)
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
@@ -345,11 +344,16 @@ class RealTimeSharpener:
             return luma
         return steady(luma, previous, strength, usable_cores())
 
-    def _sharpen_pixels(self, pixels, strength):
-        """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""
+    def _sharpen_pixels(self, pixels, strength, adjust=None):
+        """Sharpen pixels (see conversion.py) at their own depth and colour resolution.
+
+        If given, ``adjust(y, dy, strength)`` of luma and its change returns the change that is added instead.
+        """
         if strength == 0:
             return pixels.copy()
-        return add_change(pixels, *self.engine.difference(*pixels_to_planes(pixels), strength))
+        y, uv = pixels_to_planes(pixels)
+        dy, duv = self.engine.difference(y, uv, strength)
+        return add_change(pixels, adjust(y, dy, strength) if adjust else dy, duv)
 
     def _statistics(self, frames, begin, sizes, output):
         seconds = time.perf_counter() - begin
