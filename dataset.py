@@ -42,7 +42,7 @@ from degradation import (
 )
 from images import VideoError, check_image
 from runtime import limit_halo
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, usable_cores
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, usable_cores, write_text
 from video import open_video
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
@@ -396,8 +396,8 @@ def prepare_pairs(config, purpose="training", progress=True):
         pairs = [make(sources, seed, index, region) for index in range(start, min(start + PART_SIZE, total))]
         pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
         save_array(folder / f"pairs-{part:05d}.npy", np.array(pictures))
-        with atomic_path(folder / f"pairs-{part:05d}.json") as temporary:  # last: it says that the part is complete
-            temporary.write_text(json.dumps([pair[2] for pair in pairs]), encoding="utf-8")
+        # Last: it says that the part is complete.
+        write_text(folder / f"pairs-{part:05d}.json", json.dumps([pair[2] for pair in pairs]))
 
     parts = range(-(-total // PART_SIZE))
     missing = [part for part in parts if not (folder / f"pairs-{part:05d}.json").exists()]

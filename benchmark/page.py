@@ -11,19 +11,13 @@ from pathlib import Path
 import jinja2
 
 from benchmark import report as tables
-from utils import atomic_path
+from utils import write_text
 
 
 def write_report(report, folder):
     """Write report.json and report.html to the folder with the report's pictures."""
     write_text(folder / "report.json", json.dumps(report))
     write_text(folder / "report.html", render_page(report))
-
-
-def write_text(path, text):
-    """Write a text file, completely or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def render_page(report):

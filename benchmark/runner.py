@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from benchmark import metrics
 from benchmark.conditions import can_be_read, make_sample
-from benchmark.page import write_text
 from degradation import DataError
 from images import Picture, VideoError, write_image
 from runtime import checkpoint_digest
-from utils import luma_metrics, planes_to_bgr, to_full_range
+from utils import luma_metrics, planes_to_bgr, to_full_range, write_text
 
 logger = logging.getLogger(__name__)
 

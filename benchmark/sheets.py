@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from benchmark.page import load_template, write_text
+from benchmark.page import load_template
 from degradation import DataError
 from images import Picture, write_image
+from utils import write_text
 
 ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters

@@ -29,13 +29,13 @@ from tqdm import tqdm
 import dataset
 import degradation
 from benchmark.conditions import Sample
-from benchmark.page import load_template, write_text
+from benchmark.page import load_template
 from benchmark.report import format_milliseconds
 from engines import make_engine
 from models import load_student
 from runtime import DeviceError, openvino_core
 from torch_engine import TorchEngine, pick_precision
-from utils import atomic_path, bgr_to_planes, to_limited_range
+from utils import atomic_path, bgr_to_planes, to_limited_range, write_text
 from video import VideoReader, VideoWriter
 
 SIZES = {  # name: (width, height)
