@@ -66,9 +66,6 @@ class Browser:
         options |= {"awaitPromise": True, "returnByValue": True, "userGesture": True}
         return self.send("Runtime.evaluate", expression=script, **options)["result"].get("value")
 
-    def close(self):
-        self.send_to_browser("Browser.close")
-
 
 @contextlib.contextmanager
 def chromium(folder, flags="--headless --disable-gpu"):
@@ -83,7 +80,11 @@ def chromium(folder, flags="--headless --disable-gpu"):
     os.close(their_input)
     os.close(their_output)
     with open(our_output, "wb", buffering=0) as sender, open(our_input, "rb") as receiver:
-        browser = Browser(sender, receiver)
-        yield browser
-        browser.close()
-    process.wait(timeout=30)
+        try:
+            yield Browser(sender, receiver)
+        finally:
+            process.terminate()  # a command to close would wait for ever if Chromium hangs
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
