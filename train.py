@@ -2,7 +2,7 @@
 
     python train.py                                        # a usable student in minutes; no data needed
     python train.py configs/wide.yaml data_root=FOLDER     # the wide student, which the released one learns from
-    python train.py configs/release.yaml data_root=FOLDER  # one like the released student
+    python train.py configs/release.yaml data_root=FOLDER  # the released student
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
     torchrun --nproc_per_node 2 train.py ...               # several devices

@@ -88,4 +88,3 @@ def chromium(folder, flags="--headless --disable-gpu"):
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()

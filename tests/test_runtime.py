@@ -74,7 +74,7 @@ def exported(tmp_path_factory):
     """A small random student, its checkpoint and its int8 network."""
     torch.manual_seed(0)
     student = Student(channels=8, blocks=1).eval()
-    torch.nn.init.normal_(student.tail.weight, std=0.15)
+    torch.nn.init.normal_(student.tail.weight, std=0.05)
     path = tmp_path_factory.mktemp("exported") / "student.pth"
     save_student(path, student, {})
     assert export(path, frames=2, steps=2, progress=False) == artefact_path(path)
@@ -294,7 +294,7 @@ def test_no_processor_overflows(exported):
 
 def test_means_are_multiplied_by_the_sum_of_the_weights():
     torch.manual_seed(0)
-    heads = [load_student()[0].head, torch.nn.Conv2d(24, 8, 1), torch.nn.Conv2d(24, 8, 1)]
+    heads = [load_student()[0].head, torch.nn.Conv2d(24, 8, 3), torch.nn.Conv2d(24, 8, 3)]
     torch.nn.init.constant_(heads[1].weight, -0.3)  # so that the sums are as large as they can be
     for head in heads:
         quantised = QuantisedHead(head, torch.zeros(24), torch.ones(24))
