@@ -88,3 +88,4 @@ def chromium(folder, flags="--headless --disable-gpu"):
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
