@@ -22,6 +22,7 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -414,7 +415,7 @@ exit codes:
 
 
 def main(argv=None):
-    """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
+    """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C or SIGTERM."""
     args = make_parser().parse_intermixed_args(argv)
     for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
         stream.reconfigure(errors="replace")
@@ -581,4 +582,5 @@ def make_parser():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # from `kill` or a service: like Ctrl-C
     sys.exit(main())
