@@ -410,7 +410,7 @@ _EXPLANATIONS = (
 exit codes:
   0    all is written or existed already
   2    something failed; each line on stderr says what and what to do
-  130  Ctrl-C; what was written is kept, of the last video in NAME_partial"""
+  130  Ctrl-C, SIGTERM; what was written is kept, a video as NAME_partial"""
 )
 
 
