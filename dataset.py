@@ -96,8 +96,8 @@ GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it tha
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
 ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answers`:
     # strength of the residual and of the gain, gain more where there is texture, share of what looks natural, of truth
-    "real": (1.1, 1.5, 1.1, 1.0, 0.0),
-    "soft": (1.0, 1.1, 0.4, 1.0, 0.3),
+    "real": (1.1, 1.9, 1.4, 1.0, 0.0),
+    "soft": (1.0, 1.3, 0.5, 1.0, 0.3),
     "crisp": (0.7, 0.7, 0.1, 1.0, 0.4),
     "text": (1.0, 1.0, 0.0, 0.0, 0.6),
 }

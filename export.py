@@ -44,7 +44,7 @@ CALIBRATION_SEED = 20261122
 PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a configuration: what decides its pairs
 STEPS = 6000
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
-WEB_MAGIC, WEB_VERSION = b"RTSS", 1  # of `web_file`; web/network.js reads it
+WEB_MAGIC, WEB_VERSION = b"RTSS", 2  # of `web_file`; web/network.js reads it
 WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 # ----------------------------------------------------------------------------------------------------------------------

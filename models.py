@@ -133,10 +133,11 @@ class ResidualBlock(nn.Module):
 class Student(nn.Module):
     """Ultra-light sharpener for the planes of YUV 4:2:0 video, computed at a quarter of the frame's size.
 
-    Luma is folded by 4 and chroma by 2 to one map of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
-    costs a sixteenth. It gives two things. A residual, unfolded and added to the input, restores what is missing or
-    damaged. But it is decided for 4x4 pixels at once, and an edge is steep or not from one pixel to the next: so four
-    more channels give a gain for each 2x2 pixels, by which `steepen` multiplies the detail of the restored luma.
+    Luma is folded by 4 and chroma by 2 to cells of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
+    costs a sixteenth. The head sees one cell, the blocks and the tail 3x3 of them. The network gives two things.
+    A residual, unfolded and added to the input, restores what is missing or damaged. But it is decided for 4x4 pixels
+    at once, and an edge is steep or not from one pixel to the next: so four more channels give a gain for each 2x2
+    pixels, by which `steepen` multiplies the detail of the restored luma.
 
     Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
     its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.
@@ -153,7 +154,7 @@ class Student(nn.Module):
         super().__init__()
         wide = wide or channels * 3 // 2
         self.args = {"channels": channels, "blocks": blocks, "wide": wide}
-        self.head = nn.Conv2d(24, channels, 3, padding=1)
+        self.head = nn.Conv2d(24, channels, 1)
         dilations = [DILATIONS[index % len(DILATIONS)] for index in range(blocks)]
         self.body = nn.Sequential(*(ResidualBlock(channels, wide, dilation) for dilation in dilations))
         self.tail = nn.Conv2d(channels, 28, 3, padding=1)

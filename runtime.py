@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_student_model.pth"
 # Of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes.
-ARTEFACT_FORMAT = 7
+ARTEFACT_FORMAT = 8
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of

@@ -294,7 +294,7 @@ def test_no_processor_overflows(exported):
 
 def test_means_are_multiplied_by_the_sum_of_the_weights():
     torch.manual_seed(0)
-    heads = [load_student()[0].head, torch.nn.Conv2d(24, 8, 3), torch.nn.Conv2d(24, 8, 3)]
+    heads = [load_student()[0].head, torch.nn.Conv2d(24, 8, 1), torch.nn.Conv2d(24, 8, 1)]
     torch.nn.init.constant_(heads[1].weight, -0.3)  # so that the sums are as large as they can be
     for head in heads:
         quantised = QuantisedHead(head, torch.zeros(24), torch.ones(24))

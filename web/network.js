@@ -4,7 +4,7 @@
 // changes is computed there; it is added to the frame itself when that is drawn at the canvas's size.
 "use strict";
 
-const MAGIC = 0x53535452, VERSION = 1; // of the file, which begins with "RTSS"
+const MAGIC = 0x53535452, VERSION = 2; // of the file, which begins with "RTSS"
 const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or pairs of cells
 const TILE = 16; // a side of a workgroup whose invocations are pixels
 
@@ -15,15 +15,15 @@ function parseStudent(buffer) {
   const student = JSON.parse(new TextDecoder().decode(buffer.slice(12, 12 + length)));
   const { channels, wide, dilations } = student;
   let size = 0; // so far, in 4x4 matrices
-  const layer = (inputs, outputs, taps, dilation) => {
+  const layer = (inputs, outputs, taps = 1, dilation = 0) => {
     [inputs, outputs] = [Math.ceil(inputs / 4), Math.ceil(outputs / 4)]; // vectors of four channels
     const weights = size, bias = weights + taps * inputs * outputs;
     size = bias + Math.ceil(outputs / 4);
     return { inputs, outputs, dilation, weights, bias };
   };
   student.layers = {
-    head: layer(24, channels, 9, 1),
-    blocks: dilations.map((dilation) => [layer(channels, wide, 9, dilation), layer(wide, channels, 1)]),
+    head: layer(24, channels),
+    blocks: dilations.map((dilation) => [layer(channels, wide, 9, dilation), layer(wide, channels)]),
     tail: layer(channels, 28, 9, 1),
   };
   student.weights = new Float16Array(buffer.slice(12 + length));
@@ -122,15 +122,23 @@ function makeShaders(student, half) {
       for (var i = 0; i < 7; i++) { cells_out[place(cell, i)] = planes[i]; }
     }
 
-    // Cells less the means of 3x3 of them, amplified -> map of 24 channels.
-    ${pass("centre", 1, [0, 3, 6])}
+    // Cells less the means of 3x3 of them, amplified, through the head -> map.
+    ${pass("head", 1, [0, 3, 4, 6])}
       var sum = vec4f(); // of luma, u, v, and 1
       for (var i = 0; i < 9; i++) {
         let near = cell + vec2i(i % 3, i / 3) - 1;
         if (is_inside(near)) { sum += cells[place(near, 6)]; }
       }
+      var planes: array<vec4<T>, 6>;
       for (var i = 0; i < 6; i++) {
-        output[place(cell, i)] = vec4<T>(${inputGain} * (cells[place(cell, i)] - sum[max(0, i - 3)] / sum.w));
+        planes[i] = vec4<T>(${inputGain} * (cells[place(cell, i)] - sum[max(0, i - 3)] / sum.w));
+      }
+      for (var o = 0; o < ${layers.head.outputs}; o++) {
+        var x = weights[${layers.head.bias} + o / 4][o % 4];
+        for (var i = 0; i < 6; i++) {
+          x += weights[${layers.head.weights} + i * ${layers.head.outputs} + o] * planes[i];
+        }
+        output[place(cell, o)] = max(x, vec4<T>());
       }
     }
 
@@ -152,11 +160,7 @@ function makeShaders(student, half) {
     }
     fn relu(x: Pair) -> Pair { return Pair(max(x[0], vec4<T>()), max(x[1], vec4<T>())); }
 
-    // Map -> map, in head and blocks; the tail's are restored luma and halves.
-    ${pass("head", 2, [0, 4, 5, 6])}
-      ${convolve(layers.head)}
-      ${each(layers.head.outputs, (o) => `store(cell, ${o}, relu(x${o}));`)}
-    }
+    // Map -> map, in blocks; the tail makes restored luma and halves of the last one.
     ${layers.blocks.map(block).join("")}
     ${pass("tail", 2, [0, 3, 4, 5, 7])}
       ${convolve(layers.tail)}
@@ -256,7 +260,7 @@ async function createNetwork(student, lose = () => {}) {
   device.queue.writeBuffer(weights, 0, data);
   const linear = device.createSampler({ magFilter: "linear", minFilter: "linear" });
   const format = navigator.gpu.getPreferredCanvasFormat();
-  const mapBytes = (half ? 8 : 16) * Math.max(head.inputs, head.outputs); // of a cell
+  const mapBytes = (half ? 8 : 16) * head.outputs; // of a cell
   const { code, passes } = makeShaders(student, half), module = device.createShaderModule({ code }), layout = "auto";
   const pipelines = await Promise.all(passes.map(([entryPoint, pixels]) => pixels
     ? device.createComputePipelineAsync({ layout, compute: { module, entryPoint } })
