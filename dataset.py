@@ -99,8 +99,10 @@ ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train
     "real": (1.1, 1.9, 1.4, 1.0, 0.0),
     "soft": (1.0, 1.3, 0.5, 1.0, 0.3),
     "crisp": (0.7, 0.7, 0.1, 1.0, 0.4),
-    "text": (1.0, 1.0, 0.0, 0.0, 0.6),
+    "text": (1.0, 1.0, 0.0, 0.0, 0.5),
+    "undamaged": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
+CLEAN_TEXT_SHARE = 0.25  # of crops of text that are shown undamaged, as a shared screen is
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
@@ -584,6 +586,8 @@ class PairDataset(Dataset):
             source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"
+        elif self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
+            source, kind = goal, "clean"
         plain = config.larger or kind in ("clean", "image")
         target = goal[0] if plain else crisp(goal[0], source[0], amount)
         return {
@@ -595,13 +599,19 @@ class PairDataset(Dataset):
         }
 
     def _answer_kind(self, pair, kind):
-        """The key of `ANSWERS` for a crop; text is ``rendered`` or from a source whose folder is called ``text``."""
+        """The key of `ANSWERS` for a crop."""
         if pair.taught:
             return "real"
-        source = pair.description["source"]
-        if source == "rendered" or source.startswith(self.text):
+        if kind == "clean":
+            return "undamaged"
+        if self._is_text(pair):
             return "text"
         return "soft" if kind == "image" or pair.description["soft"] else "crisp"
+
+    def _is_text(self, pair):
+        """Whether it is ``rendered`` or from a source whose folder is called ``text``."""
+        source = pair.description["source"]
+        return source == "rendered" or source.startswith(self.text)
 
 
 def _painted(y, pattern, box):
