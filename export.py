@@ -55,7 +55,8 @@ def details(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
     cells = torch.from_numpy(runtime.fold_planes(*runtime.pad_planes(y, uv))).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
-    return folded - torch.cat([m[:, :1].expand(-1, count, -1, -1) for m, count in zip(means, FOLDED, strict=True)], 1)
+    means = [mean.mean(dim=1, keepdim=True).expand(-1, n, -1, -1) for mean, n in zip(means, FOLDED, strict=True)]
+    return folded - torch.cat(means, dim=1)
 
 
 def in_codes(student):

@@ -195,9 +195,9 @@ def pad_planes(y, uv):
 def fold_planes(y, u, v, cells=None, threads=1):
     """Fold a frame as the student's int8 network reads it, channels last.
 
-    Behind the planes are their local means (`models.local_mean`), rounded to codes, four times for luma and twice for
-    each chroma: see `export.QuantisedHead`. They are computed here and not in the network, where they would take a
-    third of its time.
+    Behind the planes are their local means (`models.local_mean`), in four channels for luma and two for each chroma,
+    which together are as exact as a quarter and a half of a code: see `export.QuantisedHead`. They are computed here
+    and not in the network, where they would take a third of its time.
 
     Args:
         y, u, v: uint8 arrays ``(H, W)``, ``(H/2, W/2)`` and the same again, from `pad_planes`.
@@ -238,15 +238,21 @@ def _mean_quads(y, u, v):
     """The channels of means behind them, likewise."""
     size = (y.shape[1] // 4, y.shape[0] // 4)
     halved = cv2.resize(y, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_AREA)  # twice is faster than by 4
-    means = [_mean_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA)) for plane in (halved, u, v)]
-    channels = [mean for mean, count in zip(means, MEANS, strict=True) for _ in range(count)]
+    channels = []
+    # Halving rounds halves up, an eighth of a code too much in the mean: luma twice.
+    for plane, count, excess in zip((halved, u, v), MEANS, (0.25, 0.125, 0.125), strict=True):
+        channels += _means_3x3(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), count, excess)
     return [cv2.merge(channels[i : i + 4]).view(np.int32)[..., 0] for i in range(0, len(channels), 4)]
 
 
-def _mean_3x3(cells):
-    """Means of 3x3 cells, at an edge of the 2x3 that are there: half way between its two kinds of continuation."""
+def _means_3x3(cells, count, excess):
+    """Means of 3x3 cells less `excess`, `count` times, each rounded at another fraction of a code, so that their sum is
+    as many times as exact. At an edge of the 2x3 that are there: half way between its two kinds of continuation.
+    """
     borders = cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101
-    return cv2.addWeighted(*(x for border in borders for x in (cv2.blur(cells, (3, 3), borderType=border), 0.5)), 0)
+    sums = [cv2.boxFilter(cells, cv2.CV_16U, (3, 3), normalize=False, borderType=border) for border in borders]
+    offsets = [(index + 0.5) / count - 0.5 - excess for index in range(count)]
+    return [cv2.addWeighted(sums[0], 1 / 18, sums[1], 1 / 18, offset, dtype=cv2.CV_8U) for offset in offsets]
 
 
 def unfold_planes(folded):
