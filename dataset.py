@@ -586,7 +586,7 @@ class PairDataset(Dataset):
             source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"
-        elif self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
+        elif not pair.taught and self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
             source, kind = goal, "clean"
         plain = config.larger or kind in ("clean", "image")
         target = goal[0] if plain else crisp(goal[0], source[0], amount)

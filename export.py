@@ -20,6 +20,7 @@ import logging
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import torch
@@ -43,6 +44,7 @@ FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a pict
 CALIBRATION_SEED = 20261122
 PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a configuration: what decides its pairs
 STEPS = 6000
+PATTERN_SHARE = 32  # pictures to learn from, for each of `fine_patterns`
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
 WEB_MAGIC, WEB_VERSION = b"RTSS", 2  # of `web_file`; web/network.js reads it
 WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
@@ -174,16 +176,19 @@ def _weight_scales(weight):
 
 
 def calibration_pictures(count):
-    """`count` I420 pictures of 256x256 pixels: degraded photos and pages of text, and some fine patterns.
-
-    Patterns have six tenths of their contrast, so that steps are not made for what is rare.
-    """
-    patterns, rng = count // 16, np.random.default_rng(CALIBRATION_SEED)
+    """`count` I420 pictures of 256x256 pixels: degraded photos and pages of text."""
     sources = list_sources(Config(sources={"skimage": 3.0, "rendered": 1.5}), validation=False)
-    pairs = (make_pair(sources, CALIBRATION_SEED, index, 256) for index in range(count - patterns))
-    neutral = np.full((2, 128, 128), 128, np.uint8)
-    faint = [(0.6 * periodic_pattern(256, rng) + 51).round().astype(np.uint8) for _ in range(patterns)]
-    return [damaged for damaged, _, _ in pairs] + [pack_planes(y, neutral) for y in faint]
+    return [make_pair(sources, CALIBRATION_SEED, index, 256)[0] for index in range(count)]
+
+
+def fine_patterns(count):
+    """`count` grey I420 pictures of 256x256 pixels: each a `dataset.periodic_pattern` of full contrast.
+
+    Nothing drives the student's layers further; if their range clips such peaks, black turns white.
+    """
+    rng, neutral = np.random.default_rng(CALIBRATION_SEED), np.full((2, 128, 128), 128, np.uint8)
+    patterns = (cv2.normalize(periodic_pattern(256, rng), None, 0, 255, cv2.NORM_MINMAX) for _ in range(count))
+    return [pack_planes(pattern, neutral) for pattern in patterns]
 
 
 def quantise(student, samples):
@@ -378,7 +383,8 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         checkpoint: file written by `models.save_student`.
         output: file to write; by default the one beside the checkpoint where `engines.make_engine` looks for it.
         data: folder with what the student was trained on, `data_root` of its configuration, to learn on its own pairs.
-        frames: how many `calibration_pictures` to measure on, and to train on where there is no data.
+        frames: how many `calibration_pictures`, and as many `fine_patterns`, to measure on; to train on, if there is no
+            data.
         steps: of training.
 
     Raises:
@@ -391,7 +397,8 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         config = Config(data_root=str(data))
         update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
-    quantised = quantise(student, [details(*unpack_planes(picture)) for picture in pictures])
+    samples = pictures + fine_patterns(frames)
+    quantised = quantise(student, [details(*unpack_planes(picture)) for picture in samples])
     note = f"distilled in {steps} steps"
     if data is not None:
         pairs = open_pairs(prepare_pairs(config, progress=progress))
@@ -399,6 +406,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
             pairs += 4 * open_pairs(prepare_pairs(config, "real", progress))  # few, and what the network is for
         pictures = [pair.input for pair in pairs]
         note += " on the student's training pairs"
+    pictures += fine_patterns(len(pictures) // PATTERN_SHARE)
     distil(quantised, student, draw_details(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
     metadata = runtime.network_notes(checkpoint, answer) | {

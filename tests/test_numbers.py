@@ -129,15 +129,16 @@ def test_precisions_agree_on_photos_of_every_size(engines, height, width):
 @pytest.mark.parametrize("stripe", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["chequer", "rows", "columns"])
 def test_the_released_student_leaves_fine_patterns_alone(stripe, kind):
-    """To a folded network their period can look like damage; int8 clips the greatest contrasts."""
+    """To a folded network their period can look like damage, and int8 can clip what they make its layers say."""
     rows, columns = np.mgrid[:96, :96] // stripe
     pattern = {"chequer": rows + columns, "rows": rows, "columns": columns}[kind] % 2
     student, _ = load_student()
-    chroma, hard = np.full((2, 48, 48), 128, np.uint8), (kind, stripe) == ("chequer", 2)  # half a cell
-    for engine, contrast, limit in (
-        (TorchEngine(student, "cpu", torch.float32), 255, 11 if hard else 6),
-        (OpenVINOEngine(RELEASED_STUDENT), 150, 16 if hard else 9),
+    chroma = np.full((2, 48, 48), 128, np.uint8)
+    for engine, limits in (
+        (TorchEngine(student, "cpu", torch.float32), (6, 6, 6)),
+        (OpenVINOEngine(RELEASED_STUDENT), (6, 6, 12)),
     ):
-        y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
-        change = engine(y, chroma, full_range=True)[0].astype(float) - y
-        assert np.sqrt(np.square(change[16:-16, 16:-16]).mean()) < limit, engine.description
+        for contrast, limit in zip((150, 200, 255), limits, strict=True):
+            y = np.rint(127.5 + contrast * (pattern - 0.5)).astype(np.uint8)
+            change = engine(y, chroma, full_range=True)[0].astype(float) - y
+            assert np.sqrt(np.square(change[16:-16, 16:-16]).mean()) < limit, (engine.description, contrast)
