@@ -31,14 +31,16 @@ def plan_files(sources, output=None):
         every machine.
 
     Raises:
-        VideoError: a folder or pattern holds nothing to sharpen, two files have the same target, or a target is itself
-            to be sharpened.
+        VideoError: nothing is left to sharpen, or nothing of a folder or pattern; two files have the same target; or a
+            target is itself to be sharpened.
     """
     jobs = {}
     for path, target in itertools.chain.from_iterable(_targets(source, output) for source in sources):
         other, _ = jobs.setdefault(_identity(target), (path, target))
         if _identity(other) != _identity(path):
             raise VideoError(f"{other} and {path} would both be written to {target}: sharpen them one by one")
+    if not jobs:
+        raise VideoError("all of these were written by this program: name what is to be sharpened")
     for path, _ in jobs.values():
         if _identity(path) in jobs:
             raise VideoError(f"{path} would be replaced: name another folder with -o")

@@ -20,13 +20,14 @@ class ConfigError(ValueError):
 
 
 Count = NewType("Count", int)  # a whole number from 1; other whole numbers start at 0
+Share = NewType("Share", float)  # from 0 to 1
 
 
 @dataclass
 class Config:
     """Everything that decides what `train.py` produces. The defaults train a usable student in minutes on two cores.
 
-    The comments beside the keys are the reference for `configs/*.yaml`. Shares are probabilities from 0 to 1.
+    The comments beside the keys are the reference for `configs/*.yaml`. Shares are probabilities.
     """
 
     # Run
@@ -45,14 +46,14 @@ class Config:
     real_pairs: int = 0  # crops of real video, taught by the teacher alone: dataset.make_real
     region: Count = 320  # side of a stored pair in pixels; a multiple of 8
     crop: Count = 128  # side of a training crop in pixels; a multiple of 8
-    crispness: float = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
-    pattern_share: float = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
-    classic_share: float = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
+    crispness: Share = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
+    pattern_share: Share = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
+    classic_share: Share = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
     loader_workers: int = 0  # processes that load batches; 0 loads them in the training process
 
     # Teacher
     teacher: Literal["auto", "bsrgan", "realesrgan", "none"] = "auto"  # of real pairs; auto: BSRGAN, else Real-ESRGAN
-    teacher_share: float = 0.15  # of crops whose target is the teacher's output
+    teacher_share: Share = 0.15  # of crops whose target is the teacher's output
     bsrgan_pairs: str = ""  # folder in data_root with images in lr/ and the official BSRGAN's outputs in sr/; "": none
 
     # Network: see models.Student
@@ -119,7 +120,7 @@ def update(config, values, origin):
     for key, value in values.items():
         if key not in types:
             raise ConfigError(f"unknown key {key!r} from {origin}; known keys: {', '.join(types)}")
-        if types[key] is float and type(value) in (int, str):  # PyYAML reads 1e-3 as text
+        if types[key] in (float, Share) and type(value) in (int, str):  # PyYAML reads 1e-3 as text
             with contextlib.suppress(ValueError, OverflowError):
                 value = float(value)
         value = "" if types[key] is str and value is None else value
@@ -131,8 +132,13 @@ def update(config, values, origin):
 
 
 def _is_weights(value):
-    return isinstance(value, dict) and all(
-        type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf for name, weight in value.items()
+    return (
+        bool(value)
+        and isinstance(value, dict)
+        and all(
+            type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf
+            for name, weight in value.items()
+        )
     )
 
 
@@ -141,5 +147,6 @@ CHECKS = {  # by type: what a value must be, and whether it is
     int: ("a whole number from 0", lambda value: type(value) is int and value >= 0),
     float: ("a finite number", lambda value: type(value) is float and math.isfinite(value)),
     str: ("text", lambda value: type(value) is str),
+    Share: ("a number from 0 to 1", lambda value: type(value) is float and 0 <= value <= 1),
     dict[str, float]: ("a mapping of source names to positive weights", _is_weights),
 }

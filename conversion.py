@@ -72,18 +72,19 @@ def _from_array(array, rgb):
 
 
 def _from_pil(image):
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode}: pass an array of uint16 instead")
-    kept = image.mode in ("L", "RGB", "RGBA")
-    values = np.array(image if kept else image.convert("RGB"))
+    if image.mode.startswith(("I", "F")) or 0 in image.size:
+        raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode} and size {image.size}")
+    mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
+    values = np.array(image.convert(mode))
     grey = values.ndim == 2
 
     def restore(sharp):
         color = sharp if grey else np.ascontiguousarray(sharp[..., ::-1])
-        if image.mode == "RGBA":
+        if mode == "RGBA":
             color = np.dstack([color, resize_pixels(values[..., 3], sharp.shape[1::-1])])
         result = Image.fromarray(color)
-        result.info = dict(image.info) if kept else {}  # a colour profile describes the mode that it came with
+        if image.mode == mode:  # a colour profile describes the mode that it came with
+            result.info = dict(image.info)
         return result
 
     return values if grey else np.ascontiguousarray(values[..., 2::-1]), restore

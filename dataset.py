@@ -43,7 +43,7 @@ from degradation import (
 from images import VideoError, check_image
 from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, usable_cores, write_text
-from video import open_video
+from video import open_video, plane_pixels
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
 SKIMAGE_TRAINING = (
@@ -212,7 +212,9 @@ def _decode_planes(container, count):
     clip = []
     for frame in itertools.islice(container.decode(video=0), count):
         full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG
-        planes = unpack_planes(frame.to_ndarray(format="yuv420p"))
+        y, *uv = map(plane_pixels, frame.reformat(format="yuv420p").planes)
+        height, width = (side // 2 * 2 for side in y.shape)  # pairs have even sides
+        planes = y[:height, :width].copy(), np.stack(uv)[:, : height // 2, : width // 2].copy()
         clip.append(planes if full_range else to_full_range(*planes))
     return clip
 

@@ -14,6 +14,7 @@ from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
+FILES = ("person.mp4", "text.mp4", "nature.mp4", "comparison.png")
 
 
 def run_demo(sharpener, folder, seconds=2.4, rate=25):

@@ -33,11 +33,8 @@ def make_engine(checkpoint, device="auto"):
             raise DeviceError(f"device {device!r} cannot be used: {error}") from error
     if device != "auto":
         return _torch_engine(checkpoint, device)
-    if _gpu_is_likely():
-        from torch_engine import pick_device
-
-        if pick_device().type != "cpu":
-            return _torch_engine(checkpoint, device)
+    if _has_gpu():
+        return _torch_engine(checkpoint, device)
     try:
         return OpenVINOEngine(checkpoint)
     except DeviceError as error:  # an ArtefactError is one
@@ -63,10 +60,18 @@ def _has_torch():
     return importlib.util.find_spec("torch") is not None
 
 
-def _gpu_is_likely():
-    """Whether PyTorch is there and may find a GPU: to import it takes longer than to sharpen a picture."""
-    if not _has_torch():
+def _has_gpu():
+    """Whether PyTorch finds a GPU; it is imported only if there may be one, as that takes longer than a picture."""
+    if not _has_torch() or not _gpu_is_likely():
         return False
+    try:
+        from torch_engine import pick_device
+    except (ImportError, OSError):  # a broken PyTorch must not keep the int8 network from working
+        return False
+    return pick_device().type != "cpu"
+
+
+def _gpu_is_likely():
     if platform.system() == "Darwin":
         return platform.machine() == "arm64"
     if platform.system() == "Windows":

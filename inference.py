@@ -64,14 +64,12 @@ class RealTimeSharpener:
     for bit. The int8 network takes one frame at a time, so that threads gain time only in what they do besides.
 
     Args:
-        checkpoint: file written by `models.save_student`. A relative name is looked up in the working directory, then
-            beside this module.
+        checkpoint: file written by `models.save_student`; by default the released student.
         device: see `engines.make_engine`; ``"auto"`` takes what is fastest here.
         strength: scale of the student's change: 0 is the identity, 1 the default, 2 crisp.
 
     Attributes:
-        checkpoint: the file that was found.
-        device: a `torch.device`, or OpenVINO's name of one.
+        checkpoint: its path.
         description: device and precision.
         strength: may be set at any time, for the next picture, file or stream; in a window, keys change it.
 
@@ -83,17 +81,14 @@ class RealTimeSharpener:
 
     def __init__(
         self,
-        checkpoint: str | Path = "checkpoints/best_student_model.pth",
+        checkpoint: str | Path = RELEASED_STUDENT,
         device: str = "auto",
         strength: float = 1.0,
     ) -> None:
         self.strength = _check_strength(strength)
-        path = Path(checkpoint)
-        if not path.is_absolute() and not path.exists():
-            path = RELEASED_STUDENT.parent.parent / path
-        self.checkpoint = path
-        self.engine = make_engine(path, device)
-        self.device, self.description = self.engine.device, self.engine.description
+        self.checkpoint = Path(checkpoint)
+        self.engine = make_engine(self.checkpoint, device)
+        self.description = self.engine.description
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.name}, {self.description}, strength {self.strength:g})"
@@ -111,7 +106,7 @@ class RealTimeSharpener:
 
                 * an array of uint8 or uint16: ``(H, W, 3)`` BGR as OpenCV has it, ``(H, W)`` grey, or a batch
                   ``(N, H, W, 3)``; the last axis decides: ``(N, H, 3)`` is one picture;
-                * a PIL image, RGB, L or RGBA, whose alpha is kept; other modes of 8 bits come back as RGB;
+                * a PIL image, whose transparency is kept; modes of 8 bits other than L come back as RGB or RGBA;
                 * a tensor ``(3, H, W)`` or ``(N, 3, H, W)`` on any device, RGB as torchvision has it, of uint8 or of
                   floating point in [0, 1], computed in float32 and without a gradient;
                 * a list or tuple of those, of any sizes, which gives a list.
@@ -450,8 +445,10 @@ def _run(args):
     if args.size is not None and not live:
         _fixed_size(args.size)  # refused before anything is done
     if args.demo:
-        from demo import run_demo
+        from demo import FILES, run_demo
 
+        for name in FILES if args.output else ():
+            check_free(Path(args.output) / name, args.overwrite)
         run_demo(_make_sharpener(args), args.output or Path(__file__).resolve().parent / "results" / "demo")
         return 0
     if live:

@@ -8,6 +8,7 @@ was taken, and when it is to be shown (None: at once), both in seconds of `time.
 a moment, all three are None, so that a window can answer keys.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -103,20 +104,22 @@ class Camera:
                 "or name a file to sharpen"
             )
         self.size = (first.shape[1], first.shape[0])
-        self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)  # drivers say 0, -1 or nan if they do not know it
+        self.rate = Fraction(rate).limit_denominator(1001) if 1 <= rate <= 240 else Fraction(30)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))
         return first
 
     def _read(self):
         """Keep the newest frame until the camera is closed or unplugged; runs in the thread."""
-        while not self._stop.is_set():
-            arrived, frame = self._capture.read()
-            if not arrived:
-                break
-            with self._changed:
-                self.dropped += self._newest is not None
-                self._newest = frame, time.perf_counter()
-                self._changed.notify()
+        with contextlib.suppress(cv2.error):  # which some drivers raise when a camera is unplugged
+            while not self._stop.is_set():
+                arrived, frame = self._capture.read()
+                if not arrived:
+                    break
+                with self._changed:
+                    self.dropped += self._newest is not None
+                    self._newest = frame, time.perf_counter()
+                    self._changed.notify()
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -308,7 +311,7 @@ class Meter:
 
     def __init__(self):
         self.dropped, self.sizes = 0, ()
-        self._times, self._latencies = deque(maxlen=31), []
+        self._times, self._latencies = deque(maxlen=31), deque(maxlen=10_000)
 
     def add(self, seconds, milliseconds):
         """Take in when a frame was shown, and its latency: how long after it came, without the wait for its time."""
@@ -320,12 +323,12 @@ class Meter:
         """Rate, latency and sizes of the last frames, for the window."""
         span = self._times[-1] - self._times[0] if self._times else 0
         rate = (len(self._times) - 1) / span if span else 0
-        latency = np.mean(self._latencies[-30:] or 0)
+        latency = np.mean([*self._latencies][-30:] or 0)
         return f"{rate:.0f} FPS, {latency:.0f} ms, {self.dropped} dropped, {size_text(*self.sizes)}"
 
     @property
     def stats(self):
-        """dict: ``dropped`` frames, and ``latency_ms`` and ``latency_p95_ms``, mean and 95th percentile."""
+        """dict: ``dropped`` frames; ``latency_ms``, ``latency_p95_ms``: mean, 95th percentile of the newest 10,000."""
         latencies = self._latencies or [0]
         mean, high = float(np.mean(latencies)), float(np.percentile(latencies, 95))
         return {"dropped": self.dropped, "latency_ms": mean, "latency_p95_ms": high}

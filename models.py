@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 
 # What a student's file may hold: it may come from anywhere.
-MAX_STUDENT = {"channels": 256, "blocks": 32, "wide": 384}  # 32 million weights, 126 MB
+STUDENT_SIZES = {"channels": range(1, 257), "blocks": range(33), "wide": range(385)}  # 32 million weights, 126 MB
 MAX_STUDENT_BYTES = 1 << 28
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 
@@ -189,7 +189,7 @@ class Student(nn.Module):
         """Sharpen full-range planes in [0, 1].
 
         Args:
-            y: luma ``(N, 1, H, W)``, of any size.
+            y: luma ``(N, 1, H, W)``, with sides of at least 4.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
             strength: scale of residual and gain; 0 is the identity.
 
@@ -266,8 +266,8 @@ def load_student(path=RELEASED_STUDENT):
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
     try:
         for name, value in checkpoint["model_args"].items():
-            if not 0 <= value <= MAX_STUDENT[name]:
-                raise ValueError(f"`{name}` must be at most {MAX_STUDENT[name]}")
+            if value not in STUDENT_SIZES[name]:
+                raise ValueError(f"`{name}` must be {STUDENT_SIZES[name][0]} to {STUDENT_SIZES[name][-1]}")
         student = Student(**checkpoint["model_args"])
         student.load_state_dict(checkpoint["model"])
     except Exception as error:  # a stranger's `model` and `model_args` can be anything

@@ -46,7 +46,7 @@ def parse_size(size):
     Raises:
         SizeError: it means none, or one that is absurd.
     """
-    text = size if isinstance(size, str) else "x".join(map(str, size))
+    text = "x".join(map(str, size)) if isinstance(size, tuple | list) else str(size)
     if text == "window":
         return WINDOW
     if lines := re.fullmatch(r"([0-9]{1,9})p", text):

@@ -124,7 +124,7 @@ def find_region(text, monitors):
 
 def desktop_size():
     """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
-    with contextlib.suppress(VideoError), _call(mss.MSS) as reader:
+    with contextlib.suppress(VideoError, IndexError), _call(mss.MSS) as reader:
         return _call(lambda: _rectangle(reader.monitors[1])[2:])
 
 

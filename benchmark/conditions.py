@@ -22,6 +22,7 @@ from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes
 from video import VideoReader
 
 CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
+LEAST_SIDE = 64  # pixels of what can be measured
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
 PAN_VELOCITY = (1.5, 0.5)  # pixels a frame
 SCALES = (1, 1.5, 2, 3, 4)
@@ -161,6 +162,7 @@ def load_frame(source):
         return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)
     frame = dataset.load_photo(source.path)
     height, width = (side - side % 2 for side in frame.shape[:2])
+    _check_size(source, width, height)
     return np.ascontiguousarray(frame[:height, :width])
 
 
@@ -172,7 +174,7 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2)
         ``(clip, full_range)``: planes of even size, of a video cut to multiples of `step`.
 
     Raises:
-        DataError: the video has fewer than `least` frames.
+        DataError: the video has fewer than `least` frames, or a side of them fewer than `LEAST_SIDE` pixels.
         VideoError: it cannot be read.
     """
     if not source.is_video:
@@ -182,6 +184,7 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2)
         photo = degradation.resize(photo, (round(width / shrink), round(height / shrink)), "area")
         travel = [math.ceil(velocity * count) for velocity in PAN_VELOCITY[::-1]]
         size = [(side - way) // 2 * 2 for side, way in zip(photo.shape[:2], travel, strict=True)]
+        _check_size(source, *size[::-1])
         frames = degradation.animate(photo, count, size, PAN_VELOCITY, np.random.default_rng(0))
         return [bgr_to_planes(frame) for frame in frames], True
     with VideoReader(source.path) as reader:
@@ -193,7 +196,13 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2)
     if crisp:
         size = low_resolution(clip[0][0].shape[::-1], CRISP_VIDEO)
         clip = [resize_planes(*planes, size, "area") for planes in clip]
+    _check_size(source, *clip[0][0].shape[::-1])
     return clip, full_range
+
+
+def _check_size(source, width, height):
+    if min(width, height) < LEAST_SIDE:
+        raise DataError(f"{source.path} is too small to be measured ({width}x{height}): leave it out")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -251,6 +251,12 @@ def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
     records, measured = runner.run(units, [INPUT], tmp_path / "cache", thorough=False)
     assert [record["name"] for record in records] == ["a.png"] and measured == units[1:]
     assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
+    cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 500, 3), np.uint8))
+    line = conditions.Source("cats", "line.png", str(tmp_path / "line.png"))
+    for unit in (dataclasses.replace(unit, source=line) for unit in units):
+        with runner.leave_out(unit):
+            runner.make_sample(unit)
+    assert caplog.text.count("line.png is too small to be measured (500x0)") == 2
     short = conditions.Source("heads", "short.mp4", write_video(tmp_path / "short.mp4", 3))
     with pytest.raises(DataError, match="nothing could be measured"):
         runner.run(conditions.real_units([short]), [INPUT], tmp_path / "cache")

@@ -245,6 +245,8 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
         (["y/*.png", "-o", "x/a.png"], "is not a folder"),
         (["y/*.webm"], "names no image or video"),
         (["y", "empty"], "names no image or video"),
+        (["y/a_sharpened.png", "y/b_sharpened.png"], "written by this program"),
+        (["--demo", "-o", "demo"], "comparison.png exists already"),
         (["y/a.png", "0"], "run alone"),
         (["y/a.png", "rtsp://localhost/stream"], "run alone"),
         (["--demo", "y"], "run alone"),
@@ -257,7 +259,7 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(sharpen, tmp_path, arguments, message):
-    make_images(tmp_path, "x/a.png", "y/a.png", "y/b.png")
+    make_images(tmp_path, "x/a.png", "y/a.png", "y/b.png", "demo/comparison.png")
     (tmp_path / "empty").mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, out, err = sharpen(*arguments)

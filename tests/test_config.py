@@ -27,6 +27,8 @@ def test_committed_configurations_load():
         ("precision=fp8", "must be one of fp32, bf16, got 'fp8'"),
         ("learning_rate=fast", "learning_rate from the command line must be a finite number"),
         ("ssim=.nan", "must be a finite number"),
+        ("pattern_share=-1", "must be a number from 0 to 1"),
+        ("sources={}", "positive weights"),
         ("name=[1]", "must be text"),
         ("sources={photos: -1}", "positive weights"),
         ("sources=photos", "mapping"),

@@ -91,13 +91,22 @@ def test_pil_images(sharpener, mode):
     sharp = sharpener.sharpen(image)
     assert image.tobytes() == before
     kept = mode in ("RGB", "L", "RGBA")
-    assert (sharp.mode, sharp.size, "icc_profile" in sharp.info) == (mode if kept else "RGB", (31, 20), kept)
+    expected = mode if kept else "RGBA" if mode == "LA" else "RGB"
+    assert (sharp.mode, sharp.size, "icc_profile" in sharp.info) == (expected, (31, 20), kept)
     if mode == "L":
         assert np.array_equal(sharp, sharpener.sharpen(np.array(image)))
         return
     assert np.array_equal(sharp.convert("RGB"), sharpener.sharpen(np.array(image.convert("RGB")), rgb=True))
     if mode == "RGBA":
         assert np.array_equal(sharp.getchannel("A"), image.getchannel("A"))
+
+
+def test_a_pil_images_transparent_colour_becomes_alpha(sharpener):
+    image = Image.fromarray(noise(20, 31)).quantize(8)
+    image.info["transparency"] = 0
+    sharp = sharpener.sharpen(image)
+    assert "transparency" not in sharp.info
+    assert np.array_equal(sharp.getchannel("A"), image.convert("RGBA").getchannel("A"))
 
 
 def test_byte_tensors_are_rgb(sharpener):
@@ -148,7 +157,8 @@ def test_inputs_are_not_changed_or_shared_and_may_be_read_only_views(sharpener):
         (torch.zeros(20, 30, 3), r"\(3, H, W\).*got \(20, 30, 3\) of float32"),
         (torch.zeros(3, 20, 30, dtype=torch.int32), "of int32"),
         (torch.full((3, 20, 30), 255.0), r"in \[0, 1\], got 255 to 255"),
-        (Image.new("I;16", (30, 20)), "got mode I;16: pass an array of uint16"),
+        (Image.new("I;16", (30, 20)), "of 8 bits, got mode I;16"),
+        (Image.new("RGB", (0, 20)), r"size \(0, 20\)"),
         ([np.zeros((20, 30), np.uint8), np.zeros((3, 20, 30), np.uint8)], r"got \(3, 20, 30\)"),
     ],
 )

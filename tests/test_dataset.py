@@ -134,6 +134,8 @@ def test_videos_are_sources(config, clips, tmp_path):
     for index in range(6):
         damaged, truth, _ = dataset.make_pair(sources, 0, index, 256)
         assert damaged.shape == (384, 256) and truth[:256].std() > 5
+    odd = write_video(tmp_path / "odd.webm", 14, (321, 257))
+    assert {y.shape for y, _ in dataset.read_clip(odd, 6, np.random.default_rng(0))} == {(256, 320)}
     path = write_video(tmp_path / "small.mp4", 14, (192, 144))
     with pytest.raises(DataError, match=r"pictures such as .*small\.mp4 are too small for region=256"):
         dataset.make_pair([(1.0, [path])], 0, 0, 256)

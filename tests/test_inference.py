@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import engines
 import inference
 from conversion import divide_planes
 from images import Picture, VideoError, read_image, write_image
 from inference import RealTimeSharpener
 from models import CheckpointError, limit_halo, load_student, steepen
-from runtime import DeviceError
+from runtime import DeviceError, OpenVINOEngine
 from tests.conftest import CONSTANT, VARIABLE, encode, make_student, packets, read_times
 from torch_engine import TorchEngine, pick_device, pick_precision
 from utils import bgr_to_planes
@@ -40,11 +42,13 @@ def test_construction_is_checked(exported, tmp_path, monkeypatch):
         RealTimeSharpener(exported, "cpu", float("nan"))
     with pytest.raises(CheckpointError, match="no checkpoint"):
         RealTimeSharpener(tmp_path / "none.pth")
-    # A relative name works from another working directory: it is looked up beside the module.
-    monkeypatch.setattr(inference, "RELEASED_STUDENT", exported.parent / "checkpoints" / "best_student_model.pth")
-    monkeypatch.chdir(tmp_path)
-    sharpener = RealTimeSharpener(exported.name, "cpu")
+    sharpener = RealTimeSharpener(exported, "cpu")
     assert repr(sharpener) == f"RealTimeSharpener(student.pth, {sharpener.description}, strength 1)"
+    # A file of the same name in the working directory, which may be a stranger's, is not the released student.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best_student_model.pth").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert RealTimeSharpener().checkpoint == inference.RELEASED_STUDENT
 
 
 def test_strength_of_a_call(exported, sharpener, tmp_path):
@@ -119,6 +123,12 @@ def test_planes_get_the_scaled_residual_rounded_and_luma_the_gain(full_range, st
     assert (steep - restored).abs().max() > 2  # so does the gain
     exact = limit_halo(steep, torch.from_numpy(y)[None, None].double())[0, 0].numpy()
     assert np.percentile(np.abs(sharp_y - exact), 99) <= 2.1  # detail is rounded before it is multiplied
+
+
+def test_a_broken_pytorch_leaves_the_int8_network(exported, monkeypatch):
+    monkeypatch.setattr(engines, "_gpu_is_likely", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch_engine", None)  # its import fails
+    assert isinstance(engines.make_engine(exported), OpenVINOEngine)
 
 
 def test_devices_and_precisions(monkeypatch):

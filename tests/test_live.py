@@ -82,6 +82,22 @@ def test_a_camera_gives_its_newest_frame_and_none_twice(capture, monkeypatch, ca
         Camera(7)
 
 
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), 1e9])
+def test_a_camera_whose_driver_does_not_know_its_rate(capture, monkeypatch, rate):
+    monkeypatch.setattr(capture, "get", lambda *_: rate)
+    with Camera(0) as camera:
+        assert camera.rate == 30
+
+
+def test_a_camera_whose_driver_raises_has_ended(capture, monkeypatch):
+    def fail(_):
+        raise cv2.error("unplugged")
+
+    with Camera(0) as camera:
+        monkeypatch.setattr(capture, "read", fail)
+        assert sum(frame is not None for frame, _, _ in camera) < 30
+
+
 def test_settings_of_a_camera(capture, caplog):
     with caplog.at_level("INFO", "live"), Camera(0, (1920, 1080)):
         motion_jpeg = cv2.VideoWriter.fourcc(*"MJPG")

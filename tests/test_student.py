@@ -134,6 +134,10 @@ def test_checkpoint_round_trip(student, tmp_path):
     save_student(path, student, {"teacher": "bsrgan", "pairs": 3})
     loaded, meta = load_student(path)
     assert meta == {"teacher": "bsrgan", "pairs": 3} and not loaded.training
+    student.args["channels"] = 0
+    save_student(tmp_path / "empty.pth", student, {})
+    with pytest.raises(CheckpointError, match="`channels` must be 1 to 256"):
+        load_student(tmp_path / "empty.pth")
     y, uv = planes(20, 20)
     for ours, theirs in zip(student(y, uv), loaded(y, uv), strict=True):
         assert torch.equal(ours, theirs)
