@@ -66,7 +66,7 @@ class Config:
     # Optimisation
     epochs: Count = 8
     steps_per_epoch: Count = 250
-    batch_size: Count = 16  # per process
+    batch_size: Count = 16
     learning_rate: float = 1e-3  # Adam's, after the warm-up; falls to 0 along a cosine
     warmup_steps: int = 200  # steps of linear warm-up
 

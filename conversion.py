@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scaling import resize_pixels
-from utils import bgr_to_planes, halve_chroma
+from utils import bgr_to_planes, double_chroma, halve_chroma
 
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
@@ -147,11 +147,8 @@ def _change_of_pixels(dy, duv, dimensions, offset):
     """Convert a change of planes, with `offset` added, to one of grey (2 dimensions) or BGR (3) pixels."""
     if dimensions == 2:
         return dy
-    height, width = dy.shape
-    size = (2 * duv.shape[2], 2 * duv.shape[1])
-    chroma = [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in duv]
     shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
-    return cv2.transform(cv2.merge([dy, *chroma]), np.hstack([_YCC_TO_BGR, shift]))
+    return cv2.transform(cv2.merge([dy, *double_chroma(duv, dy.shape)]), np.hstack([_YCC_TO_BGR, shift]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

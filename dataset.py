@@ -14,6 +14,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2  # before av: see video.py
 
@@ -36,13 +37,13 @@ from degradation import (
     halve_with_noise,
     low_resolution,
     pack_planes,
+    resample_planes,
     resize,
-    resize_planes,
     unpack_planes,
 )
 from images import VideoError, check_image
 from runtime import limit_halo
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, atomic_path, bgr_to_planes, to_full_range, usable_cores, write_text
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes, to_full_range, usable_cores, write_bytes, write_text
 from video import open_video, plane_pixels
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
@@ -94,13 +95,24 @@ FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
-ANSWERS = {  # what a narrow student learns of a larger one's answer, see `train.answers`:
-    # strength of the residual and of the gain, gain more where there is texture, share of what looks natural, of truth
-    "real": (1.1, 1.9, 1.4, 1.0, 0.0),
-    "soft": (1.0, 1.3, 0.5, 1.0, 0.3),
-    "crisp": (0.7, 0.7, 0.1, 1.0, 0.4),
-    "text": (1.0, 1.0, 0.0, 0.0, 0.5),
-    "undamaged": (0.0, 0.0, 0.0, 0.0, 1.0),
+
+
+class Answer(NamedTuple):
+    """How `train.answers` turns a larger student's output into a target, for one kind of crop."""
+
+    residual: float  # factor
+    gain: float  # factor
+    texture: float  # gain that is added where there is texture
+    natural: float  # share of the changes that make a picture look natural
+    truth: float  # share of the truth, if it is known
+
+
+ANSWERS = {
+    "real": Answer(residual=1.1, gain=1.9, texture=1.4, natural=1.0, truth=0.0),
+    "soft": Answer(residual=1.0, gain=1.3, texture=0.5, natural=1.0, truth=0.3),
+    "crisp": Answer(residual=0.7, gain=0.7, texture=0.1, natural=1.0, truth=0.4),
+    "text": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.5),
+    "undamaged": Answer(residual=0.0, gain=0.0, texture=0.0, natural=0.0, truth=1.0),
 }
 CLEAN_TEXT_SHARE = 0.25  # of crops of text that are shown undamaged, as a shared screen is
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
@@ -323,7 +335,7 @@ def _crisp_clip(name, count, region, rng):
         size = low_resolution((width, height), scale)
         if 2 * min(size) < region:
             return None
-        clip = [_pad_planes(*resize_planes(*planes, size, "area"), region) for planes in clip]
+        clip = [_pad_planes(*resample_planes(*planes, size, "area"), region) for planes in clip]
         left, top = _random_corner(clip[0][0], region, rng)
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
@@ -423,8 +435,7 @@ def save_array(path, array):
     """Write an array as a ``.npy`` file, completely or not at all."""
     buffer = io.BytesIO()
     np.save(buffer, array)  # to a file NumPy would not say why it cannot write
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,7 +445,7 @@ class Pair:
     Attributes:
         input: what the student sees.
         goal: the truth; of real video the teacher's output, or the input again if there is none.
-        taught: whether it is real video, whose truth nobody knows.
+        taught: whether the truth is unknown: that of real video, and of images with the official BSRGAN's outputs.
         description: see `make_pair`.
     """
 

@@ -59,7 +59,7 @@ def jpeg(image, quality):
 # Degradations of planes and clips (lists of planes)
 
 
-def resize_planes(y, uv, size, kernel="lanczos"):
+def resample_planes(y, uv, size, kernel="lanczos"):
     """Resample planes to luma `size` = (width, height), plane by plane as video scalers do."""
     width, height = size
     chroma_size = ((width + 1) // 2, (height + 1) // 2)
@@ -86,8 +86,8 @@ def crop_planes(y, uv, left, top, side):
 def at_scale(planes, scale, damage):
     """Shrink planes by `scale` with a bicubic kernel, apply `damage` to ``(y, uv)``, enlarge with Lanczos."""
     size = planes[0].shape[::-1]
-    small = resize_planes(*planes, low_resolution(size, scale), "bicubic")
-    return resize_planes(*damage(small), size)
+    small = resample_planes(*planes, low_resolution(size, scale), "bicubic")
+    return resample_planes(*damage(small), size)
 
 
 def halve_with_noise(planes, rng):
@@ -222,7 +222,7 @@ def animate(photo, count, size, velocity, rng):
 
 
 @dataclasses.dataclass(frozen=True)
-class Camera:
+class SimulatedCamera:
     """What a camera does to a crisp scene before any codec sees it. The defaults do nothing.
 
     In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (a
@@ -257,7 +257,7 @@ class Camera:
             y, uv = planes
             planes = cv2.filter2D(y, -1, kernels[0]), np.stack([cv2.filter2D(plane, -1, kernels[1]) for plane in uv])
         if self.crop > 1:
-            planes = resize_planes(*planes, low_resolution(size, self.crop), "area")
+            planes = resample_planes(*planes, low_resolution(size, self.crop), "area")
         if self.noise:
             planes = each_plane(planes, add_noise, self.noise, rng)
         if self.denoise:
@@ -265,7 +265,7 @@ class Camera:
             planes = each_plane(planes, lambda plane: cv2.bilateralFilter(plane, 5, spread, 1.5 + self.denoise))
         if self.sharpen:
             planes = unsharp(planes[0], self.sharpen, self.radius), planes[1]
-        return resize_planes(*planes, size, self.upscaler) if self.crop > 1 else planes
+        return resample_planes(*planes, size, self.upscaler) if self.crop > 1 else planes
 
     def _kernel(self, size):
         """What lens and motion spread a point to, `(S, S)` float32, where a pixel counts `size`; None if nothing."""
@@ -280,8 +280,8 @@ class Camera:
 def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
     """Return the point spread function of a lens, `(S, S)` float32 with sum 1; None for a perfect one.
 
-    See `Camera`. A ``"disc"`` is out of focus: its radius is twice `sigma`, so that its standard deviation in each
-    direction is `sigma`.
+    See `SimulatedCamera`. A ``"disc"`` is out of focus: its radius is twice `sigma`, so that its standard deviation in
+    each direction is `sigma`.
     """
     if sigma <= 0:
         return None
@@ -313,9 +313,9 @@ def motion_kernel(length, angle):
 
 
 def draw_camera(rng, soft):
-    """Draw a `Camera`: a soft one as built into laptops and old telephones, or a crisp one."""
+    """Draw a `SimulatedCamera`: a soft one as built into laptops and old telephones, or a crisp one."""
     if not soft:
-        return Camera(
+        return SimulatedCamera(
             noise=rng.uniform(0.5, 2) * (rng.random() < 0.4),
             sharpen=rng.uniform(0.1, 0.4) * (rng.random() < 0.25),
             radius=rng.uniform(0.7, 1.2),
@@ -324,7 +324,7 @@ def draw_camera(rng, soft):
     blurred = not enlarged or rng.random() < 0.4
     noisy = rng.random() < 0.4
     moving = rng.random() < 0.12
-    return Camera(
+    return SimulatedCamera(
         lens=str(rng.choice(["gaussian", "disc"], p=[0.75, 0.25])),
         blur=rng.uniform(0.4, 1.0 if enlarged else 1.6) * blurred,
         stretch=rng.uniform(0.7, 1.4) if rng.random() < 0.4 else 1.0,
@@ -361,13 +361,13 @@ def degrade_call(clip, rng):
         clip = [each_plane(planes, jpeg, description["jpeg"]) for planes in clip]
     if scale > 1:
         description["down"] = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.45, 0.35, 0.2]))
-        clip = [resize_planes(*planes, small, description["down"]) for planes in clip]
+        clip = [resample_planes(*planes, small, description["down"]) for planes in clip]
     if rng.random() < 0.9:
         rate = _draw_rate(small, rng)
         description |= rate
         limited = codec_roundtrip([to_limited_range(*planes) for planes in clip], **rate)  # which calls send
         clip = [to_full_range(*planes) for planes in limited]
-    damaged = clip[-1] if scale == 1 else resize_planes(*clip[-1], size, _random_upscaler(rng))
+    damaged = clip[-1] if scale == 1 else resample_planes(*clip[-1], size, _random_upscaler(rng))
     return damaged, description
 
 
@@ -401,14 +401,14 @@ def degrade_image(truth, rng):
     size = y.shape[::-1]
     if sigma_blur:
         y, uv = blur(y, sigma_blur), np.stack([blur(plane, sigma_blur / 2) for plane in uv])
-    y, uv = resize_planes(y, uv, low_resolution(size, scale), down)
+    y, uv = resample_planes(y, uv, low_resolution(size, scale), down)
     if sigma_noise:
         grey = rng.random() < 0.4
         y = add_noise(y, sigma_noise, rng)
         uv = uv if grey else add_noise(uv, sigma_noise, rng)
     if quality:
         y, uv = each_plane((y, uv), jpeg, quality)
-    damaged = resize_planes(y, uv, size, up)
+    damaged = resample_planes(y, uv, size, up)
     return damaged, {"scale": float(scale), "soft": False, "down": down, "noise": float(sigma_noise), "jpeg": quality}
 
 

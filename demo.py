@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from degradation import Camera, animate, codec_roundtrip
+from degradation import SimulatedCamera, animate, codec_roundtrip
 from images import Picture, read_image, write_image
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
@@ -24,7 +24,7 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
     with low-delay x264 at QP 27 as in a call: the soft clip. SSIM is that of the luma against the clip before, the mean
     of every fifth frame.
     """
-    camera = Camera(blur=0.9, noise=1.0)
+    camera = SimulatedCamera(blur=0.9, noise=1.0)
     photos = (  # name, photo, (width, height) of the clip, corner (x, y) of the close-up
         ("person", read_image(EXAMPLES / "photo.jpg").pixels, (448, 448), (110, 20)),
         ("text", _page_of_text(), (896, 512), (40, 110)),

@@ -14,6 +14,7 @@ What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
+import functools
 import itertools
 import sys
 import time
@@ -102,11 +103,6 @@ def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     print(f"written: {folder / 'report.json'} and {folder / 'report.html'}")
 
 
-def run_size(argv):
-    """``evaluate.py size``: measure calls of few lines brought to full size, beside other scalers."""
-    measure(argv, "size", conditions.LINES, SCALERS)
-
-
 def run_comparison(argv):
     """``evaluate.py compare A.json B.json``."""
     parser = make_parser("compare", "What became better or worse from A to B.")
@@ -184,6 +180,7 @@ def add_methods(parser, peers):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    run_size = functools.partial(measure, command="size", protocols=conditions.LINES, peers=SCALERS)
     commands = {"compare": run_comparison, "sheets": run_sheets, "speed": run_speed, "size": run_size}
     command, options = (commands[argv[0]], argv[1:]) if argv and argv[0] in commands else (measure, argv)
     try:

@@ -36,7 +36,7 @@ from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
 from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
 from torch_engine import TorchEngine
-from utils import atomic_path
+from utils import write_bytes
 
 OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of 7-bit weights: 255 * 2 * 63 < 2**15, as CPUs without VNNI add two products in 16 bits
@@ -53,7 +53,7 @@ WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 # The student in codes: planes in 0..255 go in, the residual in the same unit comes out
 
 
-def details(y, uv):
+def student_input(y, uv):
     """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
     cells = torch.from_numpy(runtime.fold_planes(*runtime.pad_planes(y, uv))).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
@@ -62,7 +62,7 @@ def details(y, uv):
 
 
 def in_codes(student):
-    """Copy a student for codes, its scales in head and tail: its `convolve` takes `details` and gives a change.
+    """Copy a student for codes, its scales in head and tail: its `convolve` takes `student_input` and gives a change.
 
     That is `(N, 28, h, w)`: what is added to the planes, and the gain in `runtime.GAIN_STEPS`.
     """
@@ -224,19 +224,19 @@ def quantise(student, samples):
 
 
 def predict_quantised(quantised, x):
-    """What the int8 network makes of `details`, but for `runtime.FAINT`."""
+    """What the int8 network makes of `student_input`, but for `runtime.FAINT`."""
     rounded = quantised.tail.rounded
     x = rounded(F.relu(quantised.head(x)))
     for block in quantised.body:
         x = rounded(x + rounded(block.conv2(F.relu(block.conv1(x)))))
     residual, gain = quantised.tail(x).split([sum(FOLDED), GAINS], dim=1)
-    steps = RESIDUAL_STEPS * residual, gain
-    residual, gain = (round_through(codes).clamp(-128, 127) for codes in steps)
+    scaled = RESIDUAL_STEPS * residual, gain
+    residual, gain = (round_through(codes).clamp(-128, 127) for codes in scaled)
     return torch.cat([residual / RESIDUAL_STEPS, gain], dim=1)
 
 
-def answer_loss(answer, expected, x):
-    """How far a quantised student's answer to `details` `x` is from that of the float one.
+def rounding_loss(answer, expected, x):
+    """How far a quantised student's answer to `student_input` `x` is from that of the float one.
 
     The root of the mean squared error of each crop; with `FLAT_WEIGHT` the same of the error weighed by how flat the
     picture is there, since on a wall the smallest error is seen as noise that flickers; and the squares of what answers
@@ -256,7 +256,7 @@ def distil(quantised, student, batches, steps, progress=True):
     """Train a quantised student, in place, to answer like the float one: its weights, their scales and its steps.
 
     Args:
-        batches: iterable of `details`, `(N, 24, h, w)`.
+        batches: iterable of `student_input`, `(N, 24, h, w)`.
         steps: how many there are.
     """
     groups, steps_of_inputs = [], set()
@@ -275,19 +275,19 @@ def distil(quantised, student, batches, steps, progress=True):
     )
     for x in tqdm(batches, desc="int8", total=steps, leave=False, disable=None if progress else True):
         optimizer.zero_grad()
-        answer_loss(predict_quantised(quantised, x), student.convolve(x), x).backward()
+        rounding_loss(predict_quantised(quantised, x), student.convolve(x), x).backward()
         optimizer.step()
         schedule.step()
 
 
-def draw_details(pictures, steps, batch=12, crop=128):
-    """Draw batches of `details` of random crops of I420 pictures `(3*side/2, side)`, full range."""
+def draw_inputs(pictures, steps, batch=12, crop=128):
+    """Draw batches of `student_input` of random crops of I420 pictures `(3*side/2, side)`, full range."""
     rng = np.random.default_rng(CALIBRATION_SEED)
     for _ in range(steps):
         crops = []
         for index in rng.integers(len(pictures), size=batch):
             left, top = 2 * rng.integers(0, (pictures[index].shape[1] - crop) // 2 + 1, size=2)
-            crops.append(details(*crop_planes(*unpack_planes(pictures[index]), int(left), int(top), crop)))
+            crops.append(student_input(*crop_planes(*unpack_planes(pictures[index]), int(left), int(top), crop)))
         yield torch.cat(crops)
 
 
@@ -398,7 +398,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
     student, pictures = in_codes(original), calibration_pictures(frames)
     samples = pictures + fine_patterns(frames)
-    quantised = quantise(student, [details(*unpack_planes(picture)) for picture in samples])
+    quantised = quantise(student, [student_input(*unpack_planes(picture)) for picture in samples])
     note = f"distilled in {steps} steps"
     if data is not None:
         pairs = open_pairs(prepare_pairs(config, progress=progress))
@@ -407,7 +407,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         pictures = [pair.input for pair in pairs]
         note += " on the student's training pairs"
     pictures += fine_patterns(len(pictures) // PATTERN_SHARE)
-    distil(quantised, student, draw_details(pictures, steps), steps, progress)
+    distil(quantised, student, draw_inputs(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
     metadata = runtime.network_notes(checkpoint, answer) | {
         "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; {note}",
@@ -415,8 +415,7 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
         "onnx": onnx.__version__,
     }
     path = Path(output) if output else runtime.artefact_path(checkpoint)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(build_model(quantised, metadata).SerializeToString(deterministic=True))
+    write_bytes(path, build_model(quantised, metadata).SerializeToString(deterministic=True))
     return path
 
 
@@ -460,9 +459,8 @@ def _matrices(conv):
 
 def export_web(checkpoint, output=None):
     """Write a checkpoint's `web_file`, by default the one that the page in web/ loads; returns its path."""
-    content, path = web_file(checkpoint), Path(output or WEB_FILE)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    path = Path(output or WEB_FILE)
+    write_bytes(path, web_file(checkpoint))
     return path
 
 

@@ -71,7 +71,7 @@ class RealTimeSharpener:
     Attributes:
         checkpoint: its path.
         description: device and precision.
-        strength: may be set at any time, for the next picture, file or stream; in a window, keys change it.
+        strength: may be set at any time, for the next picture, file or stream.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
@@ -249,7 +249,7 @@ class RealTimeSharpener:
         if output_path is not None:
             check_encoder(output_path, codec, quality)
         if not live:
-            return self._sharpen_file(input_source, output_path, compare, progress, on_frame, codec, quality, size)
+            return self._sharpen_video(input_source, output_path, compare, progress, on_frame, codec, quality, size)
 
         controls, meter, count = Controls(self.strength, compare, size=size), Meter(), 0
         with contextlib.ExitStack() as stack:
@@ -258,22 +258,22 @@ class RealTimeSharpener:
             load = LoadController(0 if output_path is not None else frame_budget, source.rate)
             if in_window:
                 place = source.free_place if isinstance(source, Screen) else None
-                screen = stack.enter_context(Window(controls, self.description, place))
+                display = stack.enter_context(Window(controls, self.description, place))
             elif virtual_camera:
-                screen = stack.enter_context(VirtualCamera(source.rate))
+                display = stack.enter_context(VirtualCamera(source.rate))
             else:
-                screen = stack.enter_context(Recorder(output_path, target, source.rate, codec, quality))
+                display = stack.enter_context(Recorder(output_path, target, source.rate, codec, quality))
             begin = time.perf_counter()
-            pictures = play(source, enlarge, sharpen, screen, controls, load, meter)
+            pictures = play(source, enlarge, sharpen, display, controls, load, meter)
             for count, picture in enumerate(tqdm(pictures, unit=" frames", leave=False, disable=not progress), 1):
                 if on_frame and on_frame(count - 1, picture) is False:
                     break
-        if isinstance(screen, Recorder):
-            count = screen.frames  # after Ctrl-C, fewer than were shown to it
+        if isinstance(display, Recorder):
+            count = display.frames  # after Ctrl-C, fewer than were shown to it
         sizes = meter.sizes or (source.size, target)
         return self._statistics(count, begin, sizes, output_path) | meter.stats | {"levels": load.frames}
 
-    def _sharpen_file(self, source, output_path, compare, progress, on_frame, codec, quality, size):
+    def _sharpen_video(self, source, output_path, compare, progress, on_frame, codec, quality, size):
         """Sharpen a video into another: one thread reads, this one sharpens, one writes."""
         _check_other(source, output_path)
         with contextlib.ExitStack() as stack:
@@ -304,13 +304,14 @@ class RealTimeSharpener:
         def enlarge(pixels):
             return resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1]))
 
-        def steady_change(y, dy, strength):
-            nonlocal last
-            last = self._steady(add_change(y, dy, None), last, strength)
-            return cv2.addWeighted(last, 1, y, -1, 128)
-
         def sharpen(pixels, strength):
-            return self._sharpen_pixels(pixels, strength, steady_change)
+            nonlocal last
+            if strength == 0:
+                return pixels.copy()
+            y, uv = pixels_to_planes(pixels)
+            dy, duv = self.engine.difference(y, uv, strength)
+            last = self._steady(add_change(y, dy, None), last, strength)
+            return add_change(pixels, cv2.addWeighted(last, 1, y, -1, 128), duv)
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
@@ -340,16 +341,11 @@ class RealTimeSharpener:
             return luma
         return steady(luma, previous, strength, usable_cores())
 
-    def _sharpen_pixels(self, pixels, strength, adjust=None):
-        """Sharpen pixels (see conversion.py) at their own depth and colour resolution.
-
-        If given, ``adjust(y, dy, strength)`` of luma and its change returns the change that is added instead.
-        """
+    def _sharpen_pixels(self, pixels, strength):
+        """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""
         if strength == 0:
             return pixels.copy()
-        y, uv = pixels_to_planes(pixels)
-        dy, duv = self.engine.difference(y, uv, strength)
-        return add_change(pixels, adjust(y, dy, strength) if adjust else dy, duv)
+        return add_change(pixels, *self.engine.difference(*pixels_to_planes(pixels), strength))
 
     def _statistics(self, frames, begin, sizes, output):
         seconds = time.perf_counter() - begin

@@ -1,7 +1,7 @@
 """Sharpen live: cameras, timed streams, and control of the load on a busy machine.
 
 `play` is the loop. It takes frames from a source (`Camera`, `TimedSource` or `screen.Screen`), sharpens them, and shows
-them on a screen (`window.Window`, `window.VirtualCamera` or `window.Recorder`).
+them on a display (`window.Window`, `window.VirtualCamera` or `window.Recorder`).
 
 A source yields ``(frame, taken, due)``: a camera's picture ``(H, W, 3)`` uint8 BGR or a file's `video.Frame`, when it
 was taken, and when it is to be shown (None: at once), both in seconds of `time.perf_counter`. If no frame has come for
@@ -167,14 +167,14 @@ class TimedSource:
 # The loop
 
 
-def play(source, enlarge, sharpen, screen, controls, load, meter):
-    """Show the frames of a source until it ends or the user closes the screen; yield each picture shown.
+def play(source, enlarge, sharpen, display, controls, load, meter):
+    """Show the frames of a source until it ends or the user closes the display; yield each picture shown.
 
     Args:
         source: `Camera`, `TimedSource` or `screen.Screen`.
         enlarge: function that brings a frame to the size that is wanted.
         sharpen: function of such a frame and a strength that returns a uint8 BGR picture; at strength 0 the frame's.
-        screen: `window.Window`, `window.VirtualCamera` or `window.Recorder`.
+        display: `window.Window`, `window.VirtualCamera` or `window.Recorder`.
         controls: `window.Controls`.
         load: `LoadController`.
         meter: `Meter`.
@@ -184,7 +184,7 @@ def play(source, enlarge, sharpen, screen, controls, load, meter):
         if controls.closed:
             return
         if frame is None:
-            screen.idle()
+            display.idle()
             continue
         action = load.next_action() if controls.sharpening else PASS
         if action == SKIP:
@@ -202,7 +202,7 @@ def play(source, enlarge, sharpen, screen, controls, load, meter):
         ready = time.perf_counter()
         wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
         meter.dropped, meter.sizes = source.dropped + skipped, (source.size, shown.shape[1::-1])
-        screen.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
+        display.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
         now = time.perf_counter()
         drawing = max(now - ready - wait, 0)  # the screen draws while it waits, and a key ends the wait
         meter.add(now, 1000 * (ready - taken + drawing))

@@ -29,9 +29,9 @@ from runtime import (
     CheckpointError,
     existing_checkpoint,
 )
-from utils import atomic_path, first_line
+from utils import first_line, write_bytes
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 
@@ -200,7 +200,7 @@ class Student(nn.Module):
         return limit_halo(steepen(y + dy, gain), y), uv + duv
 
 
-class WideWeight(nn.Module):
+class BranchedWeight(nn.Module):
     """A kernel as the sum of itself, the product of a wide convolution and a 1x1, and, where it is 3x3, a 1x1 kernel.
 
     Nothing lies between the branches, so they are one kernel: the network that runs is as small as before, but gradient
@@ -224,16 +224,16 @@ class WideWeight(nn.Module):
         return weight if self.point is None else weight + F.pad(self.point, [weight.shape[2] // 2] * 4)
 
 
-def widen(student, width):
-    """Give each convolution of `student` the branches of `WideWeight`, in place, for training."""
+def add_branches(student, width):
+    """Give each convolution of `student` the branches of `BranchedWeight`, in place, for training."""
     for module in list(student.modules()):
         if isinstance(module, nn.Conv2d):
-            parametrize.register_parametrization(module, "weight", WideWeight(module.weight, width))
+            parametrize.register_parametrization(module, "weight", BranchedWeight(module.weight, width))
     return student
 
 
 def collapse(student):
-    """Sum up the branches of `widen`: returns a plain copy of `student` on the CPU, in evaluation mode."""
+    """Sum up the branches of `add_branches`: returns a plain copy of `student` on the CPU, in evaluation mode."""
     plain = Student(**student.args)
     with torch.no_grad():
         for name, module in plain.named_modules():
@@ -298,8 +298,7 @@ def write_weights(path, data):
     """Write tensors and plain data to `path`, completely or not at all."""
     buffer = io.BytesIO()
     torch.save(data, buffer)  # to a file PyTorch would not say why it cannot write
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer())
 
 
 UNREADABLE = "cannot be read as plain weights: it is damaged, not a checkpoint, or holds code, which is refused"
@@ -402,7 +401,7 @@ def load_teacher(name="auto"):
         try:
             return load_teacher("bsrgan")
         except CheckpointError as error:
-            logger.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", error)
+            log.warning("the teacher is Real-ESRGAN x4plus, NOT BSRGAN: %s", error)
             return load_teacher("realesrgan")
     teacher = RRDBNet()
     teacher.load_state_dict(read_weights(bsrgan_file()) if name == "bsrgan" else read_ncnn(realesrgan_file(), teacher))

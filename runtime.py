@@ -48,7 +48,6 @@ GAIN_STEPS = 42  # codes for a gain of 1
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
 _STRIPE, _MARGIN = 72, 1  # cells of 4x4 pixels: most rows of a stripe, and what is read above and below it
-_DAMPED = 1 << 13  # bytes that `steady` takes where others take a row of cells
 STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -122,16 +121,15 @@ def steady(sharp, previous, strength=1.0, threads=1):
     steps[: len(DAMPING)] = DAMPING
     steps = np.rint(min(strength, 1) * steps)
     table = (128 - np.concatenate([[0], -steps[:0:-1], steps])).astype(np.uint8)  # of what is gone, around 128
-    now, before = (np.ascontiguousarray(array).reshape(1, -1) for array in (sharp, previous))
-    damped = np.empty_like(now)
+    damped = np.empty(sharp.shape, np.uint8)
 
     def damp_stripe(top, bottom):
-        part = slice(_DAMPED * top, _DAMPED * bottom)
-        gone = cv2.LUT(cv2.addWeighted(now[:, part], 1, before[:, part], -1, 128), table)
-        cv2.addWeighted(now[:, part], 1, gone, 1, -128, damped[:, part])
+        rows = slice(4 * top, 4 * bottom)
+        gone = cv2.LUT(cv2.addWeighted(sharp[rows], 1, previous[rows], -1, 128), table)
+        cv2.addWeighted(sharp[rows], 1, gone, 1, -128, damped[rows])
 
-    in_stripes(damp_stripe, -(-now.size // _DAMPED), threads)
-    return damped.reshape(sharp.shape)
+    in_stripes(damp_stripe, -(-len(sharp) // 4), threads)
+    return damped
 
 
 class CheckpointError(RuntimeError):

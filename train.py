@@ -5,31 +5,26 @@
     python train.py configs/release.yaml data_root=FOLDER  # the released student
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
-    torchrun --nproc_per_node 2 train.py ...               # several devices
 
 A run writes under checkpoints/<name>/: student.pth (the average of the weights; what inference.py loads), last.pth (for
---resume), log.csv and TensorBoard events. It never touches the released checkpoint.
+--resume), log.csv and validation.png (input, student and truth). It never touches the released checkpoint.
 """
 
 import csv
 import dataclasses
 import logging
 import math
-import os
 import sys
-import threading
 import time
 from collections import defaultdict
-from datetime import timedelta
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import dataset
@@ -40,6 +35,7 @@ from models import (
     INPUT_GAIN,
     CheckpointError,
     Student,
+    add_branches,
     collapse,
     detail,
     gaussian_blur,
@@ -47,15 +43,14 @@ from models import (
     load_teacher,
     read_weights,
     save_student,
-    widen,
     write_weights,
 )
 from runtime import DeviceError
 from torch_engine import TorchEngine, pick_device
-from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr
+from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr, write_bytes
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
-BRANCH_WIDTH = 128  # of the branches that `models.widen` adds for training
+BRANCH_WIDTH = 128  # of the branches that `models.add_branches` adds for training
 CLIP_NORM = 1.0  # largest norm of the gradient
 EMA_DECAY = 0.999  # of the moving average of the weights, which becomes the student
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
@@ -89,18 +84,14 @@ def train(config, resume=False):
     """
     for path in filter(None, (config.initial, config.larger)):
         load_student(path)  # refused now, and not after an hour of preparation
-    device, rank, world_size = start_process(config)
+    device = pick_device(config.device)
     torch.manual_seed(config.seed)
     folder = CHECKPOINT_DIR / config.name
     state = load_state(folder / "last.pth", config) if resume else None
     if not resume and (folder / "last.pth").exists():
         raise TrainingError(f"{folder} holds a run already: go on with --resume, or choose another name=...")
 
-    if rank > 0:
-        dist.barrier()  # the first process prepares and fetches; the others then find everything in the caches
-    pairs, validation_pairs, teacher_name = prepare_data(config, device, progress=rank == 0)
-    if rank == 0 and world_size > 1:
-        dist.barrier()
+    pairs, validation_pairs, teacher_name = prepare_data(config, device)
     if state and state["teacher"] != teacher_name:
         raise TrainingError(f"cannot resume with another teacher: {state['teacher']} before, now {teacher_name}")
     crops = dataset.PairDataset(pairs, config)
@@ -117,13 +108,12 @@ def train(config, resume=False):
         optimizer.load_state_dict(state["optimizer"])
         log = state["log"]
     seconds = log[-1]["seconds"] if log else 0.0
-    writer = SummaryWriter(str(folder), purge_step=len(log) + 1) if rank == 0 else None
 
     for epoch in range(len(log), config.epochs):
         started = time.perf_counter()
-        keys = epoch_keys(config, epoch, pairs, rank, world_size)
+        keys = epoch_keys(config, epoch, pairs)
         loader = DataLoader(crops, config.batch_size, sampler=keys, num_workers=config.loader_workers)
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=rank > 0)
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False)
         totals = defaultdict(float)
         for step, batch in enumerate(bar, epoch * config.steps_per_epoch):
             batch = to_device(batch, device)
@@ -135,8 +125,6 @@ def train(config, resume=False):
                 terms = distillation_loss(output, batch, config, step)
             optimizer.zero_grad()
             terms["loss"].backward()
-            if world_size > 1:
-                average_gradients(student, world_size)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             if not torch.isfinite(norm):
                 raise TrainingError(
@@ -150,16 +138,14 @@ def train(config, resume=False):
             for name, term in terms.items():
                 totals[name] += term.detach() / config.steps_per_epoch
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
-        if rank > 0:
-            continue
 
         candidate = collapse(average.module)
         score, rows = validate(TorchEngine(candidate, device), validation_pairs)
         seconds += time.perf_counter() - started
         losses = {name: total.item() for name, total in totals.items()}
         log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score})
-        write_log(folder / "log.csv", writer, log, rows)
-        show_pictures(writer, epoch + 1, candidate, validation_pairs, device)
+        write_log(folder / "log.csv", log, rows)
+        write_pictures(folder / "validation.png", candidate, validation_pairs[:4], device)
         meta = {
             "version": VERSION,
             "teacher": teacher_name,
@@ -181,31 +167,7 @@ def train(config, resume=False):
             "log": log,
         }
         write_weights(folder / "last.pth", state)
-    if rank == 0:
-        writer.close()
-    if world_size > 1:
-        dist.destroy_process_group()
     return folder / "student.pth"
-
-
-def start_process(config):
-    """Join the other processes of torchrun, if there are any: returns ``(device, rank, world_size)``."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(config.device)
-    if world_size > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        # The first process may prepare pairs for an hour, while the others wait.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
-    return device, rank, world_size
-
-
-def average_gradients(student, world_size):
-    """Give each process the mean of all gradients; their students were equal and so stay equal."""
-    for parameter in student.parameters():
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world_size
 
 
 def autocast(config, device):
@@ -219,7 +181,7 @@ def learning_rate(config, step):
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def to_device(batch, device):
@@ -300,19 +262,19 @@ def teach(teacher, packed, device):
     return pack_planes(*bgr_to_planes(resize(np.ascontiguousarray(large), frame.shape[1::-1], "area")))
 
 
-def epoch_keys(config, epoch, pairs, rank, world_size):
-    """This process's share of an epoch: keys of `PairDataset`, decided by the seed and the epoch alone.
+def epoch_keys(config, epoch, pairs):
+    """The crops of an epoch as keys of `PairDataset`, decided by the seed and the epoch alone.
 
     With probability `config.teacher_share` a key is drawn from the pairs whose goal is the teacher's, else from others.
     """
     rng = np.random.default_rng((config.seed, epoch))
-    count = config.steps_per_epoch * config.batch_size * world_size
+    count = config.steps_per_epoch * config.batch_size
     taught = np.array([pair.taught for pair in pairs])
     drawn = rng.choice(np.flatnonzero(~taught), count)
     if taught.any():
         drawn = np.where(rng.random(count) < config.teacher_share, rng.choice(np.flatnonzero(taught), count), drawn)
     # The position makes two crops of one pair in one epoch differ.
-    return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)][rank::world_size]
+    return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -337,12 +299,12 @@ def make_networks(config, crops):
         larger, _ = load_student(config.larger)
         if not config.initial:
             narrow(larger, student, crops)
-    return widen(student, BRANCH_WIDTH), larger, origin
+    return add_branches(student, BRANCH_WIDTH), larger, origin
 
 
 @torch.no_grad()
-def narrow(larger, student, crops, count=64):
-    """Initialise a student from one that is wider within its blocks, in place, by what it does on `count` crops.
+def narrow(larger, student, crops):
+    """Initialise a student from one that is wider within its blocks, in place, by what it does on some crops.
 
     Args:
         crops: `dataset.PairDataset`.
@@ -352,7 +314,7 @@ def narrow(larger, student, crops, count=64):
     """
     if larger.args != student.args | {"wide": max(larger.args["wide"], student.args["wide"])}:
         raise TrainingError(f"larger: a network of {larger.args} is no wider one than {student.args}: change either")
-    chosen = np.random.default_rng(0).choice(len(crops.pairs), count)
+    chosen = np.random.default_rng(0).choice(len(crops.pairs), 64)
     inputs = [crops[0, position, index]["input"] for position, index in enumerate(chosen.tolist())]
     hidden = []
     hooks = [
@@ -597,16 +559,14 @@ def load_state(path, config):
     return state
 
 
-def write_log(path, writer, log, rows):
-    """Tell of the last epoch: on the console, to TensorBoard and, with those before it, in log.csv.
+def write_log(path, log, rows):
+    """Tell of the last epoch: on the console and, with those before it, in log.csv.
 
     Args:
         log: a dict for each epoch; what `validate` says in `rows` is added to the last.
     """
     for row in rows:
         log[-1] |= {f"{row['condition']} {key}": value for key, value in row.items() if key[:4] in ("psnr", "ssim")}
-    for name, value in log[-1].items():
-        writer.add_scalar(name.replace(" ", "/"), value, log[-1]["epoch"])
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(log[-1]))
         table.writeheader()
@@ -615,14 +575,14 @@ def write_log(path, writer, log, rows):
     tqdm.write("epoch {epoch}: loss {loss:.4f}, validation {score:.3f} dB: ".format(**log[-1]) + "; ".join(gains))
 
 
-def show_pictures(writer, epoch, student, pairs, device, count=4):
-    """Show input, student and truth of the first validation pairs in TensorBoard."""
+def write_pictures(path, student, pairs, device):
+    """Write a picture with a row for each pair: input, student, truth."""
     engine, rows = TorchEngine(student, device), []
-    for pair in pairs[:count]:
+    for pair in pairs:
         before = unpack_planes(pair.input)
         shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
         rows.append(np.hstack([planes_to_bgr(*planes) for planes in shown]))
-    writer.add_image("input, student, truth", np.vstack(rows)[..., ::-1], epoch, dataformats="HWC")
+    write_bytes(path, cv2.imencode(".png", np.vstack(rows))[1].tobytes())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -635,22 +595,14 @@ def main(argv=None):
         print(__doc__)
         return 0
     logging.basicConfig(format="%(message)s")
-    threading.excepthook = _quiet_about_files
     try:
         config = load_config([argument for argument in argv if argument != "--resume"])
         path = train(config, resume="--resume" in argv)
     except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
+    print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
     return 0
-
-
-def _quiet_about_files(details):
-    """A thread's exception hook: what keeps TensorBoard's thread from writing is raised in `train`, too."""
-    if not issubclass(details.exc_type, OSError):
-        threading.__excepthook__(details)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,15 @@ def bgr_to_planes(frame):
 
 def planes_to_bgr(y, uv):
     """Convert full-range uint8 planes (see `bgr_to_planes`) to a uint8 BGR frame ``(H, W, 3)``."""
-    h, w = y.shape
-    size = (2 * uv.shape[2], 2 * uv.shape[1])
-    u, v = (cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:h, :w] for plane in uv)
+    u, v = double_chroma(uv, y.shape)
     return cv2.cvtColor(cv2.merge([y, v, u]), cv2.COLOR_YCrCb2BGR)
+
+
+def double_chroma(uv, shape):
+    """Enlarge chroma planes ``(2, ceil(H/2), ceil(W/2))``, bilinearly, to a list of two of luma's shape ``(H, W)``."""
+    height, width = shape
+    size = (2 * uv.shape[2], 2 * uv.shape[1])
+    return [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in uv]
 
 
 def halve_chroma(plane):
@@ -157,7 +162,12 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path, text):
-    """Write a text file, completely or not at all."""
+def write_bytes(path, content):
+    """Write a file, completely or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
+
+
+def write_text(path, text):
+    """Write a file of UTF-8, completely or not at all."""
+    write_bytes(path, text.encode())

@@ -5,8 +5,6 @@
 """
 
 import contextlib
-import ctypes
-import ctypes.util
 import dataclasses
 import functools
 import logging
@@ -265,20 +263,8 @@ def draw_rectangle(picture):
 
 def check_display():
     """Raise `VideoError` if no display answers: OpenCV's Qt would abort the whole process."""
-    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
-        if not os.environ.get("DISPLAY") or not _display_answers():
-            raise VideoError("there is no display to open a window on: name an output file with -o instead")
-
-
-def _display_answers():
-    if not (library := ctypes.util.find_library("X11")):
-        return True  # nobody can tell
-    x11 = ctypes.CDLL(library)
-    x11.XOpenDisplay.restype, x11.XCloseDisplay.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    display = x11.XOpenDisplay(None)
-    if display:
-        x11.XCloseDisplay(display)
-    return bool(display)
+    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY") and desktop_size() is None:
+        raise VideoError("there is no display to open a window on: name an output file with -o instead")
 
 
 def _open_window(title):

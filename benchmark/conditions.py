@@ -17,7 +17,7 @@ import numpy as np
 import dataset
 import degradation
 from benchmark import metrics
-from degradation import Camera, DataError, at_scale, each_plane, low_resolution, resize_planes
+from degradation import DataError, SimulatedCamera, at_scale, each_plane, low_resolution, resample_planes
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes
 from video import VideoReader
 
@@ -36,19 +36,19 @@ FEW_LINES = {  # protocol: (what sides are divided by, codec, quantisers)
     **{name: (scale, "x264", QUANTISERS["x264"]) for name, scale in zip(LINES, (3, 2, 1.5), strict=True)},
 }
 REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
-CRISP_VIDEO = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
+VIDEO_SHRINK = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
 CAMERAS = {  # name: what protocol camera sees through
-    "perfect": Camera(),
-    "crisp": Camera(blur=0.25, noise=1.0, sharpen=0.2),
-    "slightly soft": Camera(blur=0.6),
-    "soft lens": Camera(blur=0.9),
-    "out of focus": Camera(lens="disc", blur=1.4),
-    "astigmatic": Camera(blur=0.8, stretch=1.5, angle=0.6),
-    "sensor crop": Camera(blur=0.3, crop=1.5),
-    "half the pixels": Camera(crop=2, upscaler="bilinear"),
-    "cheap webcam": Camera(blur=0.6, noise=5, denoise=1.0, sharpen=0.5),
-    "sharpened webcam": Camera(blur=0.7, crop=1.3, noise=2, denoise=0.7, sharpen=1.0, radius=1.2),
-    "moving": Camera(blur=0.5, motion=4, angle=0.3),
+    "perfect": SimulatedCamera(),
+    "crisp": SimulatedCamera(blur=0.25, noise=1.0, sharpen=0.2),
+    "slightly soft": SimulatedCamera(blur=0.6),
+    "soft lens": SimulatedCamera(blur=0.9),
+    "out of focus": SimulatedCamera(lens="disc", blur=1.4),
+    "astigmatic": SimulatedCamera(blur=0.8, stretch=1.5, angle=0.6),
+    "sensor crop": SimulatedCamera(blur=0.3, crop=1.5),
+    "half the pixels": SimulatedCamera(crop=2, upscaler="bilinear"),
+    "cheap webcam": SimulatedCamera(blur=0.6, noise=5, denoise=1.0, sharpen=0.5),
+    "sharpened webcam": SimulatedCamera(blur=0.7, crop=1.3, noise=2, denoise=0.7, sharpen=1.0, radius=1.2),
+    "moving": SimulatedCamera(blur=0.5, motion=4, angle=0.3),
 }
 DEFAULT_CONDITION = "bicubic+noise"  # of `IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
 SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
@@ -194,8 +194,8 @@ def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2)
     height, width = (side - side % step for side in frames[0].y.shape)
     clip = [(frame.y[:height, :width], frame.uv[:, : height // 2, : width // 2]) for frame in frames]
     if crisp:
-        size = low_resolution(clip[0][0].shape[::-1], CRISP_VIDEO)
-        clip = [resize_planes(*planes, size, "area") for planes in clip]
+        size = low_resolution(clip[0][0].shape[::-1], VIDEO_SHRINK)
+        clip = [resample_planes(*planes, size, "area") for planes in clip]
     _check_size(source, *clip[0][0].shape[::-1])
     return clip, full_range
 
@@ -329,9 +329,9 @@ def make_sample(unit):
     clip, full_range = load_clip(unit.source, crisp=unit.camera is not None, step=step)
     seen = CAMERAS[unit.camera](clip, rng) if unit.camera else clip
     size = clip[0][0].shape[::-1]
-    small = [resize_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in seen]
+    small = [resample_planes(*planes, low_resolution(size, unit.scale), "bicubic") for planes in seen]
     decoded = degradation.codec_roundtrip(small, unit.codec, **dict([unit.rate]))[-MEASURED_FRAMES:]
     truth = clip[-MEASURED_FRAMES:]
     if unit.protocol in LINES:
         return Sample(decoded, truth, full_range)
-    return Sample([resize_planes(*planes, size) for planes in decoded], truth, full_range, unit.scale)
+    return Sample([resample_planes(*planes, size) for planes in decoded], truth, full_range, unit.scale)

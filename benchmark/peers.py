@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from degradation import low_resolution, resize
-from degradation import resize_planes as resize_lanczos
+from degradation import resample_planes as resize_lanczos
 from models import REALESRGAN, load_teacher
 from runtime import checkpoint_digest
 from scaling import resize_planes as resize_bicubic

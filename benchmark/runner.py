@@ -31,7 +31,7 @@ from images import Picture, VideoError, write_image
 from runtime import checkpoint_digest
 from utils import luma_metrics, planes_to_bgr, to_full_range, write_text
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 VERSION = 7  # of what a unit's figures mean: raise it to have all measured anew
 CROPS = 16  # before/after pictures in a report, spread over its units
@@ -92,7 +92,7 @@ def leave_out(unit):
     try:
         yield
     except (DataError, VideoError) as error:
-        logger.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
+        log.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
 
 
 def _measure(unit, method, cache_dir, thorough):

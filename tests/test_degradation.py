@@ -8,17 +8,17 @@ import skimage.data
 
 import degradation
 from benchmark.metrics import visible_change
-from degradation import Camera
+from degradation import SimulatedCamera
 from utils import bgr_to_planes, luma_metrics
 
 SOFT = {
-    "a lens": Camera(blur=0.9),
-    "a lens out of focus": Camera(lens="disc", blur=1.4),
-    "a lens that is not round": Camera(blur=0.8, stretch=1.5, angle=0.6),
-    "a sensor of few pixels": Camera(crop=1.6),
-    "few pixels and bilinear": Camera(crop=2, upscaler="bilinear"),
-    "a moving scene": Camera(motion=4, angle=0.3),
-    "all of it": Camera(blur=0.6, stretch=0.7, angle=2, motion=3, crop=1.3, denoise=1, sharpen=0.4),
+    "a lens": SimulatedCamera(blur=0.9),
+    "a lens out of focus": SimulatedCamera(lens="disc", blur=1.4),
+    "a lens that is not round": SimulatedCamera(blur=0.8, stretch=1.5, angle=0.6),
+    "a sensor of few pixels": SimulatedCamera(crop=1.6),
+    "few pixels and bilinear": SimulatedCamera(crop=2, upscaler="bilinear"),
+    "a moving scene": SimulatedCamera(motion=4, angle=0.3),
+    "all of it": SimulatedCamera(blur=0.6, stretch=0.7, angle=2, motion=3, crop=1.3, denoise=1, sharpen=0.4),
 }
 
 
@@ -115,7 +115,7 @@ def test_motion_draws_a_line_of_its_length(length, angle):
 def test_the_default_camera_changes_no_bit_and_draws_no_number(clip, rng):
     before = rng.bit_generator.state
     assert degradation.blur_kernel("gaussian", 0) is None and degradation.motion_kernel(0, 1) is None
-    assert same(Camera()(clip, rng), clip) and rng.bit_generator.state == before
+    assert same(SimulatedCamera()(clip, rng), clip) and rng.bit_generator.state == before
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -144,14 +144,14 @@ def blurred_square(camera):
 @pytest.mark.parametrize("sigma", [1.6, 2.4])
 def test_colours_are_blurred_as_far_as_luma_and_do_not_move(sigma):
     """Chroma has half the resolution, so the same blur has a quarter of the variance."""
-    (shift, luma), (chroma_shift, chroma) = blurred_square(Camera(blur=sigma))
+    (shift, luma), (chroma_shift, chroma) = blurred_square(SimulatedCamera(blur=sigma))
     assert luma == pytest.approx(sigma**2 + 1 / 12, rel=0.06) and 4 * chroma == pytest.approx(luma, rel=0.2)
     assert (shift, chroma_shift) == pytest.approx((0, 0), abs=0.05)
 
 
 def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(rng):
     flat = [(np.full((200, 240), 128, np.uint8), np.full((2, 100, 120), 128, np.uint8))] * 2
-    noisy, denoised = (Camera(noise=5, denoise=denoise)(flat, rng) for denoise in (0, 1))
+    noisy, denoised = (SimulatedCamera(noise=5, denoise=denoise)(flat, rng) for denoise in (0, 1))
     for plane in noisy[0]:
         assert plane.std() == pytest.approx(5, rel=0.05) and plane.mean() == pytest.approx(128, abs=0.2)
     assert denoised[0][0].std() < 0.6 * noisy[0][0].std()
@@ -162,7 +162,7 @@ def test_the_sensors_noise_is_as_strong_as_it_says_and_smeared_by_the_denoiser(r
 def test_cameras_are_drawn_as_asked_for_and_differ(rng, soft):
     cameras = [degradation.draw_camera(rng, soft) for _ in range(200)]
     assert all(camera.is_soft == soft for camera in cameras)
-    assert not Camera(blur=0.39, crop=1.1, motion=1.9, noise=8).is_soft
+    assert not SimulatedCamera(blur=0.39, crop=1.1, motion=1.9, noise=8).is_soft
     assert 0.2 < np.mean([camera.noise > 0 for camera in cameras]) < 0.6
     assert 0.15 < np.mean([camera.sharpen > 0 for camera in cameras]) < 0.4
     if soft:
@@ -204,10 +204,10 @@ def test_calls_are_damaged_in_every_way_and_say_how(calls):
 
 
 def test_cameras_and_calls_repeat_with_their_generator_and_leave_the_clip_as_it_was(clip):
-    camera = Camera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
+    camera = SimulatedCamera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
     one, again, other = (camera(clip, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert same(one, again) and not same(one, other)
-    large = [degradation.resize_planes(*planes, (256, 256)) for planes in clip]
+    large = [degradation.resample_planes(*planes, (256, 256)) for planes in clip]
     before = [(y.copy(), uv.copy()) for y, uv in large]
     one, again, other = (degradation.degrade_call(large, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert same([one[0]], [again[0]]) and one[1] == again[1]

@@ -167,7 +167,7 @@ GOOD = {"model": Student(4, 1).state_dict(), "model_args": {"channels": 4, "bloc
         (b"just text, not weights", "cannot be read"),
         ({"model": {}}, "needs `model`, `model_args` and `meta`"),
         (Malicious(), "refused"),
-        ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be at most 256"),
+        ({**GOOD, "model_args": {"channels": 10**6}}, "`channels` must be 1 to 256"),
         ({**GOOD, "model_args": {"trunk_blocks": 24}}, "does not fit this version's student: 'trunk_blocks'"),
         ({**GOOD, "model_args": {"channels": 4, "blocks": 2}}, "Missing key.*body.1.conv1.weight"),
         ({**GOOD, "model_args": {"channels": 8, "blocks": 1}}, "size mismatch for head.weight"),

@@ -10,7 +10,7 @@ import skimage.data
 from benchmark import peers
 from benchmark.conditions import Sample
 from benchmark.peers import ffmpeg_filter, peer, rcas
-from degradation import low_resolution, resize_planes
+from degradation import low_resolution, resample_planes
 from inference import RealTimeSharpener
 from utils import bgr_to_planes, to_limited_range
 
@@ -162,9 +162,9 @@ def test_networks_keep_colours_and_draw_edges(name):
     y, uv = photo_planes(96, 144)
     for full_range in (True, False):
         truth = (y, uv) if full_range else to_limited_range(y, uv)
-        small = resize_planes(*truth, (48, 32), "area")
+        small = resample_planes(*truth, (48, 32), "area")
         (found,) = network.run(Sample([small], [truth], full_range))
-        soft = resize_planes(*small, (144, 96))
+        soft = resample_planes(*small, (144, 96))
         for plane, expected in zip((found[0], *found[1]), (truth[0], *truth[1]), strict=True):
             assert plane.shape == expected.shape and plane.dtype == np.uint8
             assert abs(plane.mean() - expected.mean()) < 4
@@ -179,7 +179,7 @@ def test_networks_keep_colours_and_draw_edges(name):
 def test_scalers_bring_a_small_frame_to_the_size(exported):
     """The student and its kernel alone enlarge alike; filters see FFmpeg's own scaler."""
     truth = photo_planes(96, 144)
-    sample = Sample([resize_planes(*truth, (48, 32), "area")] * 2, [truth] * 2)
+    sample = Sample([resample_planes(*truth, (48, 32), "area")] * 2, [truth] * 2)
     strength_zero = peers.student(RealTimeSharpener(exported, "cpu"), "student", 0)
     found = {m.name: m.run(sample) for m in (peers.INPUT, strength_zero, *map(peer, ("bicubic", "RCAS")))}
     for clip in found.values():

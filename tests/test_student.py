@@ -7,19 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from degradation import codec_roundtrip, resize, resize_planes
+from degradation import codec_roundtrip, resample_planes, resize
 from inference import RealTimeSharpener
 from models import (
     HALO_SHARE,
     CheckpointError,
     Student,
+    add_branches,
     collapse,
     gaussian_blur,
     limit_halo,
     load_student,
     save_student,
     steepen,
-    widen,
 )
 from utils import bgr_to_planes
 
@@ -148,7 +148,7 @@ def test_branches_start_at_nothing_and_sum_up_to_the_same_network():
     y, uv = planes(40, 56)
     student = Student()
     before = student.head(torch.ones(1, 24, 8, 8))
-    widen(student, 16)
+    add_branches(student, 16)
     torch.testing.assert_close(student.head(torch.ones(1, 24, 8, 8)), before)
     with torch.no_grad():
         for weights in student.parameters():
@@ -166,9 +166,9 @@ def test_the_folding_grid_does_not_show():
     """The released student's error is the same at each of the 16 pixels of a cell, measured on 16 shifted crops."""
     photo = resize(skimage.data.astronaut()[..., ::-1].copy(), (256, 256), "area")
     y, uv = bgr_to_planes(photo)
-    small = resize_planes(y, uv, (128, 128), "bicubic")
+    small = resample_planes(y, uv, (128, 128), "bicubic")
     ((y_in, uv_in),) = codec_roundtrip([small], "x264", qp=27)
-    y_in, uv_in = resize_planes(y_in, uv_in, (256, 256))
+    y_in, uv_in = resample_planes(y_in, uv_in, (256, 256))
     sharpener, error = RealTimeSharpener(device="cpu"), np.zeros((4, 4))
     for down, right in itertools.product(range(4), repeat=2):
         part = (slice(down, down + 248), slice(right, right + 248))
