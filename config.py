@@ -47,13 +47,13 @@ class Config:
     region: Count = 320  # side of a stored pair in pixels; a multiple of 8
     crop: Count = 128  # side of a training crop in pixels; a multiple of 8
     crispness: Share = 0.3  # of soft pairs' targets: from 0, the truth, to 1, the steepest edges: dataset.crisp
-    pattern_share: Share = 0.0  # of crops with a fine undamaged pattern pasted in: dataset.periodic_pattern
+    pattern_share: Share = 0.0  # of crops with an undamaged dataset.periodic_pattern or soft_lines painted in
     classic_share: Share = 0.0  # of crops degraded by halving and noise instead: degradation.halve_with_noise
     loader_workers: int = 0  # processes that load batches; 0 loads them in the training process
 
     # Teacher
     teacher: Literal["auto", "bsrgan", "realesrgan", "none"] = "auto"  # of real pairs; auto: BSRGAN, else Real-ESRGAN
-    teacher_share: Share = 0.15  # of crops whose target is the teacher's output
+    teacher_share: Share = 0.15  # of crops of real video, among those with a known truth
     bsrgan_pairs: str = ""  # folder in data_root with images in lr/ and the official BSRGAN's outputs in sr/; "": none
 
     # Network: see models.Student

@@ -355,7 +355,7 @@ def _crisp_clip(name, count, region, rng):
 
 
 def _random_corner(y, side, rng):
-    """Left and top of a square in luma, of any even offset: the grids of codec and folded network must not coincide."""
+    """Left and top of a square in luma, of any even offset: the codec's grid is not always to be the network's."""
     return tuple(2 * int(rng.integers(0, (length - side) // 2 + 1)) for length in y.shape[::-1])
 
 

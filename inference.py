@@ -60,8 +60,8 @@ log = logging.getLogger(__name__)
 class RealTimeSharpener:
     """Sharpens frames, images and video with a distilled student.
 
-    Threads may share a sharpener, and a process may have several: each picture is sharpened to what it gives alone, bit
-    for bit. The int8 network takes one frame at a time, so that threads gain time only in what they do besides.
+    Threads may share a sharpener, and a process may have several: results are those of a single thread, bit for bit.
+    The int8 network takes one frame at a time, so only the work around it gains from threads.
 
     Args:
         checkpoint: file written by `models.save_student`; by default the released student.

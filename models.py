@@ -102,7 +102,7 @@ def steepen(y, gain):
 
 
 def limit_halo(sharp, y):
-    """Take most of what would be seen as halo from sharpened luma: what leaves the range of 7x7 neighbours in `y`.
+    """Remove most visible halo from sharpened luma: overshoot beyond the range of the 7x7 neighbours in `y`.
 
     Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
     """

@@ -31,7 +31,7 @@ RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_stude
 ARTEFACT_FORMAT = 8
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
-DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian that detail is what is left of
+DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian blur; detail is luma minus it
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.17  # of what leaves it that stays
 DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
@@ -41,14 +41,14 @@ DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change o
 FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
 CHANNELS = 32  # of what the network reads and writes
 RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
-FAINT = 0.45  # codes that every residual is made smaller by: on a wall, smaller ones are rounding's and would flicker
+FAINT = 0.45  # codes: soft threshold of the residual; smaller ones are rounding noise, which flickers on walls
 GAIN_STEPS = 42  # codes for a gain of 1
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
 _STRIPE, _MARGIN = 72, 1  # cells of 4x4 pixels: most rows of a stripe, and what is read above and below it
-STRENGTH_LIMIT = 200  # more would do no more, and overflow 16 bits: of infinity times zero comes no number
+STRENGTH_LIMIT = 200  # more has no further effect and would overflow 16 bits; infinity times zero is NaN
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 

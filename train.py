@@ -57,8 +57,9 @@ TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
 ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
 ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
-# Deviation of detail up to which there is no texture, and from which on it counts fully: in the restored picture, which
-# gets gain for it, and in the input, whose finest detail stays. From the third on, an outline gets less gain.
+# Standard deviation of detail from which there is texture, and from which it counts fully: in the restored picture, to
+# which gain is added there, and in the input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
+
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
 FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
@@ -369,8 +370,8 @@ def distillation_loss(output, batch, config, step):
     counts half. Where it is not, L1 and channel-wise KL between the high-pass luma of the student's output and of the
     teacher's, made crisp likewise. Terms are averaged over the batch.
 
-    An error counts in proportion to what was wrong with the input: else the many small errors that a student adds to
-    good video drown in the large ones that it takes from bad video.
+    Errors are divided by the input's own error (plus `MINIMAL_DAMAGE`): otherwise the small ones that a student adds to
+    good video are lost among the large ones that it removes from bad video.
 
     Args:
         output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
