@@ -63,6 +63,7 @@ ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
 FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
+QUALITY = ("psnr_input", "ssim_input", "psnr", "ssim")  # what `validate` measures
 
 
 class TrainingError(RuntimeError):
@@ -144,7 +145,8 @@ def train(config, resume=False):
         score, rows = validate(TorchEngine(candidate, device), validation_pairs)
         seconds += time.perf_counter() - started
         losses = {name: total.item() for name, total in totals.items()}
-        log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score})
+        figures = {f"{row['condition']} {name}": row[name] for row in rows for name in QUALITY}
+        log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score, **figures})
         write_log(folder / "log.csv", log, rows)
         write_pictures(folder / "validation.png", candidate, validation_pairs[:4], device)
         meta = {
@@ -213,7 +215,7 @@ def validate(engine, pairs):
     for kind, values in found.items():
         means = np.minimum(values, [INVISIBLE, 1, INVISIBLE, 1]).mean(axis=0).tolist()
         rows.append({"condition": kind, "pairs": len(values)})
-        rows[-1] |= zip(("psnr_input", "ssim_input", "psnr", "ssim"), means, strict=True)
+        rows[-1] |= zip(QUALITY, means, strict=True)
     return sum(row["pairs"] * row["psnr"] for row in rows) / len(pairs), rows
 
 
@@ -561,13 +563,7 @@ def load_state(path, config):
 
 
 def write_log(path, log, rows):
-    """Tell of the last epoch: on the console and, with those before it, in log.csv.
-
-    Args:
-        log: a dict for each epoch; what `validate` says in `rows` is added to the last.
-    """
-    for row in rows:
-        log[-1] |= {f"{row['condition']} {key}": value for key, value in row.items() if key[:4] in ("psnr", "ssim")}
+    """Write `log`, a dict for each epoch, as a table, and tell of the last one, also what `validate` says in `rows`."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(log[-1]))
         table.writeheader()
