@@ -53,7 +53,7 @@ class Config:
 
     # Teacher
     teacher: Literal["auto", "bsrgan", "realesrgan", "none"] = "auto"  # of real pairs; auto: BSRGAN, else Real-ESRGAN
-    teacher_share: Share = 0.15  # of crops of real video, among those with a known truth
+    teacher_share: Share = 0.15  # of crops that are real video; the others have a known truth
     bsrgan_pairs: str = ""  # folder in data_root with images in lr/ and the official BSRGAN's outputs in sr/; "": none
 
     # Network: see models.Student

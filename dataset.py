@@ -114,7 +114,7 @@ ANSWERS = {
     "text": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.5),
     "undamaged": Answer(residual=0.0, gain=0.0, texture=0.0, natural=0.0, truth=1.0),
 }
-CLEAN_TEXT_SHARE = 0.25  # of crops of text that are shown undamaged, as a shared screen is
+CLEAN_TEXT_SHARE = 0.25  # of crops of text not changed otherwise: shown undamaged, as a shared screen is
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
 REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
 MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage

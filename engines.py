@@ -49,7 +49,7 @@ def _torch_engine(checkpoint, device):
     try:
         from models import load_student
         from torch_engine import TorchEngine
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise DeviceError(
             f"device {device!r} needs PyTorch ({first_line(error)}): pip install -r requirements.txt"
         ) from error
@@ -66,7 +66,8 @@ def _has_gpu():
         return False
     try:
         from torch_engine import pick_device
-    except (ImportError, OSError):  # a broken PyTorch must not keep the int8 network from working
+    except (ImportError, OSError) as error:  # a broken PyTorch must not keep the int8 network from working
+        log.warning("no GPU is used, as PyTorch cannot be loaded: %s", first_line(error))
         return False
     return pick_device().type != "cpu"
 

@@ -106,7 +106,7 @@ class RealTimeSharpener:
 
                 * an array of uint8 or uint16: ``(H, W, 3)`` BGR as OpenCV has it, ``(H, W)`` grey, or a batch
                   ``(N, H, W, 3)``; the last axis decides: ``(N, H, 3)`` is one picture;
-                * a PIL image, whose transparency is kept; modes of 8 bits other than L come back as RGB or RGBA;
+                * a PIL image, whose transparency is kept (as RGBA); other modes of 8 bits than L come back as RGB;
                 * a tensor ``(3, H, W)`` or ``(N, 3, H, W)`` on any device, RGB as torchvision has it, of uint8 or of
                   floating point in [0, 1], computed in float32 and without a gradient;
                 * a list or tuple of those, of any sizes, which gives a list.

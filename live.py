@@ -204,7 +204,7 @@ def play(source, enlarge, sharpen, display, controls, load, meter):
         meter.dropped, meter.sizes = source.dropped + skipped, (source.size, shown.shape[1::-1])
         display.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
         now = time.perf_counter()
-        drawing = max(now - ready - wait, 0)  # the screen draws while it waits, and a key ends the wait
+        drawing = max(now - ready - wait, 0)  # the display draws while it waits, and a key ends the wait
         meter.add(now, 1000 * (ready - taken + drawing))
         if action != PASS:
             load.add(1000 * (ready - begin + drawing))

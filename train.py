@@ -59,7 +59,6 @@ ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by whic
 ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 # Standard deviation of detail from which there is texture, and from which it counts fully: in the restored picture, to
 # which gain is added there, and in the input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
-
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
 FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference

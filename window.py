@@ -1,10 +1,12 @@
 """Show live pictures in a window with keys, record them, or offer them as a virtual camera.
 
-`Window`, `Recorder` and `VirtualCamera` are screens: they have ``show(frame, milliseconds, note, meter)`` and
+`Window`, `Recorder` and `VirtualCamera` are displays: they have ``show(frame, milliseconds, note, meter)`` and
 ``idle()``, which `live.play` calls. Errors are `images.VideoError`, whose message says what to do.
 """
 
 import contextlib
+import ctypes
+import ctypes.util
 import dataclasses
 import functools
 import logging
@@ -263,8 +265,20 @@ def draw_rectangle(picture):
 
 def check_display():
     """Raise `VideoError` if no display answers: OpenCV's Qt would abort the whole process."""
-    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY") and desktop_size() is None:
-        raise VideoError("there is no display to open a window on: name an output file with -o instead")
+    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
+        if not os.environ.get("DISPLAY") or not _display_answers():
+            raise VideoError("there is no display to open a window on: name an output file with -o instead")
+
+
+def _display_answers():
+    if not (library := ctypes.util.find_library("X11")):
+        return True  # nobody can tell
+    x11 = ctypes.CDLL(library)
+    x11.XOpenDisplay.restype, x11.XCloseDisplay.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    display = x11.XOpenDisplay(None)
+    if display:
+        x11.XCloseDisplay(display)
+    return bool(display)
 
 
 def _open_window(title):

@@ -129,6 +129,8 @@ def test_a_broken_pytorch_leaves_the_int8_network(exported, monkeypatch):
     monkeypatch.setattr(engines, "_gpu_is_likely", lambda: True)
     monkeypatch.setitem(sys.modules, "torch_engine", None)  # its import fails
     assert isinstance(engines.make_engine(exported), OpenVINOEngine)
+    with pytest.raises(DeviceError, match="needs PyTorch"):
+        engines.make_engine(exported, "cpu")
 
 
 def test_devices_and_precisions(monkeypatch):

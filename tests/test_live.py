@@ -315,10 +315,10 @@ def test_meter():
 # The loop
 
 
-class Screen:
-    """A screen that notes what it is told, and whose user does something after each frame."""
+class Display:
+    """A display that notes what it is told, and whose user does something after each frame."""
 
-    def __init__(self, act=lambda screen: None):
+    def __init__(self, act=lambda display: None):
         self.notes, self._act = [], act
 
     def show(self, frame, milliseconds, note, meter):
@@ -336,7 +336,7 @@ def test_what_is_shown_is_sharpened_as_the_load_says(comparing):
         return frame + bool(strength)
 
     source, controls = TimedSource(frames, True, 30), Controls(comparing=comparing)
-    shown = list(play(source, lambda frame: frame, sharpen, Screen(), controls, load, Meter()))
+    shown = list(play(source, lambda frame: frame, sharpen, Display(), controls, load, Meter()))
     assert levels == [0] * 30 + [1] * 15 + [2]  # at last to see what it would cost
     assert list(load.frames.values()) == [30, 15, 35]
     came, beside = frames[0][0], slice(10 if comparing else 0, None)  # the line between is four pixels wide
@@ -347,11 +347,11 @@ def test_what_is_shown_is_sharpened_as_the_load_says(comparing):
 
 def test_while_the_user_has_sharpening_off_every_frame_is_shown():
     frames, controls, meter, load = [(noise(16, 16), 0)] * 65, Controls(), Meter(), LoadController(1e-4, 30)
-    screen = Screen(lambda screen: setattr(controls, "sharpening", len(screen.notes) < 35))
+    display = Display(lambda display: setattr(controls, "sharpening", len(display.notes) < 35))
     source = TimedSource(frames, False, 30)
-    shown = list(play(source, lambda frame: frame, lambda frame, strength: frame, screen, controls, load, meter))
+    shown = list(play(source, lambda frame: frame, lambda frame, strength: frame, display, controls, load, meter))
     assert load.frames == {"every frame": 30, "every other frame": 5, "not sharpened": 0}
     busy = f"{LoadController.LEVELS[1]} (this machine is busy)"
     # The fifth of every other frame is the 40th that came; after it, all 25.
-    assert screen.notes == [""] * 30 + [busy] * 5 + [""] * 25 and len(shown) == 60
+    assert display.notes == [""] * 30 + [busy] * 5 + [""] * 25 and len(shown) == 60
     assert meter.stats["dropped"] == 5
