@@ -304,7 +304,7 @@ def make_pair(sources, seed, index, region):
 def make_real(sources, seed, index, region):
     """Cut one crop out of a video at its own size, soft and compressed as it is: nobody knows its truth.
 
-    The frame lies some way behind a key frame, as most do. Of two random places the one with more detail is taken.
+    The frame lies some way after a key frame, as most do. Of two random places the one with more detail is taken.
 
     Returns:
         ``(input, None, description)``, see `make_pair`.

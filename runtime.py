@@ -36,8 +36,8 @@ NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardl
 HALO_SHARE = 0.17  # of what leaves it that stays
 DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
 
-# Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain behind the residual,
-# and unused ones behind that: a convolution to 32 channels takes two thirds of the time of one to 28.
+# Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain after the residual,
+# and unused ones after that: a convolution to 32 channels takes two thirds of the time of one to 28.
 FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
 CHANNELS = 32  # of what the network reads and writes
 RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
@@ -233,7 +233,7 @@ def _quads(y, u, v):
 
 
 def _mean_quads(y, u, v):
-    """The channels of means behind them, likewise."""
+    """The channels of means after them, likewise."""
     size = (y.shape[1] // 4, y.shape[0] // 4)
     halved = cv2.resize(y, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_AREA)  # twice is faster than by 4
     channels = []
