@@ -111,7 +111,7 @@ def steady(sharp, previous, strength=1.0, threads=1):
     Args:
         sharp: luma, uint8.
         previous: what this function gave for the frame before, of the same shape.
-        strength: below 1, so much less is damped.
+        strength: below 0.5, less is damped in proportion.
         threads: how many work at the same time.
 
     Returns:
@@ -119,7 +119,7 @@ def steady(sharp, previous, strength=1.0, threads=1):
     """
     steps = np.zeros(128, np.float32)
     steps[: len(DAMPING)] = DAMPING
-    steps = np.rint(min(strength, 1) * steps)
+    steps = np.rint(min(2 * strength, 1) * steps)
     table = (128 - np.concatenate([[0], -steps[:0:-1], steps])).astype(np.uint8)  # of what is gone, around 128
     damped = np.empty(sharp.shape, np.uint8)
 

@@ -186,7 +186,10 @@ def test_noise_is_damped_from_frame_to_frame_and_motion_is_not(rng):
     assert (left == change)[size > 7].all(), "what moves leaves no trail"
     assert (np.abs(left) <= (size + 1) // 2)[size <= 5].all() and (left * change >= 0).all()
     assert not left[size == 1].any(), "what stands still settles"
+    np.testing.assert_array_equal(steady(now, before, strength=0.5), damped)
     np.testing.assert_array_equal(steady(now, before, strength=0), now)
+    gone = [np.abs(steady(now, before, strength=strength).astype(int) - now).sum() for strength in (0.25, 0.5)]
+    assert 0 < gone[0] < gone[1]
 
 
 def test_stripes_on_threads_fold_the_whole_picture(rng):
