@@ -471,8 +471,9 @@ def main(argv=None):
         "checkpoint", nargs="?", default=str(runtime.RELEASED_STUDENT), help="the student (default: the released one)"
     )
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
-    parser.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
-    parser.add_argument("--web", action="store_true", help="write web/student.bin, for browsers, instead")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
+    kind.add_argument("--web", action="store_true", help="write web/student.bin, for browsers, instead")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     try:
