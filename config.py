@@ -132,14 +132,9 @@ def update(config, values, origin):
 
 
 def _is_weights(value):
-    return (
-        bool(value)
-        and isinstance(value, dict)
-        and all(
-            type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf
-            for name, weight in value.items()
-        )
-    )
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(type(name) is str and type(w) in (int, float) and 0 < w < math.inf for name, w in value.items())
 
 
 CHECKS = {  # by type: what a value must be, and whether it is

@@ -72,10 +72,10 @@ def _from_array(array, rgb):
 
 
 def _from_pil(image):
-    if image.mode.startswith(("I", "F")) or 0 in image.size:
-        raise ValueError(
-            f"expected a PIL image of 8 bits that is not empty, got mode {image.mode} and size {image.size}"
-        )
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode}: pass an array of uint16 instead")
+    if 0 in image.size:
+        raise ValueError(f"expected a PIL image that is not empty, got size {image.size}")
     mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
     values = np.array(image.convert(mode))
     grey = values.ndim == 2

@@ -8,21 +8,24 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from batch import check_free
 from degradation import SimulatedCamera, animate, codec_roundtrip
 from images import Picture, read_image, write_image
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
-FILES = ("person.mp4", "text.mp4", "nature.mp4", "comparison.png")
 
 
-def run_demo(sharpener, folder, seconds=2.4, rate=25):
+def run_demo(sharpener, folder, overwrite=True, seconds=2.4, rate=25):
     """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print what was gained.
 
     Person, text and nature are panned slowly, seen by a lens that is a little out of focus, and coded at their own size
     with low-delay x264 at QP 27 as in a call: the soft clip. SSIM is that of the luma against the clip before, the mean
     of every fifth frame.
+
+    Raises:
+        VideoError: a file exists and may not be replaced, or cannot be written.
     """
     camera = SimulatedCamera(blur=0.9, noise=1.0)
     photos = (  # name, photo, (width, height) of the clip, corner (x, y) of the close-up
@@ -31,6 +34,8 @@ def run_demo(sharpener, folder, seconds=2.4, rate=25):
         ("nature", read_image(EXAMPLES / "cat.jpg").pixels, (400, 256), (80, 30)),
     )
     folder, rows, rng = Path(folder), [], np.random.default_rng(0)
+    for target in (*(f"{name}.mp4" for name, *_ in photos), "comparison.png"):
+        check_free(folder / target, overwrite)
     print(f"clip          size  SSIM soft -> sharpened       FPS ({sharpener.description})")
     for name, photo, size, corner in photos:
         frames = animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)

@@ -441,11 +441,10 @@ def _run(args):
     if args.size is not None and not live:
         _fixed_size(args.size)  # refused before anything is done
     if args.demo:
-        from demo import FILES, run_demo
+        from demo import run_demo
 
-        for name in FILES if args.output else ():
-            check_free(Path(args.output) / name, args.overwrite)
-        run_demo(_make_sharpener(args), args.output or Path(__file__).resolve().parent / "results" / "demo")
+        folder = args.output or Path(__file__).resolve().parent / "results" / "demo"
+        run_demo(_make_sharpener(args), folder, overwrite=args.overwrite or not args.output)
         return 0
     if live:
         return _run_live(args, sources[0])

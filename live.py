@@ -104,8 +104,7 @@ class Camera:
                 "or name a file to sharpen"
             )
         self.size = (first.shape[1], first.shape[0])
-        rate = self._capture.get(cv2.CAP_PROP_FPS)  # drivers say 0, -1 or nan if they do not know it
-        self.rate = Fraction(rate).limit_denominator(1001) if 1 <= rate <= 240 else Fraction(30)
+        self.rate = Fraction(_plausible(self._capture.get(cv2.CAP_PROP_FPS))).limit_denominator(1001)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))
         return first
 
@@ -241,7 +240,7 @@ class LoadController:
     def __init__(self, budget, rate):
         if budget is not None and not budget >= 0:
             raise ValueError(f"the budget must be a number of milliseconds from 0, got {budget}")
-        self._second = float(rate) if 1 <= rate <= 240 else 30.0
+        self._second = float(_plausible(rate))
         self._budget = 1000 / self._second if budget is None else budget or np.inf
         self._now, self._raised, self._patience = 0, -np.inf, 3 * self._second  # times in frames that came
         self.frames = dict.fromkeys(self.LEVELS, 0)
@@ -332,6 +331,11 @@ class Meter:
         latencies = self._latencies or [0]
         mean, high = float(np.mean(latencies)), float(np.percentile(latencies, 95))
         return {"dropped": self.dropped, "latency_ms": mean, "latency_p95_ms": high}
+
+
+def _plausible(rate):
+    """A source's frames per second, 30 if that is absurd: drivers that do not know it say 0, -1 or nan."""
+    return rate if 1 <= rate <= 240 else 30
 
 
 def size_text(*sizes):

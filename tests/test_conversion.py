@@ -157,8 +157,8 @@ def test_inputs_are_not_changed_or_shared_and_may_be_read_only_views(sharpener):
         (torch.zeros(20, 30, 3), r"\(3, H, W\).*got \(20, 30, 3\) of float32"),
         (torch.zeros(3, 20, 30, dtype=torch.int32), "of int32"),
         (torch.full((3, 20, 30), 255.0), r"in \[0, 1\], got 255 to 255"),
-        (Image.new("I;16", (30, 20)), "that is not empty, got mode I;16"),
-        (Image.new("RGB", (0, 20)), r"size \(0, 20\)"),
+        (Image.new("I;16", (30, 20)), "got mode I;16: pass an array of uint16"),
+        (Image.new("RGB", (0, 20)), r"not empty, got size \(0, 20\)"),
         ([np.zeros((20, 30), np.uint8), np.zeros((3, 20, 30), np.uint8)], r"got \(3, 20, 30\)"),
     ],
 )
