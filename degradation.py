@@ -7,7 +7,6 @@ All randomness comes from the `np.random.Generator` that is passed in.
 """
 
 import dataclasses
-import os
 from fractions import Fraction
 
 import cv2  # before av: see video.py
@@ -17,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from utils import first_line, to_full_range, to_limited_range, unsharp
+from utils import first_line, open_encoder, to_full_range, to_limited_range, unsharp
 
 FRAME_RATE = 25  # told to encoders
 
@@ -150,7 +149,6 @@ def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
     Raises:
         DataError: the codec does not take frames of this size; some are too small for AV1 and x265.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # errors only
     profile = CODECS[codec]
     options = profile.options | (profile.controlled if qp is None else profile.constant)
     height, width = clip[0][0].shape
@@ -160,7 +158,7 @@ def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
     encoder.gop_size, encoder.max_b_frames, encoder.thread_count = 600, 0, 1
     encoder.options = {key: value.format(qp=qp, kbps=kbps) for key, value in options.items()}
     try:
-        encoder.open()
+        open_encoder(encoder)
     except av.FFmpegError as error:
         raise DataError(f"{codec} cannot encode frames of {width}x{height} ({first_line(error)})") from error
     packets = []

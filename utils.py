@@ -9,6 +9,7 @@ This repository uses two picture layouts:
 import contextlib
 import os
 import re
+import sys
 import threading
 from pathlib import Path
 
@@ -122,6 +123,24 @@ def usable_cores():
         limit, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         cores = min(cores, max(1, limit // period))
     return cores
+
+
+def open_encoder(context):
+    """Open a PyAV encoder, quiet and at this thread's own priority.
+
+    SVT-AV1, run by root, gives the calling thread and its own the highest real-time priority and leaves it there. All
+    that starts later inherits it, programs too, and can bring a machine to a halt.
+    """
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
+    linux = sys.platform == "linux"
+    usual = (os.sched_getscheduler(0), os.sched_getparam(0)) if linux else None
+    try:
+        context.open()
+    finally:
+        if linux and os.sched_getscheduler(0) != usual[0]:
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.sched_setscheduler(int(thread), *usual)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

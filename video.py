@@ -36,7 +36,7 @@ from images import VideoError, existing_file
 from pipeline import Worker
 from scaling import resize_pixels
 from tracks import COVER, copy_tracks
-from utils import VIDEO_SUFFIXES, atomic_path, first_line, plural, usable_cores, without_password
+from utils import VIDEO_SUFFIXES, atomic_path, first_line, open_encoder, plural, usable_cores, without_password
 
 _MATRIX_BT709, _MATRIX_BT601 = 1, 6  # ITU-T H.273, MatrixCoefficients
 _TRANSFER_HDR = {16: "PQ", 18: "HLG"}  # ITU-T H.273, TransferCharacteristics
@@ -762,15 +762,13 @@ class VideoWriter:
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
         if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        if encoder == "libsvtav1":
-            os.environ.setdefault("SVT_LOG", "1")  # else it describes itself on the terminal
         quality = self._codec.default if self._quality is None else self._quality
         options = {key: value.format(f"{quality:g}") for key, value in self._codec.options.items()}
         if tags.chroma_location:
             options["chroma_sample_location"] = tags.chroma_location
         stream.options = options
         try:
-            context.open()
+            open_encoder(context)
         except (av.FFmpegError, ValueError) as error:
             raise VideoError(
                 f"the encoder {encoder} does not open for {context.width}x{context.height} on this machine "

@@ -1,6 +1,9 @@
 """Cameras, codecs and calls: measured damage equals the damage asked for."""
 
+import contextlib
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import skimage.data
 
 import degradation
 from benchmark.metrics import visible_change
-from degradation import SimulatedCamera
+from degradation import DataError, SimulatedCamera
 from utils import bgr_to_planes, luma_metrics
 
 SOFT = {
@@ -53,6 +56,16 @@ def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
         quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
         assert same(decoded, degradation.codec_roundtrip(clip, codec, qp))
     assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the priorities of threads")
+@pytest.mark.parametrize("codec", degradation.CODECS)
+def test_encoders_leave_priorities_as_they_are(photo, codec):
+    """SVT-AV1 takes the highest real-time priority when it is run by root."""
+    for size in (64, 8):
+        with contextlib.suppress(DataError):  # some take no frames of 8x8
+            degradation.encode_clip([bgr_to_planes(photo[:size, :size])], codec, 30)
+        assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {os.SCHED_OTHER}
 
 
 @pytest.mark.parametrize("codec", degradation.CODECS)
