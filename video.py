@@ -402,8 +402,6 @@ class VideoReader:
             log.warning("%s: its transparency is not kept", self.name)
         aspect = self.video_stream.sample_aspect_ratio or 1
         beside = {data.type.name: bytes(data) for data in frame.side_data}
-        if "A53_CC" in beside:
-            log.warning("%s: closed captions within its video are not kept", self.name)
         description = self._describe(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
@@ -434,8 +432,11 @@ class VideoReader:
 
     def _shaped(self, frames):
         """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
-        graph, form, interlaced, times = None, None, False, deque()
+        graph, form, interlaced, captioned, times = None, None, False, False, deque()
         for frame in frames:
+            if not captioned and any(data.type.name == "A53_CC" for data in frame.side_data):
+                log.warning("%s: closed captions within its video are not kept", self.name)
+                captioned = True
             if frame.interlaced_frame and not interlaced:
                 log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self.name)
             interlaced |= frame.interlaced_frame

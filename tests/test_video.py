@@ -92,6 +92,23 @@ def test_odd_sizes_are_read_as_coded_kept_by_vp9_and_padded_for_h264(tmp_path, c
         assert np.abs(last.y[:29, :35].astype(int) - planes(19, 35, 29)[0]).mean() < 3
 
 
+def test_closed_captions_are_named_once(tmp_path, caplog):
+    """Two bytes of text in each frame from the third on, as user data of ATSC A/53 in a message of H.264."""
+    source = encode(tmp_path / "in.mp4", options={"bf": "0"})
+    captions = b"\xb5\x00\x31GA94\x03\x41\xff\xfc\x94\x2c\xff"
+    message = b"\0\0\0\1\x06\x04" + bytes([len(captions)]) + captions + b"\x80"
+    with av.open(str(source)) as container:
+        to_stream = av.bitstream.BitStreamFilterContext("h264_mp4toannexb", container.streams.video[0])
+        found = [
+            each for packet in container.demux(video=0) for each in to_stream.filter(packet if packet.size else None)
+        ]
+    stream = tmp_path / "in.h264"
+    stream.write_bytes(b"".join(message * (index > 1) + bytes(packet) for index, packet in enumerate(found)))
+    with VideoReader(stream) as reader:
+        assert len(list(reader)) == len(found)
+    assert caplog.text.count("closed captions within its video are not kept") == 1
+
+
 def interlaced(index, width, height):
     """A bright bar that moves by 8 pixels from field to field."""
     y, uv = np.full((height, width), 40, np.uint8), np.full((2, height // 2, width // 2), 128, np.uint8)
