@@ -13,9 +13,11 @@ from images import VideoError, existing_file, is_image
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-_READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif")
+_READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
 _WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(r"_sharpened(_partial)?(\.\w+)?$")  # ends the names of files and folders that this program wrote
+_OUTPUT = re.compile(
+    r"_sharpened(_partial\d*)?(\.\w+)?$"
+)  # ends the names of files and folders that this program wrote
 
 
 def plan_files(sources, output=None):
@@ -52,14 +54,14 @@ def _targets(source, output):
     folder, root = Path(source), output and Path(output)
     if folder.is_dir():
         found, whole = folder.rglob("*"), folder.resolve()
-        root = root or whole.with_name(f"{whole.name}_sharpened")
+        root = root or whole.parent / f"{whole.name}_sharpened"
     elif is_pattern(source):
         found = map(Path, glob.glob(source, recursive=True))
         folder = Path(*itertools.takewhile(lambda part: not _WILDCARDS.search(part), folder.parts))
     else:
         path, target = folder, default_output(folder)
         target = root / f"{path.stem}{target.suffix}" if root else target
-        return [] if _OUTPUT.search(path.name) else [(path, target)]
+        return [] if _OUTPUT.search(path.name) and path.exists() else [(path, target)]
 
     inside = root and folder.resolve() in root.resolve().parents  # the output lies within the source
     files = [

@@ -76,20 +76,21 @@ def _from_pil(image):
         raise ValueError(f"expected a PIL image of 8 bits, got mode {image.mode}: pass an array of uint16 instead")
     if 0 in image.size:
         raise ValueError(f"expected a PIL image that is not empty, got size {image.size}")
-    mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
+    grey, transparent = image.mode in ("L", "LA", "La"), image.has_transparency_data
+    mode = ("L" if grey else "RGB") + "A" * transparent
     values = np.array(image.convert(mode))
-    grey = values.ndim == 2
 
     def restore(sharp):
         color = sharp if grey else np.ascontiguousarray(sharp[..., ::-1])
-        if mode == "RGBA":
-            color = np.dstack([color, resize_pixels(values[..., 3], sharp.shape[1::-1])])
+        if transparent:
+            color = np.dstack([color, resize_pixels(values[..., -1], sharp.shape[1::-1])])
         result = Image.fromarray(color)
         if image.mode == mode:  # a colour profile describes the mode that it came with
             result.info = dict(image.info)
         return result
 
-    return values if grey else np.ascontiguousarray(values[..., 2::-1]), restore
+    pixels = values if values.ndim == 2 else values[..., 0] if grey else values[..., 2::-1]
+    return np.ascontiguousarray(pixels), restore
 
 
 def _from_tensor(tensor):

@@ -25,7 +25,7 @@ _JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}
 _TIFF = {"compression": "tiff_deflate"}
 _SAVE_OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".jpe": _JPEG, ".jfif": _JPEG, ".tif": _TIFF, ".tiff": _TIFF}
 _SAVE_OPTIONS |= {".webp": {"quality": 95}, ".avif": {"quality": 90}}
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags of TIFF 6.0
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
 _TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF: not its layout
 
@@ -75,12 +75,13 @@ def read_image(path):
         pixels = _read_16_bits(path, file) if deep else None
         if pixels is None:
             pixels = _read_8_bits(path, upright)
-            if upright.mode in ("CMYK", "LAB") or (profile and pixels.ndim == 3 and profile[16:20] == b"GRAY"):
-                profile = None  # it does not describe the RGB values that these have become
-        if pixels.ndim == 2:
-            return Picture(pixels, None, profile, metadata)
-        alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-        return Picture(np.ascontiguousarray(pixels[..., :3]), alpha, profile, metadata)
+        if upright.mode in ("CMYK", "LAB") or (profile and pixels.ndim == 3 and profile[16:20] == b"GRAY"):
+            profile = None  # it does not describe the RGB values that these have become
+        alpha = None
+        if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+            pixels, alpha = pixels[..., :-1].squeeze(2) if pixels.shape[2] == 2 else pixels[..., :3], pixels[..., -1]
+        pixels, alpha = (plane if plane is None else np.ascontiguousarray(plane) for plane in (pixels, alpha))
+        return Picture(pixels, alpha, profile, metadata)
 
 
 def is_image(path):
@@ -114,6 +115,8 @@ def write_image(path, picture):
         raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
     if deep and suffix not in _DEEP_SUFFIXES:
         raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
+    if suffix == ".avif" and suffix not in Image.registered_extensions():
+        raise VideoError(f"cannot write {path}: this Pillow has no AVIF: pip install --upgrade pillow")
     pixels = picture.pixels
     if picture.alpha is not None:
         if suffix not in _ALPHA_SUFFIXES:
@@ -192,13 +195,17 @@ def _open_image(path):
             yield file
     except VideoError:
         raise
+    except Image.DecompressionBombError as error:
+        raise VideoError(f"{path} is too large ({first_line(error)}): scale it down or cut it first") from error
     except Exception as error:  # decoders of damaged files raise anything: KeyError, struct.error, zlib.error ...
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
 
 
 def _is_heic(path):
+    """Whether a file begins as HEIC, and not as AVIF, whose first words may be the same."""
     with open(path, "rb") as file:
-        return file.read(12)[4:] in _HEIC
+        begin = file.read(64)
+    return begin[4:12] in _HEIC and b"avif" not in begin
 
 
 def _read_metadata(file, info):
@@ -229,9 +236,10 @@ def _check_supported(path, file, deep):
     if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
         raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
     if file.format == "TIFF":
-        plain = file.tag_v2.get(_TIFF_PLANES, 1) == 1 and file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) in (1, 2, 5)
+        plain = file.tag_v2.get(_TIFF_PLANES, 1) == 1 and file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) in (1, 2)
+        plain &= file.tag_v2.get(_TIFF_EXTRA, (2,)) == (2,)  # alpha that colours are not multiplied by
         if file.getexif().get(_ORIENTATION, 1) > 4 or (deep and not plain):
-            kind = "on its side, as separate planes or as a negative"
+            kind = "on its side, as separate planes, as a negative, for print or with unusual alpha"
             raise VideoError(f"{path} is a TIFF stored {kind}: convert it to PNG first")
 
 
@@ -257,16 +265,15 @@ def _read_16_bits(path, file):
 
 
 def _read_8_bits(path, image):
-    if image.mode in ("I", "F"):
-        raise VideoError(f"{path} has {image.mode}-type pixels of 32 bits: convert it to 8 or 16 bits first")
-    if image.mode in ("1", "L") and not image.has_transparency_data:
-        return np.array(image.convert("L"))
-    return _swap_red_and_blue(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")))
+    if image.mode.startswith(("I", "F")):
+        raise VideoError(f"{path} has neither 8 nor 16 bits a pixel ({image.mode}): convert it to PNG first")
+    kind = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return _swap_red_and_blue(np.array(image.convert(f"{kind}A" if image.has_transparency_data else kind)))
 
 
 def _swap_red_and_blue(pixels):
     """From RGB to BGR or back, with or without alpha; grey stays."""
-    return pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    return pixels if pixels.ndim == 2 or pixels.shape[2] == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
 
 @contextlib.contextmanager

@@ -228,7 +228,8 @@ class RealTimeSharpener:
                 no limit.
             on_frame: called as ``on_frame(number, picture)``, numbers from 0, for each frame that is written or shown,
                 upright as ``(H, W, 3)`` uint8 BGR. If it returns False (nothing else will do), that frame is the last.
-                What it raises ends the processing, is raised here, and leaves no file.
+                What it raises ends the processing, is raised here, and leaves no file; a `VideoError` counts as the
+                input's.
             codec, quality: of a file that is written, see `video.VideoWriter`.
             camera_size: ``(width, height)`` to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
@@ -285,17 +286,22 @@ class RealTimeSharpener:
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
             frames = stack.enter_context(read_ahead(reader))
             write = stack.enter_context(write_behind(writer.write))
-            begin, sharp = time.perf_counter(), None
+            begin, sharp, count = time.perf_counter(), None, 0
             bar = tqdm(frames, total=reader.frame_count, unit=" frames", leave=False, disable=not progress)
-            for number, frame in enumerate(bar):
-                before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
-                y, uv = sharp = self.sharpen_planes(*before, kind.full_range, after=sharp)
-                if compare:
-                    y, uv = divide_planes(before, sharp)
-                write(dataclasses.replace(frame, y=y, uv=uv))
-                if on_frame and on_frame(number, reader.to_bgr(y, uv)) is False:
-                    break
-        return self._statistics(number + 1, begin, (shape[:2], target), output_path)
+            try:
+                for frame in bar:
+                    before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
+                    y, uv = sharp = self.sharpen_planes(*before, kind.full_range, after=sharp)
+                    if compare:
+                        y, uv = divide_planes(before, sharp)
+                    write(dataclasses.replace(frame, y=y, uv=uv))
+                    count += 1
+                    if on_frame and on_frame(count - 1, reader.to_bgr(y, uv)) is False:
+                        break
+            except KeyboardInterrupt:
+                if not (reader.live and count):  # else that is how a recording ends
+                    raise
+        return self._statistics(count, begin, (shape[:2], target), output_path)
 
     def _open_live(self, stack, source, camera_size, controls):
         """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""

@@ -67,10 +67,10 @@ class Screen:
         while True:
             now = time.perf_counter()
             time.sleep(max(due - now, 0))
-            self.dropped += max(int((now - due) * self.rate), 0)
-            taken = time.perf_counter()
-            due = max(due + 1 / self.rate, taken)
-            yield self._grab(self.region), taken, None
+            missed = max(int((now - due) * self.rate), 0)
+            self.dropped += missed
+            due += (missed + 1) / self.rate
+            yield self._grab(self.region), time.perf_counter(), None
 
     def __enter__(self):
         return self

@@ -20,7 +20,7 @@ _STREAM_TAGS = ("language", "title")
 _AUDIO_CODECS = {".webm": "libopus", ".avi": "pcm_s16le"}  # to convert to; AAC in the others
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 _PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
-_ENCODED_CHANNELS = (1, 2, 6, 8)  # which all encoders know; others become stereo
+_ENCODED_CHANNELS = (1, 2, 6)  # of which PyAV reads frames rightly; others become stereo
 _TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted, or some of it is cut
 _LONGEST_GAP = 3600  # seconds of silence
 COVER = av.stream.Disposition.attached_pic
@@ -110,10 +110,14 @@ class _Track:
             log.warning("%s: %s, %s left out: damaged", self._path, self._name, plural(self._left_out, "packet"))
 
     def _add_stream(self):
-        try:  # some containers refuse a stream only when they begin
+        try:  # some containers refuse a stream only when they begin, or PCM when they end
             with av.open(io.BytesIO(), "w", format=self._container.format.name) as trial:
-                trial.add_stream_from_template(self._source)
+                stream = trial.add_stream_from_template(self._source)
                 trial.start_encoding()
+                if self._source.codec_context and self._source.codec_context.name.startswith("pcm_"):
+                    packet = av.Packet(bytes(9600))  # whole samples of any usual form
+                    packet.stream, packet.time_base, packet.pts, packet.dts = stream, self._source.time_base, 0, 0
+                    trial.mux(packet)
         except (av.FFmpegError, ValueError):
             raise ValueError(f"{self._path.suffix} cannot hold it as it is") from None
         return self._container.add_stream_from_template(self._source)

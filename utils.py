@@ -161,7 +161,7 @@ def plural(number, noun):
 def without_password(address):
     """Return an address as it may be shown: without user, password or token."""
     address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
-    return re.sub(r"(?i)([?&](?:pass\w*|pwd|token|key)=)[^&\s]*", r"\1***", address)
+    return re.sub(r"(?i)([?&][\w-]*(?:pass|pwd|token|key|auth)\w*=)[^&\s]*", r"\1***", address)
 
 
 @contextlib.contextmanager

@@ -64,8 +64,10 @@ _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
 )
+_STREAM_FORMATS = f"{_VIDEO_FORMATS},mpjpeg,rtsp,sdp,rtp,live_flv"
 
 log = logging.getLogger(__name__)
+_describing = threading.Lock()  # PyAV's level of messages is the whole process's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,14 +233,15 @@ class VideoReader:
 
     def _describe(self, stream):
         """FFmpeg's verbose description of a stream; only there PyAV tells chroma location, cropping and tags."""
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.VERBOSE)
-        av.logging.set_libav_level(av.logging.VERBOSE)
-        try:
-            text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
-        finally:
-            av.logging.set_libav_level(av.logging.INFO)
-            av.logging.set_level(level)
+        with _describing:
+            level = av.logging.get_level()
+            av.logging.set_level(av.logging.VERBOSE)
+            av.logging.set_libav_level(av.logging.VERBOSE)
+            try:
+                text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
+            finally:
+                av.logging.set_libav_level(av.logging.INFO)
+                av.logging.set_level(level)
         return text.partition("Stream #")[0]
 
     def _reading(self, what="is damaged or incomplete", hint="try a fresh copy"):
@@ -250,7 +253,7 @@ class VideoReader:
         hint = "it is damaged, incomplete or something else; try a fresh copy"
         with self._reading("cannot be read as a video", hint):
             if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
-                return av.open(self.source, timeout=(10, 30))
+                return av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
             return open_video(existing_file(self.source))
 
     def _choose_streams(self, audio):
@@ -352,6 +355,7 @@ class VideoReader:
                 self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before not in (None, kind):
+                    self._check_pixel_format(frame)
                     log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
         self._report(number)
@@ -725,8 +729,8 @@ class VideoWriter:
                 track.flush()
             self._container.close()
             interrupted = isinstance(error, KeyboardInterrupt)
-            if error is not None and not (interrupted and self._source and self._source.live):  # so a recording ends
-                partial = self.path.with_name(f"{self.path.stem}_partial{self.path.suffix}")
+            if error is not None:
+                partial = self._name_partial()
                 os.replace(self._temporary, partial)
                 kept = f"the {plural(self._frames, 'frame')} before are in {partial}"
                 if interrupted:
@@ -734,16 +738,21 @@ class VideoWriter:
                     raise error
                 raise VideoError(f"{error}; {kept}") from error
 
+    def _name_partial(self):
+        """Return ``NAME_partial``, or with a number if there is such a file, beside the file that a link may name."""
+        whole = Path(os.path.realpath(self.path))
+        names = (whole.with_name(f"{whole.stem}_partial{number}{whole.suffix}") for number in ("", *range(2, 1000)))
+        return next(name for name in names if not name.exists())
+
     def _open_encoder(self):
         """Return the stream that is written, its encoder open; name others if that does not fit or open."""
         encoder, tags = self._codec.encoder, self.format
-        try:
-            stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
-        except ValueError:
-            fitting = _list(self._container.supported_codecs)
-            raise VideoError(
-                f"{self._suffix} does not hold what {encoder} writes: use one of {fitting}, or .mkv"
-            ) from None
+        # FFmpeg says that .mov holds them, and refuses their first packet.
+        fitting = self._container.supported_codecs - ({"libvpx-vp9", "libsvtav1"} if self._suffix == ".mov" else set())
+        if encoder not in fitting:
+            known = _list(fitting)
+            raise VideoError(f"{self._suffix} does not hold what {encoder} writes: use one of {known}, or .mkv")
+        stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
         context = stream.codec_context
         context.time_base, context.width, context.height = self._time_base, tags.width, tags.height
         context.color_range, context.colorspace = tags.value_range, tags.matrix

@@ -86,7 +86,8 @@ class Controls:
         if key in _TOGGLES:
             setattr(self, _TOGGLES[key], not getattr(self, _TOGGLES[key]))
         elif key in stronger:
-            self.strength = min(max(round(self.strength + stronger[key], 1), 0.0), 2.0)
+            most = max(2.0, self.strength)  # which may have been asked for
+            self.strength = min(max(round(self.strength + stronger[key], 1), 0.0), most)
         elif key in moved:
             self.drag(self.divider + moved[key])
         elif key == "p":

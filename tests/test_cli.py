@@ -147,7 +147,7 @@ def test_an_image_is_not_its_own_output(sharpen, tmp_path):
 
 
 def test_passwords_are_not_shown(capsys):
-    assert main(["rtsp://jane:s3cret@127.0.0.1:9/cam?password=s3cret"]) == 2
+    assert main(["rtsp://jane:s3cret@127.0.0.1:9/cam?password=s3cret&access_token=s3cret"]) == 2
     err = capsys.readouterr().err
     assert "s3cret" not in err and "rtsp://***@127.0.0.1:9/cam" in err
 

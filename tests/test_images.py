@@ -43,7 +43,7 @@ def test_pillow_modes_are_read(tmp_path, photo, mode):
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     image.save(path)
     picture = read_image(path)
-    assert picture.pixels.shape == ((30, 40) if mode in ("1", "L") else (30, 40, 3))
+    assert picture.pixels.shape == ((30, 40) if mode in ("1", "L", "LA") else (30, 40, 3))
     assert (picture.alpha is not None) == (mode in ("LA", "RGBA"))
     color = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[..., None], 3, axis=2)
     assert np.array_equal(color, np.array(image.convert("RGB"))[..., ::-1])
@@ -112,7 +112,26 @@ def test_deep_tiffs_that_would_be_misread_are_refused(tmp_path, rng, tag, value)
     entry = struct.pack("<HHII", tag, 3, 1, usual)
     assert data.count(entry) == 1 and read_image(path).pixels.dtype == np.uint16
     path.write_bytes(data.replace(entry, struct.pack("<HHII", tag, 3, 1, value)))
-    with pytest.raises(VideoError, match="separate planes or as a negative"):
+    with pytest.raises(VideoError, match="as separate planes, as a negative"):
+        read_image(path)
+
+
+def test_grey_with_alpha_stays_grey(tmp_path, rng):
+    grey, alpha = rng.integers(0, 256, (2, 24, 32), np.uint8)
+    Image.merge("LA", [Image.fromarray(plane) for plane in (grey, alpha)]).save(tmp_path / "in.png")
+    picture = read_image(tmp_path / "in.png")
+    assert np.array_equal(picture.pixels, grey) and np.array_equal(picture.alpha, alpha)
+
+
+def test_twelve_bits_are_refused(tmp_path):
+    """Pillow would make nearly all of it white."""
+    path = tmp_path / "in.tif"
+    Image.fromarray(np.zeros((24, 32), np.uint16)).save(path)
+    entry = struct.pack("<HHII", 258, 3, 1, 16)  # bits of a sample
+    data = path.read_bytes()
+    assert data.count(entry) == 1
+    path.write_bytes(data.replace(entry, struct.pack("<HHII", 258, 3, 1, 12)))
+    with pytest.raises(VideoError, match="neither 8 nor 16 bits"):
         read_image(path)
 
 

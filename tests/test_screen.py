@@ -92,3 +92,16 @@ def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display):
     finally:
         drawing.kill()
     assert output.strip() == "(50, 60, 200, 100)"
+
+
+def test_pictures_of_the_screen_that_were_missed_are_counted(display, monkeypatch):
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with Screen("screen:0,0,64x64") as screen:
+        begin = time.perf_counter()
+        for count, _ in enumerate(screen, 1):
+            time.sleep(0.05)
+            if count == 20:
+                break
+        due = (time.perf_counter() - begin) * screen.rate
+        assert abs(count + screen.dropped - due) <= 3

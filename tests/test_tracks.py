@@ -154,6 +154,27 @@ def test_audio_that_a_container_cannot_hold_as_it_is_comes_along(tmp_path, sourc
     assert 47_000 < sum(frame.samples for frame in frames) < 51_000 and abs(frames[0].time) < 0.1
 
 
+@pytest.mark.parametrize(("layout", "target", "kept"), [("stereo", "out.mp4", "stereo"), ("7.1", "out.webm", "stereo")])
+def test_pcm_of_several_channels_is_converted(tmp_path, caplog, layout, target, kept):
+    """FFmpeg refuses stereo of unknown layout when an .mp4 ends; PyAV crashes reading planes of 8 channels."""
+    with av.open(str(tmp_path / "in.avi"), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        sound = container.add_stream("pcm_s16le", rate=48000, layout=layout)
+        channels = sound.codec_context.layout.nb_channels
+        for picture in (*(av.VideoFrame(64, 48, "yuv420p") for _ in range(25)), None):
+            container.mux(video.encode(picture))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 48000 * channels), np.int16), "s16", layout)
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    copy(tmp_path / "in.avi", tmp_path / target)
+    assert "is converted to" in caplog.text
+    with av.open(str(tmp_path / target)) as container:
+        frames = list(container.decode(audio=0))
+    assert {frame.layout.name for frame in frames} == {kept}
+    assert 47_000 < sum(frame.samples for frame in frames) < 51_000
+
+
 @pytest.mark.parametrize("channels", [5, 9])  # there is no usual layout of 9
 def test_sound_of_many_channels_is_copied(tmp_path, caplog, channels):
     with av.open(str(tmp_path / "in.mov"), "w") as container:

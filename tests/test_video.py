@@ -338,6 +338,7 @@ def test_wrong_names_encoders_and_qualities_are_refused_first(tmp_path, name, co
     [
         (".webm", "h264", ".webm does not hold .* use one of (av1, )?vp9, or .mkv"),
         (".mp4", "hevc", "libx265 does not open for 8x8 .*use one of h264"),
+        (".mov", "vp9", r"\.mov does not hold .*use one of h264, hevc, or .mkv"),
     ],
 )
 def test_encoders_that_do_not_fit_or_open_name_others(tmp_path, suffix, codec, message):
@@ -397,6 +398,16 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, caplog, suffix):
     count = len(read_times(output))
     assert 20 < count < 80
     assert f"ends early: {count} of about 100 frames" in caplog.text or f"the {count} frames before are in" in told
+
+
+def test_a_partial_file_replaces_none(tmp_path):
+    (tmp_path / "out_partial.mp4").write_bytes(b"somebody's own")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "out.mp4")
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "link.mp4", SMALL) as writer:
+        writer.write(Frame(*planes(0)))
+        raise KeyboardInterrupt
+    assert (tmp_path / "out_partial.mp4").read_bytes() == b"somebody's own"
+    assert len(read_times(tmp_path / "out_partial2.mp4")) == 1
 
 
 @pytest.mark.parametrize("table", [b"stsz", b"stco"])
@@ -650,6 +661,20 @@ def test_a_network_camera_is_timed_by_arrival_and_left_if_it_stalls(serve):
         thread.join(20)
         assert not thread.is_alive()
     assert times == sorted(set(times)) and 850 < times[-1] - times[0] < 5000  # not 25 a second, as FFmpeg guesses
+
+
+def test_ctrl_c_ends_the_recording_of_a_stream(serve, sharpener, tmp_path):
+    def interrupt(number, picture):
+        if number == 5:
+            raise KeyboardInterrupt
+
+    MotionJPEG.ended.clear()
+    try:
+        address = f"{serve(MotionJPEG)}/camera.mjpg"
+        stats = sharpener.process_video_stream(address, tmp_path / "out.mp4", on_frame=interrupt)
+    finally:
+        MotionJPEG.ended.set()
+    assert stats["frames"] == len(read_times(tmp_path / "out.mp4")) == 6
 
 
 def test_frames_of_a_live_stream_come_as_they_arrive(tmp_path):

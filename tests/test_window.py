@@ -46,6 +46,7 @@ def pressed(keys, **chosen):
         ("+++", {}, {"strength": 1.3}),
         ("=" * 30, {}, {"strength": 2.0}),
         ("-" * 30, {}, {"strength": 0.0}),
+        ("+-", {"strength": 5.0}, {"strength": 4.9}),
         ("[", {}, {}),  # there is no divider
         ("[[]", {"comparing": True}, {"divider": 0.48}),
         ("]" * 99, {"comparing": True}, {"divider": 1.0}),
