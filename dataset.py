@@ -396,13 +396,13 @@ def prepare_pairs(config, purpose="training", progress=True):
             f"region={config.region} and crop={config.crop} must be multiples of 8, region at least {MIN_REGION}, "
             "crop at least 32 and not larger than region"
         )
+    if config.crop > REAL_REGION and (config.real_pairs or config.bsrgan_pairs):
+        raise DataError(f"crop={config.crop} is too large for real video and stored outputs: {REAL_REGION} at most")
     key, offset = PURPOSES[purpose]
     total, seed = getattr(config, key), config.data_seed + offset
     sources, region, make = list_sources(config, purpose == "validation"), config.region, make_pair
     if purpose == "real":
         sources, region, make = _videos(sources), REAL_REGION, make_real
-        if config.crop > region:
-            raise DataError(f"crop={config.crop} is too large for crops of real video, which have {region} pixels")
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"

@@ -265,9 +265,7 @@ def load_student(path=RELEASED_STUDENT):
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(part), dict) for part in parts):
         raise CheckpointError(f"{path} is not a student checkpoint: it needs `model`, `model_args` and `meta`")
     try:
-        for name, value in checkpoint["model_args"].items():
-            if value not in STUDENT_SIZES[name]:
-                raise ValueError(f"`{name}` must be {STUDENT_SIZES[name][0]} to {STUDENT_SIZES[name][-1]}")
+        check_size(checkpoint["model_args"])
         student = Student(**checkpoint["model_args"])
         student.load_state_dict(checkpoint["model"])
     except Exception as error:  # a stranger's `model` and `model_args` can be anything
@@ -276,6 +274,13 @@ def load_student(path=RELEASED_STUDENT):
     if not all(torch.isfinite(weights).all() for weights in student.parameters()):
         raise CheckpointError(f"{path} holds weights that are not finite: the training that wrote it failed")
     return student.eval(), checkpoint["meta"]
+
+
+def check_size(args):
+    """Raise `CheckpointError` if arguments of `Student` are larger than `load_student` takes."""
+    for name, value in args.items():
+        if value not in STUDENT_SIZES[name]:
+            raise CheckpointError(f"`{name}` must be {STUDENT_SIZES[name][0]} to {STUDENT_SIZES[name][-1]}")
 
 
 def _check_archive(path):

@@ -9,6 +9,7 @@ Averages are taken over a unit's frames first and then over units, so that each 
 PSNR of identical pictures is infinite and left out of means.
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -63,10 +64,12 @@ PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
 
 def load_report(path):
     """Read a report.json; a DataError says that it is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no report: name a report.json") from error
+    report = None
+    with contextlib.suppress(ValueError):
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(report, dict) or not {"records", "methods"} <= report.keys():
+        raise DataError(f"{path} is no report: name a report.json")
+    return report
 
 
 def to_table(records):

@@ -1,7 +1,7 @@
 """Measure methods on the units of `benchmark.conditions`, cut pictures for a report and describe the run.
 
-A unit's figures are cached under a hash of all that decides them. So a run that was interrupted goes on from there, and
-another student is measured without measuring its peers again.
+A unit's figures are cached under a hash of all that decides them, this program's code included. So a run that was
+interrupted goes on from there, and another student is measured without measuring its peers again.
 """
 
 import contextlib
@@ -33,8 +33,10 @@ from utils import luma_metrics, planes_to_bgr, to_full_range, write_text
 
 log = logging.getLogger(__name__)
 
-VERSION = 7  # of what a unit's figures mean: raise it to have all measured anew
-CROPS = 16  # before/after pictures in a report, spread over its units
+CROPS = 16  # about so many before/after pictures in a report, spread over its units
+# What decides a unit's figures.
+CODE = ["conversion", "dataset", "degradation", "inference", "runtime", "scaling", "torch_engine", "utils", "video"]
+CODE += [f"benchmark/{name}" for name in ("conditions", "metrics", "peers")]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ def leave_out(unit):
 
 def _measure(unit, method, cache_dir, thorough):
     of_unit = (unit, _fingerprint(unit.source.path), can_be_read(unit.source))
-    decides = (VERSION, *of_unit, method.name, method.description, thorough)
+    decides = (_code_digest(), *of_unit, method.name, method.description, thorough)
     path = cache_dir / "figures" / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
         return json.loads(path.read_text("utf-8"))
@@ -105,6 +107,12 @@ def _measure(unit, method, cache_dir, thorough):
     record = {**unit.identity(), "method": method.name, "metrics": figures}
     write_text(path, json.dumps(record))
     return record
+
+
+@functools.cache
+def _code_digest():
+    root = Path(__file__).resolve().parents[1]
+    return hashlib.sha256(b"".join((root / f"{name}.py").read_bytes() for name in CODE)).hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)

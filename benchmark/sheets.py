@@ -88,10 +88,13 @@ def tally(folder, paths, method="student"):
     it, ties counting half.
 
     Raises:
-        DataError: a file is not a copy of ``scores.csv``.
+        DataError: a file is not a copy of ``scores.csv``, or the key is damaged.
         OSError: there is no key, or no such file.
     """
-    key = json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
+    try:
+        key = json.loads((Path(folder) / "key.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{Path(folder) / 'key.json'} is damaged: make the sheets anew") from error
     scores = pd.concat([read_scores(path, key) for path in paths], ignore_index=True)
     lowest = scores.eq(scores.min(axis=1), axis=0)
     worst = lowest[lowest.sum(axis=1) == 1].sum()

@@ -12,8 +12,9 @@ def test_yaml_then_command_line(tmp_path):
     assert config.sources == {"photos": 2}
 
 
-def test_committed_configurations_load():
-    assert load_config(["configs/release.yaml"]).name == "release"
+@pytest.mark.parametrize("name", ["release", "wide"])
+def test_committed_configurations_load(name):
+    assert load_config([f"configs/{name}.yaml"]).name == name
 
 
 @pytest.mark.parametrize(

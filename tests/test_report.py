@@ -167,8 +167,9 @@ def test_only_what_both_measured_is_compared_and_other_inputs_are_noticed(six_cl
     assert "The input itself differs" in rp.format_comparison(rows, six_clips, other)
 
 
-def test_files_that_are_no_report_are_refused(tmp_path):
-    (tmp_path / "other.json").write_bytes(b"\xff\xfe\x00")
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b'{"rows": []}'])
+def test_files_that_are_no_report_are_refused(tmp_path, content):
+    (tmp_path / "other.json").write_bytes(content)
     with pytest.raises(DataError, match=r"other\.json is no report"):
         rp.load_report(tmp_path / "other.json")
 

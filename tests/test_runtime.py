@@ -1,4 +1,4 @@
-"""Engines: the int8 network in OpenVINO against the student in PyTorch, its export, and frames too large for memory."""
+"""Engines: the int8 network in OpenVINO against the student in PyTorch, and its export."""
 
 import itertools
 import logging

@@ -129,3 +129,9 @@ def test_what_cannot_be_summed_up_is_refused(tmp_path, row):
     (tmp_path / "anna.csv").write_text(f"sheet,A,B\n{row}\n")
     with pytest.raises(DataError, match=r"anna\.csv is not a filled-in copy of scores\.csv"):
         sheets.tally(tmp_path, [tmp_path / "anna.csv"])
+
+
+def test_a_damaged_key_is_named(tmp_path):
+    (tmp_path / "key.json").write_text("{")
+    with pytest.raises(DataError, match=r"key\.json is damaged"):
+        sheets.tally(tmp_path, [tmp_path / "anna.csv"])

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import degradation
 import train as training
 from config import Config
 from images import read_image
-from models import Student, detail, load_student, read_weights
+from models import CheckpointError, Student, detail, load_student, read_weights
 from tests.faults import full_disk, leftovers, run_and_kill
 from train import TrainingError
 from utils import luma_metrics
@@ -59,8 +60,8 @@ def as_arguments(config):
     return [f"{key}={json.dumps(value)}" for key, value in dataclasses.asdict(config).items()]
 
 
-def run_script(*arguments, launcher=()):
-    command = [sys.executable, *launcher, "train.py", *arguments]
+def run_script(*arguments):
+    command = [sys.executable, "train.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -246,6 +247,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path):
     assert not (tmp_path / "run" / "student.pth").exists()
 
 
+def test_a_student_that_nobody_could_load_is_refused(cache, tmp_path):
+    with pytest.raises(CheckpointError, match="`channels` must be 1 to 256"):
+        training.train(tiny_config(cache, tmp_path / "run", channels=260))
+
+
 def test_resume_needs_a_run_of_the_same_configuration(cache, whole, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         training.train(tiny_config(cache, tmp_path / "none"), resume=True)
@@ -312,7 +318,7 @@ def test_a_natural_answer_keeps_fine_detail_and_spares_outlines():
     residual, _, gain = larger.predict(*batch["input"])
     found, _, natural = training.answers(larger, batch)
     wall, cloth = slice(0, 32), slice(64, 80)
-    torch.testing.assert_close(found[..., wall], residual[..., wall])
+    torch.testing.assert_close(found[..., wall], (training.smooth_lines(y + residual) - y)[..., wall])
     fine = [detail(plane, training.FINE_SIGMA)[..., cloth].std() for plane in (found, residual)]
     assert fine[0] < 0.5 * fine[1]  # less of it is taken away
     torch.testing.assert_close(natural[..., :16], gain[..., :16])
@@ -328,6 +334,25 @@ def test_texture_is_cloth_and_not_a_wall():
     found = training.texture(training.deviation(y), *training.TEXTURE)
     assert found.shape == (1, 1, 32, 48)
     assert found[..., 20:28].min() == 1 and found[..., :8].max() == 0 and found[..., 40:].max() == 0
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 71, 90, 130, 165])
+def test_ragged_lines_become_smooth_and_no_softer(degrees):
+    """An edge at any angle, moved at random by up to half a pixel every two pixels along it."""
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    angle = math.radians(degrees)
+    along = (columns - 48) * math.cos(angle) + (rows - 48) * math.sin(angle)
+    across = (rows - 48) * math.cos(angle) - (columns - 48) * math.sin(angle)
+    straight = torch.sigmoid(2 * across)[None, None]
+    ragged = torch.sigmoid(2 * (across + torch.rand(70)[(along / 2 + 35).long().clamp(0, 69)] - 0.5))[None, None]
+    smooth = training.smooth_lines(ragged)
+    inner = (..., slice(16, -16), slice(16, -16))
+    assert (smooth - straight)[inner].square().mean() < 0.6 * (ragged - straight)[inner].square().mean()
+    kept = training.smooth_lines(straight)
+    assert (kept - straight)[inner].abs().max() < 0.01
+    flat = torch.full((1, 1, 32, 32), 0.3)
+    torch.testing.assert_close(training.smooth_lines(flat), flat)
 
 
 def test_a_run_can_learn_from_a_larger_student(cache, whole, tmp_path):

@@ -368,7 +368,6 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
           await until(() => one.sharpener.stopped);
           found.push(one.sharpener.status);
           one.stop();
-          shared.network = null;
         }};
         const battery = {{charging: false}};
         navigator.getBattery = async () => battery;
@@ -383,8 +382,16 @@ def test_it_says_why_it_does_nothing(browser, site, folder):
         const tainted = add();
         Object.assign(tainted.video, {{srcObject: null, src: "{foreign}"}});
         await reason(tainted);
+        shared.network = null;
         navigator.gpu.requestAdapter = async () => null;
-        await reason(add());
+        const again = add();
+        await until(() => again.sharpener.stopped);
+        found.push(again.sharpener.status);
+        delete navigator.gpu.requestAdapter;
+        again.sharpener.toggle(true);
+        await drawn(again); // one failure is not the last word
+        again.stop();
+        shared.network = null;
         Object.defineProperty(navigator, "gpu", {{value: undefined}});
         await reason(add());
         return found;

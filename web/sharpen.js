@@ -38,7 +38,8 @@ async function sharedNetwork() {
   if (shared.losses > LOSSES) throw new Error("The graphics processor failed too often.");
   const lose = () => Object.assign(shared, { network: null, losses: shared.losses + 1 });
   shared.network ??= fetch(STUDENT).then((file) => file.arrayBuffer())
-    .then((file) => createNetwork(parseStudent(file), lose));
+    .then((file) => createNetwork(parseStudent(file), lose))
+    .catch((error) => { shared.network = null; throw error; }); // the next try may go well
   return shared.network;
 }
 
