@@ -12,7 +12,6 @@ A run writes under checkpoints/<name>/: student.pth (the average of the weights;
 
 import csv
 import dataclasses
-import functools
 import logging
 import math
 import sys
@@ -63,7 +62,6 @@ ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 # Standard deviation of detail from which there is texture, and from which it counts fully: in the restored picture, to
 # which gain is added there, and in the input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
-LINE_ANGLES = 16  # directions of lines that are told apart
 FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 QUALITY = ("psnr_input", "ssim_input", "psnr", "ssim")  # what `validate` measures
@@ -516,57 +514,21 @@ def answer_loss(predicted, expected):
 def answers(larger, batch):
     """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
 
-    They are those of the `larger` one, as strong as `dataset.ANSWERS` says, but for three things that viewers dislike.
+    They are those of the `larger` one, as strong as `dataset.ANSWERS` says, but for two things that viewers dislike.
     Skin, hair and cloth look painted, as its residual takes their finest detail and its gain stops at what is faint:
-    here that detail stays, and texture gets more gain. Strong outlines look cut out: here they get less. And lines and
-    outlines that are ragged in the input stay so: here they become smooth.
+    here that detail stays, and texture gets more gain. And strong outlines look cut out: here they get less.
     """
     residual, gain_share, more, natural, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
     dy, duv, gain = larger.predict(*batch["input"])
     y, _ = batch["input"]
     fine = F.interpolate(natural * texture(deviation(y), *FINE_TEXTURE), scale_factor=2, mode="bilinear")
-    dy = dy - fine * detail(dy, FINE_SIGMA)
-    dy = dy + natural * (smooth_lines(y + dy) - y - dy)
-    dy, duv = residual * dy, residual * duv
+    dy, duv = residual * (dy - fine * detail(dy, FINE_SIGMA)), residual * duv
     restored = deviation(y + dy)
     gain = torch.where(gain > 0, gain_share, residual) * gain + more * texture(restored, *TEXTURE)
     gain = torch.lerp(gain, gain * (OUTLINE / restored).clamp(max=1), natural)
     missing = (goal - came for goal, came in zip(batch["goal"], batch["input"], strict=True))
     residuals = (torch.lerp(change, gone, truth) for change, gone in zip((dy, duv), missing, strict=True))
     return *residuals, (1 - truth) * gain
-
-
-def smooth_lines(y):
-    """Blur luma `(N, 1, H, W)` along its lines and outlines, not across them, the more the clearer their direction.
-
-    The direction, and how clear it is, come from the structure tensor (Weickert, "Coherence-enhancing diffusion
-    filtering", IJCV 1999). It lies between two of `LINE_ANGLES`, whose blurs are mixed.
-    """
-    padded = F.pad(y, [1] * 4, mode="reflect")
-    dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    products = F.avg_pool2d(torch.cat([dx * dx, dx * dy, dy * dy], dim=1), 2)
-    products = gaussian_blur(F.pad(products, [3] * 4, mode="reflect"), sigma=1, radius=3)
-    xx, xy, yy = F.interpolate(products, scale_factor=2, mode="bilinear").split(1, dim=1)
-    clearness = ((xx - yy).square() + 4 * xy.square()) / (xx + yy + 1e-8).square()
-    angle = (torch.atan2(2 * xy, xx - yy) / math.pi + 1) * LINE_ANGLES / 2  # of the line, 0 to LINE_ANGLES
-    kernels = line_kernels().to(y.device)
-    blurred = F.conv2d(F.pad(y, [kernels.shape[-1] // 2] * 4, mode="reflect"), kernels)  # (N, LINE_ANGLES, H, W)
-    before, after = (blurred.gather(1, (angle.long() + k) % LINE_ANGLES) for k in (0, 1))
-    return torch.lerp(y, torch.lerp(before, after, angle.frac()), clearness)
-
-
-@functools.cache
-def line_kernels(sigma=1.5, reach=3):
-    """Kernels that blur along lines of all `LINE_ANGLES`, `reach` pixels far: `(LINE_ANGLES, 1, side, side)`."""
-    angle, side = torch.arange(LINE_ANGLES) * math.pi / LINE_ANGLES, 2 * reach + 3
-    dot = F.pad(torch.ones(LINE_ANGLES, 1, 1, 1), [side // 2] * 4)
-    places = F.affine_grid(torch.eye(2, 3).expand(LINE_ANGLES, 2, 3), dot.shape, align_corners=False)
-    step = 2 / side * torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None, None]  # a pixel in grid_sample's unit
-    kernels = sum(
-        math.exp(-(k**2) / (2 * sigma**2)) * F.grid_sample(dot, places + k * step, mode="bicubic", align_corners=False)
-        for k in range(-reach, reach + 1)
-    )
-    return kernels / kernels.sum(dim=(2, 3), keepdim=True)
 
 
 def deviation(y):
