@@ -397,7 +397,9 @@ def prepare_pairs(config, purpose="training", progress=True):
             "crop at least 32 and not larger than region"
         )
     if config.crop > REAL_REGION and (config.real_pairs or config.bsrgan_pairs):
-        raise DataError(f"crop={config.crop} is too large for real video and stored outputs: {REAL_REGION} at most")
+        raise DataError(
+            f"crop={config.crop} is too large for crops of real video or stored outputs, of {REAL_REGION} pixels each"
+        )
     key, offset = PURPOSES[purpose]
     total, seed = getattr(config, key), config.data_seed + offset
     sources, region, make = list_sources(config, purpose == "validation"), config.region, make_pair

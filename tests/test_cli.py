@@ -259,7 +259,8 @@ def test_several_files_go_beside_themselves_or_into_a_folder(sharpen, tmp_path):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(sharpen, tmp_path, arguments, message):
-    make_images(tmp_path, "x/a.png", "y/a.png", "y/b.png", "demo/comparison.png")
+    outputs = "y/a_sharpened.png", "y/b_sharpened.png", "demo/comparison.png"
+    make_images(tmp_path, "x/a.png", "y/a.png", "y/b.png", *outputs)
     (tmp_path / "empty").mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, out, err = sharpen(*arguments)
