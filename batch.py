@@ -15,9 +15,7 @@ from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
 _WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(
-    r"_sharpened(_partial\d*)?(\.\w+)?$"
-)  # ends the names of files and folders that this program wrote
+_OUTPUT = re.compile(r"_sharpened(_partial\d*)?(\.\w+)?$")  # ends names of files and folders that were written here
 
 
 def plan_files(sources, output=None):

@@ -70,7 +70,8 @@ class Screen:
             missed = max(int((now - due) * self.rate), 0)
             self.dropped += missed
             due += (missed + 1) / self.rate
-            yield self._grab(self.region), time.perf_counter(), None
+            taken = time.perf_counter()
+            yield self._grab(self.region), taken, None
 
     def __enter__(self):
         return self
