@@ -47,7 +47,7 @@ def choose_units(arguments):
         by_protocol = [make(sources) for name, make in conditions.UNITS.items() if name in arguments.protocol]
         units = conditions.draw_units(itertools.chain(*by_protocol), arguments.share)
     if not units:
-        raise DataError("nothing fits: image measures pictures, real, x4 and few lines videos, and --share draws some")
+        raise DataError("nothing fits: image needs pictures, real, x4 and 360p to 720p videos; --share draws only some")
     return units
 
 

@@ -78,10 +78,10 @@ def read_image(path):
         if upright.mode in ("CMYK", "LAB") or (profile and pixels.ndim == 3 and profile[16:20] == b"GRAY"):
             profile = None  # it does not describe the RGB values that these have become
         alpha = None
-        if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-            pixels, alpha = pixels[..., :-1].squeeze(2) if pixels.shape[2] == 2 else pixels[..., :3], pixels[..., -1]
-        pixels, alpha = (plane if plane is None else np.ascontiguousarray(plane) for plane in (pixels, alpha))
-        return Picture(pixels, alpha, profile, metadata)
+        if pixels.ndim == 3 and pixels.shape[2] != 3:
+            alpha = np.ascontiguousarray(pixels[..., -1])
+            pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+        return Picture(np.ascontiguousarray(pixels), alpha, profile, metadata)
 
 
 def is_image(path):

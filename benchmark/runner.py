@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 CROPS = 16  # about so many before/after pictures in a report, spread over its units
 # What decides a unit's figures.
-CODE = ["conversion", "dataset", "degradation", "inference", "runtime", "scaling", "torch_engine", "utils", "video"]
-CODE += [f"benchmark/{name}" for name in ("conditions", "metrics", "peers")]
+CODE = ["conversion", "dataset", "degradation", "images", "inference", "models", "runtime", "scaling", "torch_engine"]
+CODE += ["utils", "video", *(f"benchmark/{name}" for name in ("conditions", "metrics", "peers"))]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from batch import plan_files
 from demo import run_demo
 from images import Picture, read_image, write_image
 from inference import RealTimeSharpener, main, make_parser
@@ -207,6 +208,13 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
     assert names_below(tmp_path / "holiday_sharpened") == ["deeper/clip.mp4", "deeper/two.jpg", "one.png"]
     assert "3 written, 0 already there, 2 failed" in out
     assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
+
+
+def test_videos_of_a_folder_that_can_only_be_read_become_mp4(tmp_path):
+    for name in ("a.ts", "b.MTS", "c.flv", "notes.txt"):
+        (tmp_path / name).touch()
+    jobs = plan_files([str(tmp_path)], tmp_path / "out")
+    assert [target.name for _, target in jobs] == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 @pytest.mark.parametrize("output", ["sharp", "holiday/sharp/"])
