@@ -1,5 +1,6 @@
 // A click on the extension's button sharpens the videos of the page, the next one stops that.
 chrome.action.onClicked.addListener(async ({ id: tabId }) => {
+  let text = "", title = await chrome.action.getTitle({});
   try {
     const func = () => globalThis.toggleSharpening?.() ?? false;
     const frames = await chrome.scripting.executeScript({ target: { tabId, allFrames: true }, func });
@@ -7,7 +8,8 @@ chrome.action.onClicked.addListener(async ({ id: tabId }) => {
     const files = ["network.js", "sharpen.js", "content.js"];
     if (frameIds.length) await chrome.scripting.executeScript({ target: { tabId, frameIds }, files });
   } catch (error) { // of a page of the browser itself, for example
-    await chrome.action.setBadgeText({ tabId, text: "!" });
-    await chrome.action.setTitle({ tabId, title: error.message });
+    [text, title] = ["!", error.message];
   }
+  await chrome.action.setBadgeText({ tabId, text });
+  await chrome.action.setTitle({ tabId, title });
 });
