@@ -282,6 +282,24 @@ def test_the_page_sharpens_a_camera(browser, site, checkpoint):
         assert np.abs(both - whole)[:, side].mean() < 0.1
     browser.run("sharpener.controls.querySelector('button').click()")
     browser.until("sharpener.canvas.style.display === 'none' && sharpener.text.textContent === 'Off.'")
+    browser.run("globalThis.track = $('video').srcObject.getTracks()[0]; $('close').click()")
+    browser.until("track.readyState === 'ended' && sharpener.text.textContent === 'There is no picture.'")
+
+
+def test_the_page_plays_a_file_twice(browser, site, tmp_path):
+    encode(tmp_path / "clip.mp4", size=(32, 24))
+    browser.open(site)
+    assert not browser.run("document.body.contains(sharpener.controls)")
+    browser.run(PATIENT)
+    page = browser.send("DOM.getDocument")["root"]["nodeId"]
+    node = browser.send("DOM.querySelector", nodeId=page, selector="#file")["nodeId"]
+    for _ in range(2):
+        browser.run("$('file').dispatchEvent(new Event('click'))")
+        browser.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "clip.mp4")])
+        browser.until("sharpener.text.textContent.startsWith('32×24 → ')")
+        browser.run("$('close').click()")
+        assert browser.run("sharpener.status") == "There is no picture." and not browser.run("$('message').textContent")
+        browser.until("sharpener.text.textContent === 'There is no picture.'")
 
 
 def test_frames_of_a_call(browser, site, checkpoint):

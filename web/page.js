@@ -3,17 +3,18 @@
 
 const $ = (id) => document.getElementById(id);
 const video = $("video"), sharpener = new Sharpener(video);
-document.body.append(sharpener.controls);
 
-/** Show what `open` gives, a stream or a file; says so if it gives none. */
+/** Show what `open` gives, a stream or a file, or null for nothing; says so if it fails. */
 async function show(open) {
   try {
     const source = await open(), isFile = source instanceof File;
     video.srcObject?.getTracks().forEach((track) => track.stop());
     URL.revokeObjectURL(video.src);
+    video.removeAttribute("src");
     video.srcObject = isFile ? null : source;
     if (isFile) video.src = URL.createObjectURL(source);
     sharpener.toggle(true);
+    document.body.append(sharpener.controls);
     $("message").textContent = "";
   } catch (error) {
     $("message").textContent = error.message;
@@ -23,6 +24,8 @@ async function show(open) {
 const wished = { width: 1280, height: 720 };
 $("camera").onclick = () => show(() => navigator.mediaDevices.getUserMedia({ video: wished }));
 $("tab").onclick = () => show(() => navigator.mediaDevices.getDisplayMedia({ video: true }));
+$("close").onclick = () => show(() => null);
+$("file").onclick = ({ target }) => { target.value = ""; }; // else the same file again would be no change
 $("file").onchange = ({ target }) => target.files.length && show(() => target.files[0]);
 video.onerror = () => { $("message").textContent = "This browser cannot play the file."; };
 $("divider").oninput = ({ target }) => $("stage").style.setProperty("--divider", `${target.value}%`);

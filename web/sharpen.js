@@ -75,7 +75,7 @@ class Sharpener {
 
   /** Sharpen, or show the video as it is and give that `reason`. */
   toggle(on = this.stopped !== "", reason = "Off.") {
-    Object.assign(this, { stopped: on ? "" : reason, load: new LoadController() });
+    Object.assign(this, { stopped: on ? "" : reason, drawn: "", load: new LoadController() });
   }
 
   close() {
