@@ -34,11 +34,11 @@ function scan() {
   full = document.fullscreenElement;
 }
 
-/** Start on this page, or stop; true. */
+/** Start on this page, or stop; returns whether it has started. */
 globalThis.toggleSharpening = () => {
   scanning = scanning ? clearInterval(scanning) : setInterval(scan, TICK);
   scan();
-  return true;
+  return scanning !== undefined;
 };
 
 toggleSharpening();

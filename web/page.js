@@ -3,21 +3,25 @@
 
 const $ = (id) => document.getElementById(id);
 const video = $("video"), sharpener = new Sharpener(video);
+let latest; // choice of a source, which may open later than the one after it
 
 /** Show what `open` gives, a stream or a file, or null for nothing; says so if it fails. */
 async function show(open) {
+  latest = open;
   try {
     const source = await open(), isFile = source instanceof File;
+    if (latest !== open) return source?.getTracks?.().forEach((track) => track.stop());
     video.srcObject?.getTracks().forEach((track) => track.stop());
     URL.revokeObjectURL(video.src);
     video.removeAttribute("src");
     video.srcObject = isFile ? null : source;
     if (isFile) video.src = URL.createObjectURL(source);
+    else if (source) source.getTracks()[0].onended = $("close").onclick; // by the browser's own button, for example
     sharpener.toggle(true);
-    document.body.append(sharpener.controls);
-    $("message").textContent = "";
+    if (source) document.body.append(sharpener.controls);
+    $("message").textContent = source ? "" : "Choose what to sharpen.";
   } catch (error) {
-    $("message").textContent = error.message;
+    if (latest === open) $("message").textContent = error.message;
   }
 }
 

@@ -92,7 +92,7 @@ class Sharpener {
     if (this.stopped) return this.stopped;
     if (video.mediaKeys) return "The video is protected.";
     if (this.sparesBattery && battery && !battery.charging) return "Off on battery.";
-    const seen = !document.hidden && video.isConnected && video.clientWidth && video.readyState > 1;
+    const seen = !document.hidden && video.isConnected && video.clientWidth && video.readyState > 1 && video.videoWidth;
     return seen ? "" : "There is no picture.";
   }
 
@@ -122,15 +122,16 @@ class Sharpener {
       const network = await sharedNetwork();
       if (this.obstacle) return;
       if (this.picture?.network !== network) this.picture = new Picture(network, this.canvas);
-      const begin = performance.now(), plan = this.plan(), before = this.picture.size;
+      const begin = performance.now(), plan = this.plan(), before = this.picture.size, { load } = this;
       const frame = new VideoFrame(this.video);
       this.picture.draw(frame, ...plan);
       frame.close();
       await network.device.queue.onSubmittedWorkDone();
+      if (load !== this.load) return; // the source may be another one by now
       const now = performance.now();
       this.cost = now - begin; // milliseconds
-      if (before === this.picture.size) this.load.add(this.cost, this.interval, now); // else it took memory as well
-      if (this.load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
+      if (before === this.picture.size) load.add(this.cost, this.interval, now); // else it took memory as well
+      if (load.level === LEVELS.length) this.toggle(false, "Off: this machine is too slow.");
       this.drawn = await shared.network === network ? String(plan) : "";
     } catch (error) {
       if (error.name === "InvalidStateError") return; // the video has no frame at this moment; the next one will do
