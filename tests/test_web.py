@@ -396,9 +396,9 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder, tmp
         browser.run(put)
         click()
         browser.until(f"{get}.then((text) => text !== '?')", shown=get)
-        text = browser.run(get)
+        badge = browser.run(get)
         browser.attach(page)
-        return text
+        return badge
 
     def click_panel():
         browser.run("document.querySelector('div[popover]').shadowRoot.querySelector('button').click()")
