@@ -386,15 +386,12 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder, tmp
     text = "document.querySelector('div[popover]')?.shadowRoot.querySelector('span').textContent"
 
     def click():
-        browser.send_to_browser("Extensions.triggerAction", id=extension, targetId=tab)
-
-    def click_answered():
         """Click, and return the button's badge once the extension has answered."""
         query = "chrome.tabs.query({active: true}).then(([{id: tabId}]) => chrome.action."
         get, put = query + "getBadgeText({tabId}))", query + "setBadgeText({tabId, text: '?'}))"
         browser.attach(background)
         browser.run(put)
-        click()
+        browser.send_to_browser("Extensions.triggerAction", id=extension, targetId=tab)
         browser.until(f"{get}.then((text) => text !== '?')", shown=get)
         badge = browser.run(get)
         browser.attach(page)
@@ -407,7 +404,7 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder, tmp
         browser.until(condition, shown=text)
 
     # A busy Chromium may refuse the page to an extension that it has just loaded.
-    assert any(click_answered() == "" for _ in range(10))
+    assert any(click() == "" for _ in range(10))
     until(f"{text}?.startsWith('160×96 → 320×192, ')")
     until("document.querySelector('video + canvas').style.display === 'block'")
     assert browser.run("document.querySelector('canvas').style.transform") == "matrix(-1, 0, 0, 1, 0, 0)"
@@ -424,13 +421,13 @@ def test_the_extension_on_a_page_that_forbids_scripts(browser, site, folder, tmp
         frame.contentDocument.body.innerHTML = '<video width="160"></video>'""")
     panels = "pages.filter((page) => page.querySelector('[popover]')).length"
     for count in (0, 2, 0):  # a frame that came later goes with the others
-        assert click_answered() == ""
+        assert click() == ""
         until(f"{panels} === {count}")
     assert not browser.run("document.querySelector('canvas')")
 
     page = browser.open("chrome://version/")
     tab = target("tab", "version/")
-    assert click_answered() == "!"
+    assert click() == "!"
 
 
 def test_it_says_why_it_does_nothing(browser, site, folder):
