@@ -311,6 +311,7 @@ def test_the_page_changes_its_source(browser, site, tmp_path):
         browser.until("sharpener.status.startsWith('32×24 → ')")
         browser.run("$('close').click()")
         assert browser.run("sharpener.status") == "There is no picture."
+        assert not browser.run("document.body.contains(sharpener.controls)")
     choose(small)
     browser.until("sharpener.status.startsWith('32×24 → ') && !sharpener.busy")
     browser.until("sharpener.busy")

@@ -19,6 +19,7 @@ async function show(open) {
     else if (source) source.getTracks()[0].onended = $("close").onclick; // by the browser's own button, for example
     sharpener.toggle(true);
     if (source) document.body.append(sharpener.controls);
+    else sharpener.controls.remove();
     $("message").textContent = source ? "" : "Choose what to sharpen.";
   } catch (error) {
     if (latest === open) $("message").textContent = error.message;
