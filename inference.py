@@ -136,9 +136,10 @@ class RealTimeSharpener:
         full_range: bool = False,
         strength: float | None = None,
         size: SizeLike | None = None,
-        after: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
+
+        The frame stands alone; the noise of a video is lessened first, see `runtime.steady`.
 
         Args:
             y: luma ``(H, W)`` uint8.
@@ -146,8 +147,6 @@ class RealTimeSharpener:
             full_range: luma spans 0-255 instead of video's 16-235.
             strength: overrides the sharpener's own for this call.
             size: enlarge the frame first, see `sharpen`; chroma samples lie left, as in most video.
-            after: what this function returned for the frame before of the same video, so that noise does not flicker:
-                see `runtime.steady`. None, or another size: the frame stands alone.
 
         Returns:
             New ``(y, uv)``; at strength 0 and without `size` bit for bit the same.
@@ -163,8 +162,7 @@ class RealTimeSharpener:
                 f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
             )
         y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
-        y, uv = self.engine(y, uv, full_range, strength)
-        return self._steady(y, after and after[0], strength), uv
+        return self.engine(y, uv, full_range, strength)
 
     def sharpen_image(
         self,
@@ -286,14 +284,16 @@ class RealTimeSharpener:
             writer = stack.enter_context(VideoWriter(output_path, kind, reader, quality, codec))
             frames = stack.enter_context(read_ahead(reader))
             write = stack.enter_context(write_behind(writer.write))
-            begin, sharp, count = time.perf_counter(), None, 0
+            begin, steadied, count = time.perf_counter(), None, 0
             bar = tqdm(frames, total=reader.frame_count, unit=" frames", leave=False, disable=not progress)
             try:
                 for frame in bar:
-                    before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
-                    y, uv = sharp = self.sharpen_planes(*before, kind.full_range, after=sharp)
+                    steadied = steady(frame.y, steadied, self.strength, usable_cores())
+                    enlarged = resize_planes(steadied, frame.uv, target, kind.chroma_location)
+                    y, uv = self.sharpen_planes(*enlarged, kind.full_range)
                     if compare:
-                        y, uv = divide_planes(before, sharp)
+                        before = resize_planes(frame.y, frame.uv, target, kind.chroma_location)
+                        y, uv = divide_planes(before, (y, uv))
                     write(dataclasses.replace(frame, y=y, uv=uv))
                     count += 1
                     if on_frame and on_frame(count - 1, reader.to_bgr(y, uv)) is False:
@@ -305,19 +305,19 @@ class RealTimeSharpener:
 
     def _open_live(self, stack, source, camera_size, controls):
         """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""
-        last = None
+        steadied = None
 
         def enlarge(pixels):
             return resize_pixels(pixels, controls.target_size(*pixels.shape[1::-1]))
 
         def sharpen(pixels, strength):
-            nonlocal last
+            nonlocal steadied
             if strength == 0:
                 return pixels.copy()
             y, uv = pixels_to_planes(pixels)
-            dy, duv = self.engine.difference(y, uv, strength)
-            last = self._steady(add_change(y, dy, None), last, strength)
-            return add_change(pixels, cv2.addWeighted(last, 1, y, -1, 128), duv)
+            steadied = steady(y, steadied, strength, usable_cores())
+            dy, duv = self.engine.difference(steadied, uv, strength)
+            return add_change(pixels, cv2.addWeighted(add_change(steadied, dy, None), 1, y, -1, 128), duv)
 
         if is_screen(source):
             return stack.enter_context(Screen(source, draw_rectangle)), enlarge, sharpen
@@ -334,18 +334,11 @@ class RealTimeSharpener:
             return resize_planes(frame.y, frame.uv, target, kind.chroma_location)
 
         def sharpen_frame(planes, strength):
-            nonlocal last
-            sharp = self.sharpen_planes(*planes, kind.full_range, strength, after=last)
-            last = sharp if strength else last
-            return reader.to_bgr(*sharp)
+            nonlocal steadied
+            steadied = steady(planes[0], steadied, strength, usable_cores())
+            return reader.to_bgr(*self.sharpen_planes(steadied, planes[1], kind.full_range, strength))
 
         return TimedSource(frames, reader.live, kind.rate, (kind.width, kind.height)), enlarge_frame, sharpen_frame
-
-    def _steady(self, luma, previous, strength):
-        """Sharpened luma after that of the frame before, if there is one of this size: see `runtime.steady`."""
-        if not strength or previous is None or previous.shape != luma.shape:
-            return luma
-        return steady(luma, previous, strength, usable_cores())
 
     def _sharpen_pixels(self, pixels, strength):
         """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""

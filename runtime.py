@@ -34,7 +34,9 @@ DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
 DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian blur; detail is luma minus it
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.17  # of what leaves it that stays
-DAMPING = (0, 1, 1, 2, 2, 2, 1, 1)  # codes by which `steady` lessens a change of so many codes
+AVERAGED = 0.7  # of a small change that `steady` takes away
+NOISE_RANGE, NOISE_QUANTILE = (0.6, 5), 0.1  # codes; the share of a frame in which nothing moves
+SMALL, MOVED = 8, 2.5  # times the noise: changes of a pixel, and of the mean of the pixels around it
 
 # Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain after the residual,
 # and unused ones after that: a convolution to 32 channels takes two thirds of the time of one to 28.
@@ -101,35 +103,75 @@ def limit_halo(sharp, y, share=HALO_SHARE):
     return cv2.addWeighted(inside, 1 - share, sharp, share, 0)
 
 
-def steady(sharp, previous, strength=1.0, threads=1):
-    """Damp what changed by a few codes since the frame before: that is noise, of the camera, the codec or rounding.
+def steady(y, previous, strength=1.0, threads=1):
+    """Average luma with the frames before where the picture stands still: noise would be sharpened, and flicker.
 
-    A change of one code is dropped and of up to 5 about halved; of 8 and more it stays, so that nothing that moves
-    leaves a trail. As the frame before was damped likewise, what stands still settles, to within a code. In luma nobody
-    sees that code; chroma a code off would be rings on walls, and is left alone.
+    A change since the frame before is noise if it is small at the pixel and about nothing in the mean of the 12x12
+    around it. Most of it is then taken away; what moves is left as it is, so that it leaves no trail. How much is small
+    depends on the noise, which is measured in the stillest tenth of the frame.
+
+    As the frame before was steadied likewise, what stands still settles, to within a code. In luma nobody sees that
+    code; chroma a code off would be rings on walls, and is left alone.
 
     Args:
-        sharp: luma, uint8.
-        previous: what this function gave for the frame before, of the same shape.
-        strength: below 0.5, less is damped in proportion.
+        y: luma ``(H, W)`` uint8.
+        previous: what this function gave for the frame before; None, or of another shape: the frame stands alone, as do
+            frames of less than 16 pixels a side.
+        strength: of the sharpening that follows; below 0.5, less is taken away in proportion.
         threads: how many work at the same time.
 
     Returns:
-        New array like `sharp`.
+        Luma like `y`; `y` itself if nothing is to be done.
     """
-    steps = np.zeros(128, np.float32)
-    steps[: len(DAMPING)] = DAMPING
-    steps = np.rint(min(2 * strength, 1) * steps)
-    table = (128 - np.concatenate([[0], -steps[:0:-1], steps])).astype(np.uint8)  # of what is gone, around 128
-    damped = np.empty(sharp.shape, np.uint8)
+    if previous is None or previous.shape != y.shape or strength == 0 or min(y.shape) < 16:
+        return y
+    height, width = y.shape
+    rows, columns = -(-height // 4), -(-width // 4)  # of cells
+    y, previous = (_fit(plane, 4 * rows, 4 * columns) for plane in (y, previous))
+    change, halved = np.empty_like(y), np.empty((2 * rows, 2 * columns), np.uint8)  # around 128
 
-    def damp_stripe(top, bottom):
-        rows = slice(4 * top, 4 * bottom)
-        gone = cv2.LUT(cv2.addWeighted(sharp[rows], 1, previous[rows], -1, 128), table)
-        cv2.addWeighted(sharp[rows], 1, gone, 1, -128, damped[rows])
+    def compare_stripe(top, bottom):
+        pixels, halves = slice(4 * top, 4 * bottom), slice(2 * top, 2 * bottom)
+        cv2.addWeighted(y[pixels], 1, previous[pixels], -1, 128, change[pixels])
+        cv2.resize(change[pixels], halved[halves].shape[::-1], halved[halves], interpolation=cv2.INTER_AREA)
 
-    in_stripes(damp_stripe, -(-len(sharp) // 4), threads)
-    return damped
+    in_stripes(compare_stripe, rows, threads)
+    changed, size = (
+        cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
+        for plane in (halved, cv2.absdiff(halved, 128))
+    )
+    changed -= 128
+    noise = _noise(changed, size)
+    still = np.abs(cv2.blur(changed, (3, 3))) < MOVED * noise
+    mask = -still.astype(np.int32)[:, None]  # the four bytes of a cell's row: 255 if it is still, else 0
+    table = _taken_table(noise, min(2 * strength, 1) * AVERAGED)
+
+    def average_stripe(top, bottom):
+        pixels = slice(4 * top, 4 * bottom)
+        gone = cv2.LUT(change[pixels], table, change[pixels])
+        cells = gone.view(np.int32).reshape(-1, 4, columns)
+        np.bitwise_and(cells, mask[top:bottom], out=cells)
+        np.subtract(y[pixels], gone, out=gone)  # of signed bytes as unsigned ones
+
+    in_stripes(average_stripe, rows, threads)
+    return change[:height, :width]
+
+
+def _noise(changed, size):
+    """Mean size of what has no mean: of the change in those blocks of 4x4 cells where that is least.
+
+    Args:
+        changed, size: means of the change of each cell and of its size, float32 ``(rows, columns)``, in codes.
+    """
+    changed, size = (cv2.resize(c, None, fx=1 / 4, fy=1 / 4, interpolation=cv2.INTER_AREA) for c in (changed, size))
+    blocks = np.sort(size - np.abs(changed), axis=None)
+    return np.clip(blocks[int(NOISE_QUANTILE * blocks.size)], *NOISE_RANGE)
+
+
+def _taken_table(noise, share):
+    """What is taken away from a change, for each of its bytes around 128, as signed bytes."""
+    change = np.arange(256) - 128.0
+    return np.rint(share * change * np.clip(2 - np.abs(change) / (SMALL * noise), 0, 1)).astype(np.int8).view(np.uint8)
 
 
 class CheckpointError(RuntimeError):

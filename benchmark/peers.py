@@ -21,10 +21,10 @@ import torch
 from degradation import low_resolution, resize
 from degradation import resample_planes as resize_lanczos
 from models import REALESRGAN, load_teacher
-from runtime import checkpoint_digest
+from runtime import checkpoint_digest, steady
 from scaling import resize_planes as resize_bicubic
 from torch_engine import pick_device, pick_precision
-from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
+from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp, usable_cores
 from video import plane_pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,15 +193,15 @@ BICUBIC = Method("bicubic", "enlarged as before the student", lambda sample: enl
 
 
 def student(sharpener, name, strength):
-    """Return the student of a `RealTimeSharpener` as a method, which steadies each frame against the one before."""
+    """Return the student of a `RealTimeSharpener` as a method; each frame is steadied by those before."""
     digest = checkpoint_digest(sharpener.checkpoint)
     description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
 
     def run(sample):
-        sharp = []
+        steadied, sharp = None, []
         for y, uv in sample.input:
-            before = sharp[-1] if sharp else None
-            sharp.append(sharpener.sharpen_planes(y, uv, sample.full_range, strength, sample.size, before))
+            steadied = steady(y, steadied, strength, usable_cores())
+            sharp.append(sharpener.sharpen_planes(steadied, uv, sample.full_range, strength, sample.size))
         return sharp
 
     return Method(name, description, run)

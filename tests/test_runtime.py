@@ -1,5 +1,6 @@
 """Engines: the int8 network in OpenVINO against the student in PyTorch, and its export."""
 
+import functools
 import itertools
 import logging
 import shutil
@@ -177,19 +178,47 @@ def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dt
     assert np.abs(found[0] - expected).max() <= allowed and np.abs(found[1] - restored[1]).max() <= allowed
 
 
-def test_noise_is_damped_from_frame_to_frame_and_motion_is_not(rng):
-    before = rng.integers(20, 236, (131, 150), np.uint8)
-    change = rng.integers(-20, 21, before.shape)
-    now = (before + change).astype(np.uint8)
-    damped = steady(now, before, threads=2).astype(int)
-    left, size = damped - before, np.abs(change)
-    assert (left == change)[size > 7].all(), "what moves leaves no trail"
-    assert (np.abs(left) <= (size + 1) // 2)[size <= 5].all() and (left * change >= 0).all()
-    assert not left[size == 1].any(), "what stands still settles"
-    np.testing.assert_array_equal(steady(now, before, strength=0.5), damped)
-    np.testing.assert_array_equal(steady(now, before, strength=0), now)
-    gone = [np.abs(steady(now, before, strength=strength).astype(int) - now).sum() for strength in (0.25, 0.5)]
-    assert 0 < gone[0] < gone[1]
+def steady_all(frames, **options):
+    """The last of some frames after those before it."""
+    return functools.reduce(lambda previous, y: steady(y, previous, **options), frames, None).astype(int)
+
+
+@pytest.mark.parametrize("sigma", [1, 3, 8])
+def test_noise_is_averaged_where_the_picture_stands_still(rng, sigma):
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (131, 150)).astype(np.float32), (0, 0), 3)
+    frames = [rng.normal(scene, sigma).clip(0, 255).astype(np.uint8) for _ in range(10)]
+    whole, half, quarter, none = (np.std(steady_all(frames, strength=s) - scene) for s in (1, 0.5, 0.25, 0))
+    assert whole == half < 0.62 * sigma < quarter < 0.9 * none
+    np.testing.assert_array_equal(steady_all(frames, threads=2), steady_all(frames))
+
+
+def test_what_moves_leaves_no_trail(rng):
+    """A noisy square, 20 codes brighter, on a noisy wall."""
+    frames = [np.full((96, 160), 100.0) for _ in range(12)]
+    for number, frame in enumerate(frames):
+        frame[32:64, 8 * number : 8 * number + 32] += 20
+    noisy = [rng.normal(frame, 2).astype(np.uint8) for frame in frames]
+    errors = [np.abs(cv2.blur(y - frames[-1], (5, 5))).max() for y in (steady_all(noisy), noisy[-1].astype(int))]
+    assert errors[0] < errors[1] + 1
+
+
+def test_what_stands_still_settles_to_within_a_code(rng):
+    scene = rng.integers(0, 255, (67, 90), np.uint8)
+    flickering = [scene + (rng.random(scene.shape) < 0.5).astype(np.uint8) for _ in range(8)]
+    before, last = (steady_all(flickering[:count]) for count in (7, 8))
+    np.testing.assert_array_equal(before, last)
+    assert set(np.unique(last - scene)) <= {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 33), (2, 50)])
+def test_great_changes_and_other_sizes_are_left_alone(shape):
+    dark, bright = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
+    dotted = dark.copy()
+    dotted[1, 5] = 255  # one pixel hardly moves its surroundings
+    for frame, previous in ((dark, bright), (bright, dark), (dotted, dark), (dark, dotted), (dark, None)):
+        np.testing.assert_array_equal(steady(frame, previous), frame)
+    assert steady(dark, np.zeros((48, 64), np.uint8)) is dark
+    np.testing.assert_array_equal(steady(np.asfortranarray(dotted), dark), dotted)  # columns first in memory
 
 
 def test_stripes_on_threads_fold_the_whole_picture(rng):

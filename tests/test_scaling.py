@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from images import Picture, read_image, write_image
+from runtime import steady
 from scaling import WINDOW, Size, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from tests.conftest import CONSTANT, QUARTER_TURN, encode, read_times
 from tests.test_inference import noise
@@ -101,10 +102,11 @@ def test_a_video_keeps_all_but_its_size(sharpener, tmp_path, compare):
     assert read_times(tmp_path / "out.mp4") == CONSTANT
     with VideoReader(tmp_path / "in.mp4") as reader, VideoReader(tmp_path / "out.mp4", audio=True) as written:
         assert written.format == dataclasses.replace(reader.format, width=96, height=128)
-        sound, planes = 0, None
+        sound, steadied = 0, None
         for came, went in zip(reader, written, strict=True):
             sound += len(went.packets)
-            planes = sharpener.sharpen_planes(came.y, came.uv, size="2x", after=planes)
+            steadied = steady(came.y, steadied)
+            planes = sharpener.sharpen_planes(steadied, came.uv, size="2x")
             large, _ = resize_planes(came.y, came.uv, (96, 128))
             assert np.array_equal(went.y[:, 60:], planes[0][:, 60:])
             assert np.array_equal(went.y[:, :40], (large if compare else planes[0])[:, :40])
