@@ -35,7 +35,7 @@ DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian blur; detail is luma min
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.17  # of what leaves it that stays
 AVERAGED = 0.7  # of a small change that `steady` takes away
-NOISE_RANGE, NOISE_QUANTILE = (0.6, 5), 0.1  # codes; the share of a frame in which nothing moves
+NOISE_RANGE, NOISE_QUANTILE = (0.5, 5), 0.1  # codes; the share of a frame in which nothing moves
 SMALL, MOVED = 8, 2.5  # times the noise: changes of a pixel, and of the mean of the pixels around it
 
 # Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain after the residual,
