@@ -335,6 +335,8 @@ class RealTimeSharpener:
 
         def sharpen_frame(planes, strength):
             nonlocal steadied
+            if strength == 0:
+                return reader.to_bgr(*planes)
             steadied = steady(planes[0], steadied, strength, usable_cores())
             return reader.to_bgr(*self.sharpen_planes(steadied, planes[1], kind.full_range, strength))
 

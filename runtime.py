@@ -35,8 +35,8 @@ DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian blur; detail is luma min
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.17  # of what leaves it that stays
 AVERAGED = 0.7  # of a small change that `steady` takes away
-NOISE_RANGE, NOISE_QUANTILE = (0.5, 5), 0.1  # codes; the share of a frame in which nothing moves
-SMALL, MOVED = 8, 2.5  # times the noise: changes of a pixel, and of the mean of the pixels around it
+NOISE_RANGE, NOISE_QUANTILE = (0.5, 2.5), 0.1  # codes; the share of a frame in which nothing moves
+SMALL, MOVED = 8, 2  # times the noise (see `_noise`): changes of a pixel, and in the mean around it
 
 # Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain after the residual,
 # and unused ones after that: a convolution to 32 channels takes two thirds of the time of one to 28.
@@ -104,11 +104,12 @@ def limit_halo(sharp, y, share=HALO_SHARE):
 
 
 def steady(y, previous, strength=1.0, threads=1):
-    """Average luma with the frames before where the picture stands still: noise would be sharpened, and flicker.
+    """Average luma with the frames before where the picture stands still, so that noise is not sharpened.
 
-    A change since the frame before is noise if it is small at the pixel and about nothing in the mean of the 12x12
-    around it. Most of it is then taken away; what moves is left as it is, so that it leaves no trail. How much is small
-    depends on the noise, which is measured in the stillest tenth of the frame.
+    A change since the frame before is taken for noise if it is small at the pixel and close to zero in the mean of
+    3x3 cells of 4x4 pixels. Most of it is then taken away; what moves is left as it is, and hardly leaves a trail: a
+    few codes behind what is as faint as the noise. How much is small depends on the noise, which is measured in the
+    stillest tenth of the frame; if that is black bars, the frame counts as free of noise.
 
     As the frame before was steadied likewise, what stands still settles, to within a code. In luma nobody sees that
     code; chroma a code off would be rings on walls, and is left alone.
@@ -121,14 +122,14 @@ def steady(y, previous, strength=1.0, threads=1):
         threads: how many work at the same time.
 
     Returns:
-        Luma like `y`; `y` itself if nothing is to be done.
+        Luma like `y`, to be kept unchanged for the next frame; `y` itself if nothing is to be done.
     """
     if previous is None or previous.shape != y.shape or strength == 0 or min(y.shape) < 16:
         return y
     height, width = y.shape
     rows, columns = -(-height // 4), -(-width // 4)  # of cells
     y, previous = (_fit(plane, 4 * rows, 4 * columns) for plane in (y, previous))
-    change, halved = np.empty_like(y), np.empty((2 * rows, 2 * columns), np.uint8)  # around 128
+    change, halved = np.empty(y.shape, np.uint8), np.empty((2 * rows, 2 * columns), np.uint8)  # around 128
 
     def compare_stripe(top, bottom):
         pixels, halves = slice(4 * top, 4 * bottom), slice(2 * top, 2 * bottom)
@@ -140,7 +141,7 @@ def steady(y, previous, strength=1.0, threads=1):
         cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float32)
         for plane in (halved, cv2.absdiff(halved, 128))
     )
-    changed -= 128
+    changed -= 128.25  # halving rounds halves up, twice an eighth of a code
     noise = _noise(changed, size)
     still = np.abs(cv2.blur(changed, (3, 3))) < MOVED * noise
     mask = -still.astype(np.int32)[:, None]  # the four bytes of a cell's row: 255 if it is still, else 0
@@ -158,10 +159,10 @@ def steady(y, previous, strength=1.0, threads=1):
 
 
 def _noise(changed, size):
-    """Mean size of what has no mean: of the change in those blocks of 4x4 cells where that is least.
+    """How much 2x2 pixels change without moving, in codes: about 0.3 times the sigma of white noise.
 
     Args:
-        changed, size: means of the change of each cell and of its size, float32 ``(rows, columns)``, in codes.
+        changed, size: means over each cell of that change and of its absolute value, float32 ``(rows, columns)``.
     """
     changed, size = (cv2.resize(c, None, fx=1 / 4, fy=1 / 4, interpolation=cv2.INTER_AREA) for c in (changed, size))
     blocks = np.sort(size - np.abs(changed), axis=None)

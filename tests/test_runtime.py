@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import chelsea
+from skimage.data import grass as grass_picture
 from skimage.metrics import peak_signal_noise_ratio as psnr
 
 import models
@@ -208,6 +209,13 @@ def test_what_stands_still_settles_to_within_a_code(rng):
     before, last = (steady_all(flickering[:count]) for count in (7, 8))
     np.testing.assert_array_equal(before, last)
     assert set(np.unique(last - scene)) <= {0, 1}
+
+
+def test_a_pan_over_fine_texture_is_hardly_taken_for_noise():
+    """Nothing in it is still or flat, so that all of it counts as noise."""
+    grass = cv2.GaussianBlur(grass_picture(), (0, 0), 1.5)
+    frames = [grass[:, 3 * number :][:, :400] for number in range(4)]
+    assert psnr(frames[-1], steady_all(frames).astype(np.uint8)) > 30
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 33), (2, 50)])
