@@ -44,7 +44,7 @@ from pipeline import read_ahead, write_behind
 from runtime import RELEASED_STUDENT, CheckpointError, DeviceError, steady
 from scaling import WINDOW, SizeError, parse_size, resize_pixels, resize_planes, target_size
 from screen import Screen, is_screen
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, usable_cores, without_password
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural, without_password
 from video import MAX_VIDEO_SIDE, VideoReader, VideoWriter, check_encoder
 from window import KEYS, Controls, Recorder, VirtualCamera, Window, draw_rectangle
 
@@ -288,7 +288,7 @@ class RealTimeSharpener:
             bar = tqdm(frames, total=reader.frame_count, unit=" frames", leave=False, disable=not progress)
             try:
                 for frame in bar:
-                    steadied = steady(frame.y, steadied, self.strength, usable_cores())
+                    steadied = steady(frame.y, steadied, self.strength)
                     enlarged = resize_planes(steadied, frame.uv, target, kind.chroma_location)
                     y, uv = self.sharpen_planes(*enlarged, kind.full_range)
                     if compare:
@@ -315,7 +315,7 @@ class RealTimeSharpener:
             if strength == 0:
                 return pixels.copy()
             y, uv = pixels_to_planes(pixels)
-            steadied = steady(y, steadied, strength, usable_cores())
+            steadied = steady(y, steadied, strength)
             dy, duv = self.engine.difference(steadied, uv, strength)
             return add_change(pixels, cv2.addWeighted(add_change(steadied, dy, None), 1, y, -1, 128), duv)
 
@@ -337,7 +337,7 @@ class RealTimeSharpener:
             nonlocal steadied
             if strength == 0:
                 return reader.to_bgr(*planes)
-            steadied = steady(planes[0], steadied, strength, usable_cores())
+            steadied = steady(planes[0], steadied, strength)
             return reader.to_bgr(*self.sharpen_planes(steadied, planes[1], kind.full_range, strength))
 
         return TimedSource(frames, reader.live, kind.rate, (kind.width, kind.height)), enlarge_frame, sharpen_frame

@@ -103,7 +103,7 @@ def limit_halo(sharp, y, share=HALO_SHARE):
     return cv2.addWeighted(inside, 1 - share, sharp, share, 0)
 
 
-def steady(y, previous, strength=1.0, threads=1):
+def steady(y, previous, strength=1.0, threads=None):
     """Average luma with the frames before where the picture stands still, so that noise is not sharpened.
 
     A change since the frame before is taken for noise if it is small at the pixel and close to zero in the mean of
@@ -119,14 +119,14 @@ def steady(y, previous, strength=1.0, threads=1):
         previous: what this function gave for the frame before; None, or of another shape: the frame stands alone, as do
             frames of less than 16 pixels a side.
         strength: of the sharpening that follows; below 0.5, less is taken away in proportion.
-        threads: how many work at the same time.
+        threads: how many work at the same time; None for as many as the process may use cores.
 
     Returns:
         Luma like `y`, to be kept unchanged for the next frame; `y` itself if nothing is to be done.
     """
     if previous is None or previous.shape != y.shape or strength == 0 or min(y.shape) < 16:
         return y
-    height, width = y.shape
+    threads, (height, width) = threads or usable_cores(), y.shape
     rows, columns = -(-height // 4), -(-width // 4)  # of cells
     y, previous = (_fit(plane, 4 * rows, 4 * columns) for plane in (y, previous))
     change, halved = np.empty(y.shape, np.uint8), np.empty((2 * rows, 2 * columns), np.uint8)  # around 128
@@ -152,7 +152,7 @@ def steady(y, previous, strength=1.0, threads=1):
         gone = cv2.LUT(change[pixels], table, change[pixels])
         cells = gone.view(np.int32).reshape(-1, 4, columns)
         np.bitwise_and(cells, mask[top:bottom], out=cells)
-        np.subtract(y[pixels], gone, out=gone)  # of signed bytes as unsigned ones
+        np.subtract(y[pixels], gone, out=gone)  # `gone` holds signed bytes, and now what remains: the steadied luma
 
     in_stripes(average_stripe, rows, threads)
     return change[:height, :width]

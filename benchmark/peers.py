@@ -24,7 +24,7 @@ from models import REALESRGAN, load_teacher
 from runtime import checkpoint_digest, steady
 from scaling import resize_planes as resize_bicubic
 from torch_engine import pick_device, pick_precision
-from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp, usable_cores
+from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def student(sharpener, name, strength):
     def run(sample):
         steadied, sharp = None, []
         for y, uv in sample.input:
-            steadied = steady(y, steadied, strength, usable_cores())
+            steadied = steady(y, steadied, strength)
             sharp.append(sharpener.sharpen_planes(steadied, uv, sample.full_range, strength, sample.size))
         return sharp
 
