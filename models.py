@@ -78,16 +78,12 @@ def local_mean(folded):
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
-def detail(y, sigma=DETAIL_SIGMA):
-    """What a Gaussian blur takes from luma `(N, 1, H, W)`."""
-    return y - gaussian_blur(F.pad(y, [DETAIL_RADIUS] * 4, mode="reflect"), sigma, DETAIL_RADIUS)
-
-
 def steepen(y, gain):
-    """Add `detail` to luma, `gain` times.
+    """Multiply the detail of luma: what is beyond one pixel is made steeper, what is finer is only ever calmed.
 
-    A positive gain makes edges steeper, and `limit_halo` keeps them from becoming higher; a negative one calms what is
-    flat.
+    A positive gain adds detail, the difference between the picture at half its size and a Gaussian blur of that. So
+    edges become steeper, while the steps of a ragged outline, of one pixel, stay as they are; `limit_halo` keeps edges
+    from becoming higher. A negative gain takes away all that the blur takes, noise of single pixels, too.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -97,8 +93,15 @@ def steepen(y, gain):
         Luma of the same shape. What runs on uint8 planes is `runtime.steepen`.
     """
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
-        gain = F.interpolate(gain.float().clamp(*DETAIL_GAIN), scale_factor=2, mode="bilinear")
-        return (y + gain[..., : y.shape[-2], : y.shape[-1]] * detail(y)).clamp(0, 1)
+        gain, (height, width) = gain.float().clamp(*DETAIL_GAIN), y.shape[-2:]
+        y = F.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
+        half = F.avg_pool2d(y, 2)
+        smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
+        steep = (smooth + gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
+        smooth, steep, gain = (
+            F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in (smooth, steep, gain)
+        )
+        return (y + (steep - smooth) + gain.clamp(max=0) * (y - smooth)).clamp(0, 1)[..., :height, :width]
 
 
 def limit_halo(sharp, y):

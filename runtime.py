@@ -31,7 +31,7 @@ RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_stude
 ARTEFACT_FORMAT = 8
 
 DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
-DETAIL_SIGMA, DETAIL_RADIUS = 1.5, 3  # of the Gaussian blur; detail is luma minus it
+DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; detail is what it takes
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.17  # of what leaves it that stays
 AVERAGED = 0.7  # of a small change that `steady` takes away
@@ -49,7 +49,7 @@ GAIN_STEPS = 42  # codes for a gain of 1
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
-_STRIPE, _MARGIN = 72, 1  # cells of 4x4 pixels: most rows of a stripe, and what is read above and below it
+_STRIPE, _MARGIN = 72, 2  # cells of 4x4 pixels: most rows of a stripe, and what is read above and below it
 STRENGTH_LIMIT = 200  # more has no further effect and would overflow 16 bits; infinity times zero is NaN
 _SIZES_KEPT = 4  # of frames, whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
@@ -80,14 +80,28 @@ def steepen(y, gain):
     Returns:
         Luma of the same type.
     """
-    share = cv2.resize(gain, (2 * gain.shape[1], 2 * gain.shape[0]))[: y.shape[0], : y.shape[1]]  # of detail that stays
-    blurred = cv2.GaussianBlur(y, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, hint=cv2.ALGO_HINT_APPROX)
+    rows, columns = gain.shape
+    half = cv2.resize(_fit(y, 2 * rows, 2 * columns), (columns, rows), interpolation=cv2.INTER_AREA)
+    smooth = cv2.GaussianBlur(half, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, borderType=cv2.BORDER_REPLICATE)
+    steep = _add_detail(smooth, half, smooth, np.maximum(gain, GAIN_STEPS) - GAIN_STEPS)
+    smooth, steep, share = (_doubled(plane)[: y.shape[0], : y.shape[1]] for plane in (smooth, steep, gain))
+    return _add_detail(steep, y, smooth, np.minimum(share, GAIN_STEPS))
+
+
+def _doubled(plane):
+    """A plane at twice the size, bilinear, as a mean of 1, 2, 1 over repeated pixels: faster than OpenCV's own."""
+    repeated = np.repeat(cv2.merge([plane, plane]).reshape(len(plane), -1), 2, axis=0)
+    return cv2.GaussianBlur(repeated, (3, 3), 0, borderType=cv2.BORDER_REPLICATE)
+
+
+def _add_detail(plane, y, smooth, share):
+    """``plane + share * (y - smooth)``, within 0 to 255; `share` in `GAIN_STEPS`."""
     if y.dtype != np.uint8:
-        return np.clip(blurred + (y - blurred) * share / GAIN_STEPS, 0, 255)
-    # Detail above and below zero apart, as uint8: OpenCV computes that in half of the time of int16.
-    above, below = cv2.subtract(y, blurred), cv2.subtract(blurred, y)
-    above, below = (cv2.multiply(detail, share, scale=1 / GAIN_STEPS) for detail in (above, below))
-    return cv2.subtract(cv2.add(blurred, above), below)
+        return np.clip(plane + share / np.float32(GAIN_STEPS) * (y - smooth), 0, 255)
+    # The size and the sign of detail apart, as uint8: OpenCV computes that in less than half of the time of int16.
+    change = cv2.multiply(cv2.absdiff(y, smooth), share, scale=1 / GAIN_STEPS)
+    lower, higher = cv2.subtract(plane, change), cv2.add(plane, change)
+    return cv2.copyTo(higher, cv2.compare(y, smooth, cv2.CMP_GT), lower)
 
 
 def code_gain(gain):

@@ -39,7 +39,6 @@ from models import (
     add_branches,
     check_size,
     collapse,
-    detail,
     gaussian_blur,
     load_student,
     load_teacher,
@@ -62,7 +61,7 @@ ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
 # Standard deviation of detail from which there is texture, and from which it counts fully: in the restored picture, to
 # which gain is added there, and in the input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
-FINE_SIGMA = 0.8  # of the Gaussian that takes away the finest detail
+TEXTURE_SIGMA, FINE_SIGMA = 1.5, 0.8  # of the Gaussians that take away detail, and only the finest of it
 INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
 QUALITY = ("psnr_input", "ssim_input", "psnr", "ssim")  # what `validate` measures
 
@@ -463,6 +462,11 @@ def high_pass(y, sigma=2.0, radius=6):
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
 
 
+def detail(y, sigma):
+    """What a Gaussian blur of up to 3 pixels takes from luma `(N, 1, H, W)`."""
+    return high_pass(F.pad(y, [3] * 4, mode="reflect"), sigma, 3)
+
+
 def channel_distillation(student, teacher, temperature):
     """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
 
@@ -533,7 +537,7 @@ def answers(larger, batch):
 
 def deviation(y):
     """Deviation of the detail in luma `(N, 1, H, W)` within a Gaussian of sigma 2.5: `(N, 1, H/2, W/2)`."""
-    squares = F.pad(detail(y).square(), [6] * 4, mode="reflect")
+    squares = F.pad(detail(y, TEXTURE_SIGMA).square(), [6] * 4, mode="reflect")
     return F.avg_pool2d(gaussian_blur(squares, sigma=2.5, radius=6), 2).sqrt() + 1e-6
 
 

@@ -149,7 +149,8 @@ def test_video_is_made_steeper_as_in_training(soft, rng, height, width):
     expected = models.steepen(*planes)[0, 0].numpy() * 255
     assert np.abs(expected - y).max() > 10
     assert np.abs(steepen(y.astype(np.float32), gain) - expected).max() < 0.5  # the gain between two has whole codes
-    assert np.abs(steepen(y, gain) - expected).max() <= 2  # detail is rounded before it is multiplied
+    error = np.abs(steepen(y, gain) - expected)  # half the size and its blur are rounded, then multiplied by up to 3
+    assert error.max() <= 3 and error.mean() < 0.5
     assert (steepen(y, code_gain(0 * wide)) == y).all()
 
 

@@ -17,7 +17,7 @@ import degradation
 import train as training
 from config import Config
 from images import read_image
-from models import CheckpointError, Student, detail, load_student, read_weights
+from models import CheckpointError, Student, load_student, read_weights
 from tests.faults import full_disk, leftovers, run_and_kill
 from train import TrainingError
 from utils import luma_metrics
@@ -318,7 +318,7 @@ def test_a_natural_answer_keeps_fine_detail_and_spares_outlines():
     found, _, natural = training.answers(larger, batch)
     wall, cloth = slice(0, 32), slice(64, 80)
     torch.testing.assert_close(found[..., wall], residual[..., wall])
-    fine = [detail(plane, training.FINE_SIGMA)[..., cloth].std() for plane in (found, residual)]
+    fine = [training.detail(plane, training.FINE_SIGMA)[..., cloth].std() for plane in (found, residual)]
     assert fine[0] < 0.5 * fine[1]  # less of it is taken away
     torch.testing.assert_close(natural[..., :16], gain[..., :16])
     y[..., 48:] += 0.4 * (torch.arange(48) % 16 < 8)  # stripes

@@ -205,12 +205,14 @@ def run_passes(device, code, passes, weights, rgb):
     frame = texture(width, height, "rgba8unorm", TextureUsage.COPY_DST)
     rgba = cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)
     device.queue.write_texture({"texture": frame}, rgba, {"bytes_per_row": 4 * width}, (width, height, 1))
-    halves = texture(-(-width // 2), -(-height // 2), "rgba16float", TextureUsage.STORAGE_BINDING)
-    change = texture(width, height, "rgba16float", TextureUsage.STORAGE_BINDING)
+    halves, bands, change = (
+        texture(-(-width // shrink), -(-height // shrink), "rgba16float", TextureUsage.STORAGE_BINDING)
+        for shrink in (2, 2, 1)
+    )
     linear = device.create_sampler(mag_filter="linear", min_filter="linear")
     sizes = buffer(struct.pack("6if4x", width, height, columns, rows, width, height, 1), BufferUsage.UNIFORM)
     cells, *maps = (buffer(bytes(size * columns * rows)) for size in (11 * 16, 8 * 8, 8 * 8))
-    views = [one.create_view() for one in (frame, halves, change)]
+    views = [one.create_view() for one in (frame, halves, bands, change)]
     used = [sizes, linear, views[0], cells, buffer(weights), *maps, *views[1:]]  # by binding
 
     encoder = device.create_command_encoder()

@@ -4,7 +4,7 @@
 // changes is computed there; it is added to the frame itself when that is drawn at the canvas's size.
 "use strict";
 
-const MAGIC = 0x53535452, VERSION = 2; // of the file, which begins with "RTSS"
+const MAGIC = 0x53535452, VERSION = 3; // of the file, which begins with "RTSS"
 const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or pairs of cells
 const TILE = 16; // a side of a workgroup whose invocations are pixels
 
@@ -65,9 +65,10 @@ function makeShaders(student, half) {
         store(cell, o, sum);
       }
     }`;
-  const radius = Math.max(detailRadius, neighbours >> 1), side = TILE + 2 * radius, rim = side * TILE;
-  const gaussian = Array.from({ length: 2 * radius + 1 }, (_, i) =>
-    Math.abs(i - radius) > detailRadius ? 0 : Math.exp(-((i - radius) ** 2) / (2 * detailSigma ** 2)));
+  // Sides of a workgroup's tile with what lies around it: of halves that are blurred, and of pixels that are compared.
+  const blurred = TILE + 2 * detailRadius, radius = neighbours >> 1, compared = TILE + 2 * radius;
+  const gaussian = Array.from({ length: 2 * detailRadius + 1 }, (_, i) =>
+    Math.exp(-((i - detailRadius) ** 2) / (2 * detailSigma ** 2)));
   const total = gaussian.reduce((sum, weight) => sum + weight);
 
   const code = `${half ? "enable f16; alias T = f16;" : "alias T = f32;"}
@@ -83,8 +84,10 @@ function makeShaders(student, half) {
     @group(0) @binding(6) var<storage, read_write> output: array<vec4<T>>; // map
     @group(0) @binding(7) var halves: texture_2d<f32>; // of 2x2 pixels: change of u, change of v, gain
     @group(0) @binding(7) var halves_out: texture_storage_2d<rgba16float, write>;
-    @group(0) @binding(8) var change: texture_2d<f32>; // what is added to red, green and blue
-    @group(0) @binding(8) var change_out: texture_storage_2d<rgba16float, write>;
+    @group(0) @binding(8) var bands: texture_2d<f32>; // of 2x2 pixels: luma blurred, and made steep
+    @group(0) @binding(8) var bands_out: texture_storage_2d<rgba16float, write>;
+    @group(0) @binding(9) var change: texture_2d<f32>; // what is added to red, green and blue
+    @group(0) @binding(9) var change_out: texture_storage_2d<rgba16float, write>;
     fn place(cell: vec2i, plane: i32) -> i32 { return (plane * sizes.cells.y + cell.y) * sizes.cells.x + cell.x; }
     fn is_inside(cell: vec2i) -> bool { return all(cell >= vec2i(0)) && all(cell < sizes.cells); }
 
@@ -177,39 +180,73 @@ function makeShaders(student, half) {
       }`)}
     }
 
-    // Cells and halves -> change. A workgroup loads its pixels with ${radius} more on each side, and sums and compares
-    // them in rows and then in columns.
+    // Cells and halves -> bands: models.steepen at half the size. A workgroup loads its halves with ${detailRadius} more
+    // on each side, and blurs them in rows and then in columns.
     const GAUSSIAN = array(${gaussian.map((weight) => weight / total)});
-    var<workgroup> tile: array<vec2f, ${side * side}>; // restored luma, luma
-    var<workgroup> rows: array<vec3f, ${rim}>; // in rows: restored luma blurred, least luma, greatest luma
-    fn gather(all: vec3f, k: i32, value: vec3f) -> vec3f { // the same with one more value
-      return vec3f(all.x + GAUSSIAN[k] * value.x, min(all.y, value.y), max(all.z, value.z));
+    var<workgroup> halved: array<f32, ${blurred * blurred}>; // restored luma at half the size
+    var<workgroup> rows: array<f32, ${blurred * TILE}>; // blurred in rows
+    fn luma(pixel: vec2i, plane: i32) -> f32 { // plane 0: as it came, 7: restored
+      return cells[place(pixel / 4, plane + pixel.y % 4)][pixel.x % 4];
     }
+    @compute @workgroup_size(${TILE}, ${TILE}) fn soften(@builtin(global_invocation_id) id: vec3u,
+        @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+      let last = sizes.pixels - 1;
+      for (var i = i32(local); i < ${blurred * blurred}; i += ${TILE * TILE}) {
+        let at = ${TILE} * vec2i(group.xy) + vec2i(i % ${blurred}, i / ${blurred}) - ${detailRadius};
+        let pixel = 2 * clamp(at, vec2i(0), last / 2);
+        halved[i] = 0;
+        for (var k = 0; k < 4; k++) { halved[i] += luma(min(pixel + vec2i(k % 2, k / 2), last), 7) / 4; }
+      }
+      workgroupBarrier();
+      for (var i = i32(local); i < ${blurred * TILE}; i += ${TILE * TILE}) {
+        let first = i / ${TILE} * ${blurred} + i % ${TILE};
+        rows[i] = 0;
+        for (var k = 0; k < ${gaussian.length}; k++) { rows[i] += GAUSSIAN[k] * halved[first + k]; }
+      }
+      workgroupBarrier();
+      if (any(vec2i(id.xy) > last / 2)) { return; }
+      var calm = 0f;
+      for (var k = 0; k < ${gaussian.length}; k++) { calm += GAUSSIAN[k] * rows[i32(local) + ${TILE} * k]; }
+      let here = vec2i(i32(local) % ${TILE}, i32(local) / ${TILE}) + ${detailRadius};
+      let value = halved[here.y * ${blurred} + here.x];
+      let gain = textureLoad(halves, id.xy, 0).z;
+      let steep = saturate(calm + max(gain, 0) * (value - calm));
+      textureStore(bands_out, id.xy, vec4f(calm, steep, 0, 0));
+    }
+
+    // Cells, halves and bands -> change. A workgroup loads its pixels with ${radius} more on each side, and compares
+    // them in rows and then in columns.
+    var<workgroup> pixels: array<f32, ${compared * compared}>; // luma
+    var<workgroup> ranges: array<vec2f, ${compared * TILE}>; // in rows: least and greatest
     @compute @workgroup_size(${TILE}, ${TILE}) fn finish(@builtin(global_invocation_id) id: vec3u,
         @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
       let last = sizes.pixels - 1;
-      for (var i = i32(local); i < ${side * side}; i += ${TILE * TILE}) {
-        let at = abs(${TILE} * vec2i(group.xy) + vec2i(i % ${side}, i / ${side}) - ${radius});
-        let pixel = clamp(min(at, 2 * last - at), vec2i(0), last); // the frame is mirrored at its edges
-        let row = pixel.y % 4;
-        tile[i] = vec2f(cells[place(pixel / 4, 7 + row)][pixel.x % 4], cells[place(pixel / 4, row)][pixel.x % 4]);
+      for (var i = i32(local); i < ${compared * compared}; i += ${TILE * TILE}) {
+        let at = ${TILE} * vec2i(group.xy) + vec2i(i % ${compared}, i / ${compared}) - ${radius};
+        pixels[i] = luma(clamp(at, vec2i(0), last), 0);
       }
       workgroupBarrier();
-      for (var i = i32(local); i < ${rim}; i += ${TILE * TILE}) {
-        var row = vec3f(0, 9, -9);
-        for (var k = 0; k < ${gaussian.length}; k++) {
-          row = gather(row, k, tile[i / ${TILE} * ${side} + i % ${TILE} + k].xyy);
+      for (var i = i32(local); i < ${compared * TILE}; i += ${TILE * TILE}) {
+        var range = vec2f(9, -9);
+        for (var k = 0; k < ${neighbours}; k++) {
+          let value = pixels[i / ${TILE} * ${compared} + i % ${TILE} + k];
+          range = vec2f(min(range.x, value), max(range.y, value));
         }
-        rows[i] = row;
+        ranges[i] = range;
       }
       workgroupBarrier();
-      if (any(vec2i(id.xy) > last)) { return; }
-      var all = vec3f(0, 9, -9);
-      for (var k = 0; k < ${gaussian.length}; k++) { all = gather(all, k, rows[i32(local) + ${TILE} * k]); }
-      let value = tile[(i32(local) / ${TILE} + ${radius}) * ${side} + i32(local) % ${TILE} + ${radius}];
-      let half = textureSampleLevel(halves, linear, (vec2f(id.xy) + 0.5) / 2 / vec2f(textureDimensions(halves)), 0);
-      let steep = saturate(value.x + half.z * (value.x - all.x)); // models.steepen
-      let y = mix(clamp(steep, all.y, all.z), steep, ${haloShare}) - value.y; // models.limit_halo
+      let pixel = vec2i(id.xy);
+      if (any(pixel > last)) { return; }
+      var range = vec2f(9, -9);
+      for (var k = 0; k < ${neighbours}; k++) {
+        let row = ranges[i32(local) + ${TILE} * k];
+        range = vec2f(min(range.x, row.x), max(range.y, row.y));
+      }
+      let at = (vec2f(pixel) + 0.5) / 2 / vec2f(textureDimensions(halves));
+      let half = textureSampleLevel(halves, linear, at, 0);
+      let band = textureSampleLevel(bands, linear, at, 0);
+      let steep = saturate(band.y + (1 + min(half.z, 0)) * (luma(pixel, 7) - band.x)); // models.steepen
+      let y = mix(clamp(steep, range.x, range.y), steep, ${haloShare}) - luma(pixel, 0); // models.limit_halo
       let rgb = vec3f(y + 1.402 * half.y, y - 0.344136 * half.x - 0.714136 * half.y, y + 1.772 * half.x);
       textureStore(change_out, id.xy, vec4f(rgb, 0));
     }
@@ -240,7 +277,8 @@ function makeShaders(student, half) {
       }`)}
       return vec4f(rgb, 1);
     }`;
-  passes.push(["finish", [TILE, TILE], [0, 1, 3, 7, 8]], ["draw", null, [0, 1, 2, 8]]);
+  passes.push(["soften", [2 * TILE, 2 * TILE], [0, 3, 7, 8]], ["finish", [TILE, TILE], [0, 1, 3, 7, 8, 9]]);
+  passes.push(["draw", null, [0, 1, 2, 9]]);
   return { code, passes };
 }
 
@@ -316,13 +354,14 @@ class Picture {
     const frame = texture(from, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
     const cells = buffer(11 * 16 * columns * rows); // of vectors of four float32
     const maps = [buffer(mapBytes * columns * rows), buffer(mapBytes * columns * rows)];
-    const halves = texture(working.map((side) => Math.ceil(side / 2)), "rgba16float", STORAGE_BINDING);
+    const halfSize = working.map((side) => Math.ceil(side / 2));
+    const [halves, bands] = [halfSize, halfSize].map((half) => texture(half, "rgba16float", STORAGE_BINDING));
     const change = texture(working, "rgba16float", STORAGE_BINDING);
     device.queue.writeBuffer(sizes.buffer, 0, new Int32Array([...working, columns, rows, ...size]));
     [this.canvas.width, this.canvas.height] = size;
     this.groups = passes.map(([, , bindings], i) => { // each pass reads the map that the one before has written
-      const [input, output] = i % 2 ? maps.toReversed() : maps;
-      const all = [sizes, linear, frame, cells, { buffer: weights }, input, output, halves, change]; // in WGSL's order
+      const inOut = i % 2 ? maps.toReversed() : maps;
+      const all = [sizes, linear, frame, cells, { buffer: weights }, ...inOut, halves, bands, change]; // in WGSL's order
       const entries = bindings.map((binding) => ({ binding, resource: all[binding] }));
       return device.createBindGroup({ layout: pipelines[i].getBindGroupLayout(0), entries });
     });
