@@ -98,9 +98,7 @@ def steepen(y, gain):
         half = F.avg_pool2d(y, 2)
         smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
         steep = (smooth + gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
-        smooth, steep, gain = (
-            F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in (smooth, steep, gain)
-        )
+        smooth, steep, gain = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in (smooth, steep, gain))
         return (y + (steep - smooth) + gain.clamp(max=0) * (y - smooth)).clamp(0, 1)[..., :height, :width]
 
 
