@@ -20,9 +20,13 @@ import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
 
 from runtime import (
+    COARSE_SHARE,
     DETAIL_GAIN,
     DETAIL_RADIUS,
     DETAIL_SIGMA,
+    FINE_LIMIT,
+    FINE_SHARE,
+    FINE_THRESHOLD,
     HALO_SHARE,
     NEIGHBOURS,
     RELEASED_STUDENT,
@@ -79,11 +83,11 @@ def local_mean(folded):
 
 
 def steepen(y, gain):
-    """Multiply the detail of luma: what is beyond one pixel is made steeper, what is finer is only ever calmed.
+    """Multiply the detail of luma: what a Gaussian blur at half the size takes away.
 
-    A positive gain adds detail, the difference between the picture at half its size and a Gaussian blur of that. So
-    edges become steeper, while the steps of a ragged outline, of one pixel, stay as they are; `limit_halo` keeps edges
-    from becoming higher. A negative gain takes away all that the blur takes, noise of single pixels, too.
+    A positive gain adds mostly coarse detail, that of the half size itself: edges become steeper, and the steps of a
+    ragged outline, of one pixel, hardly do; `limit_halo` keeps edges from becoming higher. A little of all detail is
+    added, too, so that skin and hair keep their texture. A negative gain takes detail away, single pixels' noise, too.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -97,9 +101,10 @@ def steepen(y, gain):
         y = F.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
         half = F.avg_pool2d(y, 2)
         smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
-        steep = (smooth + gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
-        smooth, steep, gain = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in (smooth, steep, gain))
-        return (y + (steep - smooth) + gain.clamp(max=0) * (y - smooth)).clamp(0, 1)[..., :height, :width]
+        steep = (smooth + COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
+        planes = smooth, steep, F.softshrink(FINE_SHARE * gain, FINE_THRESHOLD).clamp(-1, FINE_LIMIT)
+        smooth, steep, fine = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in planes)
+        return (y + (steep - smooth) + fine * (y - smooth)).clamp(0, 1)[..., :height, :width]
 
 
 def limit_halo(sharp, y):

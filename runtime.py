@@ -30,10 +30,12 @@ RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_stude
 # Of an int8 network's file and what it reads and writes, `fold_planes` included; raise it if any changes.
 ARTEFACT_FORMAT = 8
 
-DETAIL_GAIN = (-1, 3)  # what `steepen` may multiply detail by
+DETAIL_GAIN = (-1, 5)  # limits of the gain that `steepen` takes
+COARSE_SHARE, FINE_SHARE = 0.7, 1.3  # of the gain, for coarse detail and for all detail
+FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.2  # of the latter: a smaller one counts for nothing, and a larger one for this
 DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; detail is what it takes
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
-HALO_SHARE = 0.17  # of what leaves it that stays
+HALO_SHARE = 0.19  # of what leaves it that stays
 AVERAGED = 0.7  # of a small change that `steady` takes away
 NOISE_RANGE, NOISE_QUANTILE = (0.5, 2.5), 0.1  # codes; the share of a frame in which nothing moves
 SMALL, MOVED = 8, 2  # times the noise (see `_noise`): changes of a pixel, and in the mean around it
@@ -81,11 +83,21 @@ def steepen(y, gain):
         Luma of the same type.
     """
     rows, columns = gain.shape
+    added, kept = (cv2.LUT(gain, table) for table in _detail_tables())
     half = cv2.resize(_fit(y, 2 * rows, 2 * columns), (columns, rows), interpolation=cv2.INTER_AREA)
     smooth = cv2.GaussianBlur(half, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, borderType=cv2.BORDER_REPLICATE)
-    steep = _add_detail(smooth, half, smooth, np.maximum(gain, GAIN_STEPS) - GAIN_STEPS)
-    smooth, steep, share = (_doubled(plane)[: y.shape[0], : y.shape[1]] for plane in (smooth, steep, gain))
-    return _add_detail(steep, y, smooth, np.minimum(share, GAIN_STEPS))
+    steep = _add_detail(smooth, half, smooth, added)
+    smooth, steep, kept = (_doubled(plane)[: y.shape[0], : y.shape[1]] for plane in (smooth, steep, kept))
+    return _add_detail(steep, y, smooth, kept)
+
+
+@functools.cache
+def _detail_tables():
+    """For each code of `code_gain`: how much of coarse detail is added, and how much of all detail stays."""
+    gain = np.arange(256) / GAIN_STEPS + DETAIL_GAIN[0]
+    fine = np.sign(gain) * np.maximum(FINE_SHARE * np.abs(gain) - FINE_THRESHOLD, 0)
+    shares = COARSE_SHARE * np.maximum(gain, 0), 1 + np.clip(fine, -1, FINE_LIMIT)
+    return [np.rint(GAIN_STEPS * share).astype(np.uint8) for share in shares]
 
 
 def _doubled(plane):

@@ -35,6 +35,7 @@ function parseStudent(buffer) {
  *  bindings that are used. `half`: maps and convolutions are float16. */
 function makeShaders(student, half) {
   const { layers, inputGain, detailGain, detailRadius, detailSigma, neighbours, haloShare } = student;
+  const { coarseShare, fineShare, fineThreshold, fineLimit } = student;
   const each = (count, text) => Array.from({ length: count }, (_, index) => text(index)).join("\n");
   const passes = [];
   // The begin of a pass whose invocations are so many cells each, one above the other.
@@ -84,7 +85,7 @@ function makeShaders(student, half) {
     @group(0) @binding(6) var<storage, read_write> output: array<vec4<T>>; // map
     @group(0) @binding(7) var halves: texture_2d<f32>; // of 2x2 pixels: change of u, change of v, gain
     @group(0) @binding(7) var halves_out: texture_storage_2d<rgba16float, write>;
-    @group(0) @binding(8) var bands: texture_2d<f32>; // of 2x2 pixels: luma blurred, and made steep
+    @group(0) @binding(8) var bands: texture_2d<f32>; // of 2x2 pixels: luma blurred, and steep; fine gain
     @group(0) @binding(8) var bands_out: texture_storage_2d<rgba16float, write>;
     @group(0) @binding(9) var change: texture_2d<f32>; // what is added to red, green and blue
     @group(0) @binding(9) var change_out: texture_storage_2d<rgba16float, write>;
@@ -210,8 +211,9 @@ function makeShaders(student, half) {
       let here = vec2i(i32(local) % ${TILE}, i32(local) / ${TILE}) + ${detailRadius};
       let value = halved[here.y * ${blurred} + here.x];
       let gain = textureLoad(halves, id.xy, 0).z;
-      let steep = saturate(calm + max(gain, 0) * (value - calm));
-      textureStore(bands_out, id.xy, vec4f(calm, steep, 0, 0));
+      let steep = saturate(calm + ${coarseShare} * max(gain, 0) * (value - calm));
+      let fine = sign(gain) * max(${fineShare} * abs(gain) - ${fineThreshold}, 0);
+      textureStore(bands_out, id.xy, vec4f(calm, steep, clamp(fine, -1, ${fineLimit}), 0));
     }
 
     // Cells, halves and bands -> change. A workgroup loads its pixels with ${radius} more on each side, and compares
@@ -243,11 +245,11 @@ function makeShaders(student, half) {
         range = vec2f(min(range.x, row.x), max(range.y, row.y));
       }
       let at = (vec2f(pixel) + 0.5) / 2 / vec2f(textureDimensions(halves));
-      let half = textureSampleLevel(halves, linear, at, 0);
+      let uv = textureSampleLevel(halves, linear, at, 0).xy;
       let band = textureSampleLevel(bands, linear, at, 0);
-      let steep = saturate(band.y + (1 + min(half.z, 0)) * (luma(pixel, 7) - band.x)); // models.steepen
+      let steep = saturate(band.y + (1 + band.z) * (luma(pixel, 7) - band.x)); // models.steepen
       let y = mix(clamp(steep, range.x, range.y), steep, ${haloShare}) - luma(pixel, 0); // models.limit_halo
-      let rgb = vec3f(y + 1.402 * half.y, y - 0.344136 * half.x - 0.714136 * half.y, y + 1.772 * half.x);
+      let rgb = vec3f(y + 1.402 * uv.y, y - 0.344136 * uv.x - 0.714136 * uv.y, y + 1.772 * uv.x);
       textureStore(change_out, id.xy, vec4f(rgb, 0));
     }
 
