@@ -31,8 +31,8 @@ RELEASED_STUDENT = Path(__file__).resolve().parent / "checkpoints" / "best_stude
 ARTEFACT_FORMAT = 8
 
 DETAIL_GAIN = (-1, 5)  # limits of the gain that `steepen` takes
-COARSE_SHARE, FINE_SHARE = 0.7, 1.3  # of the gain, for coarse detail and for all detail
-FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.2  # of the latter: a smaller one counts for nothing, and a larger one for this
+COARSE_SHARE, FINE_SHARE = 0.75, 1.5  # of the gain, for coarse detail and for all detail
+FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.15  # of the latter: a smaller one counts for nothing, and a larger one for this
 DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; detail is what it takes
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.19  # of what leaves it that stays
