@@ -85,9 +85,9 @@ def local_mean(folded):
 def steepen(y, gain):
     """Multiply the detail of luma: what a Gaussian blur at half the size takes away.
 
-    A positive gain adds mostly coarse detail, that of the half size itself: edges become steeper, and the steps of a
-    ragged outline, of one pixel, hardly do; `limit_halo` keeps edges from becoming higher. A little of all detail is
-    added, too, so that skin and hair keep their texture. A negative gain takes detail away, single pixels' noise, too.
+    A positive gain adds mostly coarse detail, that of the half size itself: edges become steeper, one-pixel steps of
+    ragged outlines hardly grow, and `limit_halo` keeps edges from becoming higher. A little of all detail is added,
+    too, so that skin and hair keep their texture. A negative gain takes detail away, single pixels' noise, too.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
@@ -102,7 +102,10 @@ def steepen(y, gain):
         half = F.avg_pool2d(y, 2)
         smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
         steep = (smooth + COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
-        planes = smooth, steep, F.softshrink(FINE_SHARE * gain, FINE_THRESHOLD).clamp(-1, FINE_LIMIT)
+        fine = FINE_SHARE * gain
+        # The gradient passes the threshold as if it were none: else a gain of 0, as at first, would stay 0.
+        fine = (fine + (F.softshrink(fine, FINE_THRESHOLD) - fine).detach()).clamp(-1, FINE_LIMIT)
+        planes = smooth, steep, fine
         smooth, steep, fine = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in planes)
         return (y + (steep - smooth) + fine * (y - smooth)).clamp(0, 1)[..., :height, :width]
 
@@ -143,7 +146,7 @@ class Student(nn.Module):
     costs a sixteenth. The head sees one cell, the blocks and the tail 3x3 of them. The network gives two things.
     A residual, unfolded and added to the input, restores what is missing or damaged. But it is decided for 4x4 pixels
     at once, and an edge is steep or not from one pixel to the next: so four more channels give a gain for each 2x2
-    pixels, by which `steepen` multiplies the detail of the restored luma.
+    pixels, by which `steepen` multiplies the detail that the restored luma has at half its size.
 
     Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
     its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.

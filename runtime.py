@@ -32,7 +32,7 @@ ARTEFACT_FORMAT = 8
 
 DETAIL_GAIN = (-1, 5)  # limits of the gain that `steepen` takes
 COARSE_SHARE, FINE_SHARE = 0.75, 1.5  # of the gain, for coarse detail and for all detail
-FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.15  # of the latter: a smaller one counts for nothing, and a larger one for this
+FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.15  # soft threshold of the latter, and its upper limit
 DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; detail is what it takes
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.19  # of what leaves it that stays
@@ -46,7 +46,7 @@ FOLDED, MEANS, GAINS, UNUSED = (16, 4, 4), (4, 2, 2), 4, 4
 CHANNELS = 32  # of what the network reads and writes
 RESIDUAL_STEPS = 2  # of the int8 network for a code: half codes, so that what is faint can be told from nothing
 FAINT = 0.45  # codes: soft threshold of the residual; smaller ones are rounding noise, which flickers on walls
-GAIN_STEPS = 42  # codes for a gain of 1
+GAIN_STEPS = 42  # codes for a gain of 1; those of the int8 network end at a gain of 3
 
 # uint8 codes for a step of 1 in full-range [0, 1] planes (ITU-R BT.601 and BT.709): luma, chroma.
 FULL_RANGE_SCALE = (255, 255)
@@ -107,7 +107,7 @@ def _doubled(plane):
 
 
 def _add_detail(plane, y, smooth, share):
-    """``plane + share * (y - smooth)``, within 0 to 255; `share` in `GAIN_STEPS`."""
+    """``plane + share * (y - smooth)``, within 0 to 255; `share` is uint8, in `GAIN_STEPS`."""
     if y.dtype != np.uint8:
         return np.clip(plane + share / np.float32(GAIN_STEPS) * (y - smooth), 0, 255)
     # The size and the sign of detail apart, as uint8: OpenCV computes that in less than half of the time of int16.

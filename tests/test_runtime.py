@@ -152,6 +152,8 @@ def test_video_is_made_steeper_as_in_training(soft, rng, height, width):
     error = np.abs(steepen(y, gain) - expected)  # half the size and its blur are rounded, then multiplied by up to 3
     assert error.max() <= 3 and error.mean() < 0.5
     assert (steepen(y, code_gain(0 * wide)) == y).all()
+    beyond, limit = (steepen(y, code_gain(np.full_like(wide, GAIN_STEPS * greatest))) for greatest in (9, 5))
+    assert (beyond == limit).all() and (limit != y).any()
 
 
 def test_halo_is_limited_as_in_training(rng):

@@ -48,6 +48,13 @@ def test_strength_scales_residual_and_gain(student):
         torch.testing.assert_close(sharp_uv, uv + strength * duv)
 
 
+def test_an_untrained_student_can_learn_a_gain():
+    student = Student(8, 1)
+    y, uv = planes(24, 40)
+    limit_halo(student(y, uv)[0], y).square().mean().backward()
+    assert student.tail.bias.grad[24:].abs().min() > 0 and student.tail.weight.grad[24:].abs().max() > 0
+
+
 def test_a_gain_makes_edges_steeper_and_the_limit_keeps_them_from_getting_higher():
     """And a negative one calms what is flat."""
     y = torch.full((1, 1, 16, 24), 0.2)
