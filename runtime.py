@@ -33,6 +33,7 @@ ARTEFACT_FORMAT = 8
 DETAIL_GAIN = (-1, 5)  # limits of the gain that `steepen` takes
 COARSE_SHARE, FINE_SHARE = 0.75, 1.5  # of the gain, for coarse detail and for all detail
 FINE_THRESHOLD, FINE_LIMIT = 0.1, 0.15  # soft threshold of the latter, and its upper limit
+_KEPT_STEPS = 128  # of `detail_shares`
 DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; detail is what it takes
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.19  # of what leaves it that stays
@@ -72,54 +73,48 @@ def in_stripes(function, rows, threads):
     in_parallel([functools.partial(work, part) for part in range(min(threads, len(tops)))])
 
 
-def steepen(y, gain):
+def steepen(y, added, kept):
     """`models.steepen` for video.
 
     Args:
         y: luma ``(H, W)`` in codes, uint8 or float32.
-        gain: ``(ceil(H/2), ceil(W/2))`` from `code_gain`.
+        added, kept: ``(ceil(H/2), ceil(W/2))`` from `detail_shares`.
 
     Returns:
         Luma of the same type.
     """
-    rows, columns = gain.shape
-    added, kept = (cv2.LUT(gain, table) for table in _detail_tables())
-    half = cv2.resize(_fit(y, 2 * rows, 2 * columns), (columns, rows), interpolation=cv2.INTER_AREA)
+    rows, columns = added.shape
+    whole = _fit(y, 2 * rows, 2 * columns).astype(np.float32)
+    half = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
     smooth = cv2.GaussianBlur(half, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, borderType=cv2.BORDER_REPLICATE)
-    steep = _add_detail(smooth, half, smooth, added)
+    steep = np.clip(smooth + added * (half - smooth), 0, 255)
+    if y.dtype == np.uint8:
+        smooth, steep = cv2.convertScaleAbs(smooth), cv2.convertScaleAbs(steep)
     smooth, steep, kept = (_doubled(plane)[: y.shape[0], : y.shape[1]] for plane in (smooth, steep, kept))
-    return _add_detail(steep, y, smooth, kept)
+    if y.dtype != np.uint8:
+        return np.clip(steep + kept / np.float32(_KEPT_STEPS) * (y - smooth), 0, 255)
+    # The size and the sign of detail apart, as uint8: OpenCV computes that in less than half of the time of int16.
+    change = cv2.multiply(cv2.absdiff(y, smooth), kept, scale=1 / _KEPT_STEPS)
+    lower, higher = cv2.subtract(steep, change), cv2.add(steep, change)
+    return cv2.copyTo(higher, cv2.compare(y, smooth, cv2.CMP_GT), lower)
 
 
-@functools.cache
-def _detail_tables():
-    """For each code of `code_gain`: how much of coarse detail is added, and how much of all detail stays."""
-    gain = np.arange(256) / GAIN_STEPS + DETAIL_GAIN[0]
+def detail_shares(gain):
+    """What gains mean to `steepen`: how much of coarse detail is added, and how much of all detail is kept.
+
+    Returns:
+        ``(added, kept)`` of the shape of `gain`, float32 and uint8 in steps of 1/128.
+    """
+    gain = np.clip(gain, *DETAIL_GAIN)
     fine = np.sign(gain) * np.maximum(FINE_SHARE * np.abs(gain) - FINE_THRESHOLD, 0)
-    shares = COARSE_SHARE * np.maximum(gain, 0), 1 + np.clip(fine, -1, FINE_LIMIT)
-    return [np.rint(GAIN_STEPS * share).astype(np.uint8) for share in shares]
+    added, kept = COARSE_SHARE * np.maximum(gain, 0), 1 + np.clip(fine, -1, FINE_LIMIT)
+    return added.astype(np.float32), np.rint(_KEPT_STEPS * kept).astype(np.uint8)
 
 
 def _doubled(plane):
     """A plane at twice the size, bilinear, as a mean of 1, 2, 1 over repeated pixels: faster than OpenCV's own."""
     repeated = np.repeat(cv2.merge([plane, plane]).reshape(len(plane), -1), 2, axis=0)
     return cv2.GaussianBlur(repeated, (3, 3), 0, borderType=cv2.BORDER_REPLICATE)
-
-
-def _add_detail(plane, y, smooth, share):
-    """``plane + share * (y - smooth)``, within 0 to 255; `share` is uint8, in `GAIN_STEPS`."""
-    if y.dtype != np.uint8:
-        return np.clip(plane + share / np.float32(GAIN_STEPS) * (y - smooth), 0, 255)
-    # The size and the sign of detail apart, as uint8: OpenCV computes that in less than half of the time of int16.
-    change = cv2.multiply(cv2.absdiff(y, smooth), share, scale=1 / GAIN_STEPS)
-    lower, higher = cv2.subtract(plane, change), cv2.add(plane, change)
-    return cv2.copyTo(higher, cv2.compare(y, smooth, cv2.CMP_GT), lower)
-
-
-def code_gain(gain):
-    """Code gains times `GAIN_STEPS` for `steepen`: uint8, 0 for the least of `DETAIL_GAIN`, within both."""
-    least, greatest = DETAIL_GAIN
-    return np.clip(np.rint(gain) - GAIN_STEPS * least, 0, GAIN_STEPS * (greatest - least)).astype(np.uint8)
 
 
 def limit_halo(sharp, y, share=HALO_SHARE):
@@ -349,7 +344,7 @@ def apply_change(change, y, uv, strength, scale, threads=1):
     Returns:
         ``(y, uv)``, new arrays of the same type.
     """
-    luma, chroma, gains = _change_tables(min(strength, STRENGTH_LIMIT), scale, y.dtype)
+    luma, chroma, *shares = _change_tables(min(strength, STRENGTH_LIMIT), scale, y.dtype)
     sharp, moved = np.empty_like(y), np.empty_like(uv)
 
     def apply_stripe(top, bottom):
@@ -357,8 +352,8 @@ def apply_change(change, y, uv, strength, scale, threads=1):
         dy, (du, dv, gain) = unfold_planes(change[begin : bottom + _MARGIN])
         seen = y[4 * begin : 4 * (bottom + _MARGIN)]
         restored = _add(seen, dy, luma)
-        gain = cv2.LUT(gain[: (len(seen) + 1) // 2, : uv.shape[2]], gains)
-        refined = limit_halo(steepen(restored, gain), seen)
+        gain = gain[: (len(seen) + 1) // 2, : uv.shape[2]]
+        refined = limit_halo(steepen(restored, *(cv2.LUT(gain, table) for table in shares)), seen)
         sharp[4 * top : 4 * bottom] = refined[4 * (top - begin) :][: 4 * (bottom - top)]
         inner = slice(2 * (top - begin), 2 * (bottom - begin))
         for plane, residual, out in zip(uv, (du, dv), moved, strict=True):
@@ -369,13 +364,13 @@ def apply_change(change, y, uv, strength, scale, threads=1):
 
 
 def _change_tables(strength, scale, dtype):
-    """What each byte of a change is worth, times the strength: in luma, in chroma, and as `steepen` takes the gain."""
+    """What each byte of a change is worth, times the strength: in luma, in chroma, and as a gain to `detail_shares`."""
     codes = np.arange(256).astype(np.uint8).view(np.int8) / np.float32(RESIDUAL_STEPS)
     residual = np.sign(codes) * np.maximum(np.abs(codes) - FAINT, 0) * strength
     planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
     if dtype == np.uint8:
         planes = [np.clip(np.rint(table) + 128, 0, 255).astype(np.uint8) for table in planes]
-    return *planes, code_gain(codes * RESIDUAL_STEPS * strength)
+    return *planes, *detail_shares(codes * RESIDUAL_STEPS / GAIN_STEPS * strength)
 
 
 def _add(plane, change, table):

@@ -8,11 +8,10 @@ import torch
 
 from runtime import (
     FULL_RANGE_SCALE,
-    GAIN_STEPS,
     LIMITED_RANGE_SCALE,
     STRENGTH_LIMIT,
     DeviceError,
-    code_gain,
+    detail_shares,
     limit_halo,
     steepen,
 )
@@ -108,12 +107,12 @@ class TorchEngine:
                 planes[0].float().sub_(16).mul_(1 / scale[0]),
                 planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
             ]
-        *residuals, gain = self._predict(*stretched, strength)
+        *residuals, shares = self._predict(*stretched, strength)
         sharp, sharp_uv = (
             residual.mul(codes).round_().add_(plane).clamp_(0, 255).to(torch.uint8).cpu().numpy()
             for plane, residual, codes in zip(planes, residuals, scale, strict=True)
         )
-        return limit_halo(steepen(sharp, gain), y), sharp_uv
+        return limit_halo(steepen(sharp, *shares), y), sharp_uv
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
@@ -131,10 +130,10 @@ class TorchEngine:
         planes = [self._tensor(plane) for plane in (y, uv)]
         if y.dtype == np.uint8:
             planes = [plane.float() / 255 for plane in planes]
-        *changes, gain = self._predict(*planes, strength)
+        *changes, shares = self._predict(*planes, strength)
         dy, duv = (change.cpu().numpy() for change in changes)
         codes = y.astype(np.float32) if y.dtype == np.uint8 else 255 * y
-        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), gain), codes) - codes
+        dy = limit_halo(steepen(np.clip(codes + 255 * dy, 0, 255), *shares), codes) - codes
         if y.dtype != np.uint8:
             return dy / 255, duv
         return tuple(np.clip(np.rint(change) + 128, 0, 255).astype(np.uint8) for change in (dy, 255 * duv))
@@ -144,7 +143,7 @@ class TorchEngine:
         return torch.from_numpy(np.require(plane, requirements=["C", "W"])).to(self.device)
 
     def _predict(self, y, uv, strength):
-        """Residuals as tensors, and the gain as `steepen` takes it."""
+        """Residuals as tensors, and the gain's `detail_shares`."""
         reduced = self._dtype != torch.float32
         try:
             with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
@@ -152,4 +151,4 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{self.device} has too little free memory: close programs, or use device cpu") from error
         dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
-        return dy[0], duv, code_gain(GAIN_STEPS * gain[0].cpu().numpy())
+        return dy[0], duv, detail_shares(gain[0].cpu().numpy())

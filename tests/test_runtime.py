@@ -42,7 +42,7 @@ from runtime import (
     OpenVINOEngine,
     apply_change,
     artefact_path,
-    code_gain,
+    detail_shares,
     fold_planes,
     limit_halo,
     pad_planes,
@@ -144,15 +144,14 @@ def test_flat_pictures_have_flat_means(level):
 def test_video_is_made_steeper_as_in_training(soft, rng, height, width):
     y, uv = crop(soft, height, width)
     wide = rng.uniform(-2, 4, uv.shape[1:]).astype(np.float32)
-    gain = code_gain(GAIN_STEPS * wide)
+    shares = detail_shares(wide)
     planes = [torch.from_numpy(plane)[None, None] for plane in (np.float32(y / 255), wide)]
     expected = models.steepen(*planes)[0, 0].numpy() * 255
     assert np.abs(expected - y).max() > 10
-    assert np.abs(steepen(y.astype(np.float32), gain) - expected).max() < 0.5  # the gain between two has whole codes
-    error = np.abs(steepen(y, gain) - expected)  # half the size and its blur are rounded, then multiplied by up to 3
-    assert error.max() <= 3 and error.mean() < 0.5
-    assert (steepen(y, code_gain(0 * wide)) == y).all()
-    beyond, limit = (steepen(y, code_gain(np.full_like(wide, GAIN_STEPS * greatest))) for greatest in (9, 5))
+    assert np.abs(steepen(y.astype(np.float32), *shares) - expected).max() < 0.5  # shares of all detail have steps
+    assert np.abs(steepen(y, *shares) - expected).max() <= 2  # what is added and what is taken is rounded
+    assert (steepen(y, *detail_shares(0 * wide)) == y).all()
+    beyond, limit = (steepen(y, *detail_shares(np.full_like(wide, greatest))) for greatest in (9, 5))
     assert (beyond == limit).all() and (limit != y).any()
 
 
@@ -174,8 +173,8 @@ def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dt
     residuals = [np.sign(x) * np.maximum(np.abs(x) / RESIDUAL_STEPS - FAINT, 0) for x in (luma, halves[:2])]
     residuals = [strength * residuals[0] * 219 / 255, strength * residuals[1][:, : uv.shape[1]] * 224 / 255]
     restored = [np.clip(plane + residual, 0, 255) for plane, residual in zip((y, uv), residuals, strict=True)]
-    gain = code_gain(strength * halves[2, : uv.shape[1]])
-    expected = limit_halo(steepen(restored[0].astype(np.float32), gain), y.astype(np.float32))
+    shares = detail_shares(strength * halves[2, : uv.shape[1]] / GAIN_STEPS)
+    expected = limit_halo(steepen(restored[0].astype(np.float32), *shares), y.astype(np.float32))
     found = apply_change(change, y, uv, strength, (219, 224), threads=3)
     assert found[0].dtype == found[1].dtype == dtype
     allowed = 5 if dtype == np.uint8 else 1e-3  # a gain of 3 multiplies what is rounded
