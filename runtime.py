@@ -84,10 +84,12 @@ def steepen(y, added, kept):
         Luma of the same type.
     """
     rows, columns = added.shape
-    whole = _fit(y, 2 * rows, 2 * columns).astype(np.float32)
-    half = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    half = _halved(_fit(y, 2 * rows, 2 * columns))
     smooth = cv2.GaussianBlur(half, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, borderType=cv2.BORDER_REPLICATE)
-    steep = np.clip(smooth + added * (half - smooth), 0, 255)
+    half -= smooth  # in place: new memory costs more than the arithmetic
+    half *= added
+    half += smooth
+    steep = np.clip(half, 0, 255, out=half)
     if y.dtype == np.uint8:
         smooth, steep = cv2.convertScaleAbs(smooth), cv2.convertScaleAbs(steep)
     smooth, steep, kept = (_doubled(plane)[: y.shape[0], : y.shape[1]] for plane in (smooth, steep, kept))
@@ -109,6 +111,12 @@ def detail_shares(gain):
     fine = np.sign(gain) * np.maximum(FINE_SHARE * np.abs(gain) - FINE_THRESHOLD, 0)
     added, kept = COARSE_SHARE * np.maximum(gain, 0), 1 + np.clip(fine, -1, FINE_LIMIT)
     return added.astype(np.float32), np.rint(_KEPT_STEPS * kept).astype(np.uint8)
+
+
+def _halved(plane):
+    """A plane at half the size, the exact means of 2x2 pixels: float32."""
+    pairs = np.add(plane[::2], plane[1::2], dtype=np.uint16 if plane.dtype == np.uint8 else None)
+    return np.float32(0.25) * (pairs[:, ::2] + pairs[:, 1::2])
 
 
 def _doubled(plane):
