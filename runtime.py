@@ -86,7 +86,7 @@ def steepen(y, added, kept):
     rows, columns = added.shape
     half = _halved(_fit(y, 2 * rows, 2 * columns))
     smooth = cv2.GaussianBlur(half, [2 * DETAIL_RADIUS + 1] * 2, DETAIL_SIGMA, borderType=cv2.BORDER_REPLICATE)
-    half -= smooth  # in place: new memory costs more than the arithmetic
+    half -= smooth  # in place, here and below: new memory costs more than arithmetic
     half *= added
     half += smooth
     steep = np.clip(half, 0, 255, out=half)
@@ -96,9 +96,11 @@ def steepen(y, added, kept):
     if y.dtype != np.uint8:
         return np.clip(steep + kept / np.float32(_KEPT_STEPS) * (y - smooth), 0, 255)
     # The size and the sign of detail apart, as uint8: OpenCV computes that in less than half of the time of int16.
-    change = cv2.multiply(cv2.absdiff(y, smooth), kept, scale=1 / _KEPT_STEPS)
-    lower, higher = cv2.subtract(steep, change), cv2.add(steep, change)
-    return cv2.copyTo(higher, cv2.compare(y, smooth, cv2.CMP_GT), lower)
+    change = cv2.absdiff(y, smooth)
+    above = cv2.compare(y, smooth, cv2.CMP_GT, dst=smooth)
+    change = cv2.multiply(change, kept, dst=change, scale=1 / _KEPT_STEPS)
+    lower, higher = cv2.subtract(steep, change, dst=kept), cv2.add(steep, change, dst=steep)
+    return cv2.copyTo(higher, above, lower)
 
 
 def detail_shares(gain):
