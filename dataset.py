@@ -108,9 +108,10 @@ class Answer(NamedTuple):
 
 
 ANSWERS = {
-    "real": Answer(residual=1.1, gain=1.9, texture=1.4, natural=1.0, truth=0.0),
-    "soft": Answer(residual=1.0, gain=1.3, texture=0.5, natural=1.0, truth=0.3),
-    "crisp": Answer(residual=0.7, gain=0.7, texture=0.1, natural=1.0, truth=0.4),
+    "real": Answer(residual=1.1, gain=1.5, texture=0.9, natural=1.0, truth=0.0),
+    "soft": Answer(residual=1.0, gain=1.0, texture=0.5, natural=1.0, truth=0.3),
+    "crisp": Answer(residual=0.7, gain=0.6, texture=0.1, natural=1.0, truth=0.4),
+    "image": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.3),
     "text": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.5),
     "undamaged": Answer(residual=0.0, gain=0.0, texture=0.0, natural=0.0, truth=1.0),
 }
@@ -621,7 +622,9 @@ class PairDataset(Dataset):
             return "undamaged"
         if self._is_text(pair):
             return "text"
-        return "soft" if kind == "image" or pair.description["soft"] else "crisp"
+        if kind == "image":
+            return "image"
+        return "soft" if pair.description["soft"] else "crisp"
 
     def _is_text(self, pair):
         """Whether it is ``rendered`` or from a source whose folder is called ``text``."""

@@ -38,7 +38,7 @@ DETAIL_SIGMA, DETAIL_RADIUS = 0.9, 2  # of the Gaussian blur at half the size; d
 NEIGHBOURS = 7  # pixels a side of the neighbours whose range `limit_halo` hardly leaves
 HALO_SHARE = 0.19  # of what leaves it that stays
 AVERAGED = 0.7  # of a small change that `steady` takes away
-NOISE_RANGE, NOISE_QUANTILE = (0.5, 2.5), 0.1  # codes; the share of a frame in which nothing moves
+NOISE_RANGE, NOISE_QUANTILE = (0.6, 2.5), 0.1  # codes; the share of a frame in which nothing moves
 SMALL, MOVED = 8, 2  # times the noise (see `_noise`): changes of a pixel, and in the mean around it
 
 # Channels of folded planes (y, u, v), of their means beside them (see `fold_planes`), of the gain after the residual,
