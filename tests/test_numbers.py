@@ -93,11 +93,9 @@ def test_strength_scales_the_change_and_nothing_wraps(engines, name, full_range)
                     assert np.abs(got.astype(int) - expected).mean() < 1 + 0.3 * strength, (picture, strength)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "share", "codes", "gain"), [(torch.float16, 0.01, 0.05, 0.005), (torch.bfloat16, 0.1, 0.5, 0.05)]
-)
-def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, share, codes, gain):
-    """Within a share of the largest prediction, and so many codes of residual, and so much gain, besides."""
+@pytest.mark.parametrize(("dtype", "codes", "gain"), [(torch.float16, 0.2, 0.015), (torch.bfloat16, 2.5, 0.15)])
+def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, codes, gain):
+    """Within so many codes of residual, and so much gain; in proportion more where what is predicted is extreme."""
     student, _ = load_student()
     for picture, planes in extreme_pictures().items():
         planes = [torch.from_numpy(np.float32(plane / 255))[None] for plane in (planes[0][None], planes[1])]
@@ -105,8 +103,10 @@ def test_reduced_precision_predicts_as_float32_on_extreme_pictures(dtype, share,
             expected = student.predict(*planes)
             with torch.autocast("cpu", dtype):
                 found = student.predict(*planes)
-        for one, other, least in zip(found, expected, (codes / 255, codes / 255, gain), strict=True):
-            assert (one.float() - other).abs().max() <= share * other.abs().max() + least, picture
+        for one, other, limit, extreme in zip(
+            found, expected, (codes / 255, codes / 255, gain), (20 / 255, 20 / 255, 5), strict=True
+        ):
+            assert (one.float() - other).abs().max() <= limit * max(1, other.abs().max() / extreme), picture
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (7, 3), (1, 93), (61, 1), (61, 93), (241, 319)])
