@@ -262,6 +262,7 @@ def test_what_is_learned_depends_on_the_kind_of_crop(rng):
         ("data/train/texture/text/a.png", "call", True, {"soft"}),
         ("data/train/text/pages/a.mp4", "real", True, {"real"}),
         ("a.png", "call", False, {"crisp"}),
+        ("a.png", "image", False, {"image"}),
     ]
     named = {tuple(torch.tensor(answer).tolist()): name for name, answer in dataset.ANSWERS.items()}
     config = Config(crop=64, sources={"train/text": 1, "train/texture": 1})
