@@ -32,6 +32,7 @@ from runtime import (
     RELEASED_STUDENT,
     CheckpointError,
     existing_checkpoint,
+    scale_gain,
 )
 from utils import first_line, write_bytes
 
@@ -200,13 +201,13 @@ class Student(nn.Module):
         Args:
             y: luma ``(N, 1, H, W)``, with sides of at least 4.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
-            strength: scale of residual and gain; 0 is the identity.
+            strength: scale of residual and gain, see `runtime.scale_gain`; 0 is the identity.
 
         Returns:
             The sharpened ``(y, uv)``, not clamped.
         """
-        dy, duv, gain = (strength * change for change in self.predict(y, uv))
-        return limit_halo(steepen(y + dy, gain), y), uv + duv
+        dy, duv, gain = self.predict(y, uv)
+        return limit_halo(steepen(y + strength * dy, scale_gain(gain, strength)), y), uv + strength * duv
 
 
 class BranchedWeight(nn.Module):

@@ -115,6 +115,14 @@ def detail_shares(gain):
     return added.astype(np.float32), np.rint(_KEPT_STEPS * kept).astype(np.uint8)
 
 
+def scale_gain(gain, strength):
+    """Multiply a gain, array or tensor, by the strength: a negative one by at least 1 from a strength of 0.5 on.
+
+    So noise is taken away whole there, as in `steady`: half of what is faint would be rounded to nothing.
+    """
+    return gain * (strength + max(min(strength, 1 - strength), 0) * (gain < 0))
+
+
 def _halved(plane):
     """A plane at half the size, the exact means of 2x2 pixels: float32."""
     pairs = np.add(plane[::2], plane[1::2], dtype=np.uint16 if plane.dtype == np.uint8 else None)
@@ -347,7 +355,7 @@ def apply_change(change, y, uv, strength, scale, threads=1):
     Args:
         change: int8 ``(ceil(H/8)*2, ceil(W/8)*2, 32)``: folded residuals in `RESIDUAL_STEPS`, the gain in `GAIN_STEPS`.
         y, uv: planes in codes, uint8 or float32.
-        strength: what residual and gain are multiplied by.
+        strength: what residual and gain are multiplied by, see `scale_gain`.
         scale: codes of luma and chroma for a step of 1.
         threads: how many work at the same time.
 
@@ -380,7 +388,7 @@ def _change_tables(strength, scale, dtype):
     planes = [residual * (codes_of_1 / 255) for codes_of_1 in scale]
     if dtype == np.uint8:
         planes = [np.clip(np.rint(table) + 128, 0, 255).astype(np.uint8) for table in planes]
-    return *planes, *detail_shares(codes * RESIDUAL_STEPS / GAIN_STEPS * strength)
+    return *planes, *detail_shares(scale_gain(codes * RESIDUAL_STEPS / GAIN_STEPS, strength))
 
 
 def _add(plane, change, table):

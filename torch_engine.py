@@ -13,6 +13,7 @@ from runtime import (
     DeviceError,
     detail_shares,
     limit_halo,
+    scale_gain,
     steepen,
 )
 
@@ -150,5 +151,6 @@ class TorchEngine:
                 changes = self._student.predict(y[None, None], uv[None])
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{self.device} has too little free memory: close programs, or use device cpu") from error
-        dy, duv, gain = (min(strength, STRENGTH_LIMIT) * change.float()[0] for change in changes)
-        return dy[0], duv, detail_shares(gain[0].cpu().numpy())
+        strength = min(strength, STRENGTH_LIMIT)
+        dy, duv, gain = (change.float()[0] for change in changes)
+        return strength * dy[0], strength * duv, detail_shares(scale_gain(gain[0].cpu().numpy(), strength))

@@ -18,7 +18,7 @@ from conversion import divide_planes
 from images import Picture, VideoError, read_image, write_image
 from inference import RealTimeSharpener
 from models import CheckpointError, limit_halo, load_student, steepen
-from runtime import DeviceError, OpenVINOEngine, steady
+from runtime import DeviceError, OpenVINOEngine, scale_gain, steady
 from tests.conftest import CONSTANT, VARIABLE, encode, make_student, packets, read_times
 from torch_engine import TorchEngine, pick_device, pick_precision
 from utils import bgr_to_planes
@@ -119,7 +119,7 @@ def test_planes_get_the_scaled_residual_rounded_and_luma_the_gain(full_range, st
     exact = np.clip(uv + strength * chroma * duv.numpy(), 0, 255)
     assert np.abs(sharp_uv - exact).max() <= 0.501  # rounded, not truncated
     restored = (torch.from_numpy(y) + strength * luma * dy).round().clamp(0, 255)[None]
-    steep = 255 * steepen(restored / 255, strength * gain[None])
+    steep = 255 * steepen(restored / 255, scale_gain(gain[None], strength))
     assert (steep - restored).abs().max() > 2  # so does the gain
     exact = limit_halo(steep, torch.from_numpy(y)[None, None].double())[0, 0].numpy()
     assert np.percentile(np.abs(sharp_y - exact), 99) <= 2.1  # detail is rounded before it is multiplied

@@ -21,6 +21,7 @@ from models import (
     save_student,
     steepen,
 )
+from runtime import scale_gain
 from utils import bgr_to_planes
 
 
@@ -44,8 +45,17 @@ def test_strength_scales_residual_and_gain(student):
     assert all(change.abs().max() > 1e-3 for change in (dy, duv, gain))
     for strength in (0.0, 0.5, 2.0):
         sharp_y, sharp_uv = student(y, uv, strength)
-        torch.testing.assert_close(sharp_y, limit_halo(steepen(y + strength * dy, strength * gain), y))
+        torch.testing.assert_close(sharp_y, limit_halo(steepen(y + strength * dy, scale_gain(gain, strength)), y))
         torch.testing.assert_close(sharp_uv, uv + strength * duv)
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor])
+@pytest.mark.parametrize(
+    ("strength", "expected"),
+    [(0, [0, 0, 0]), (0.25, [-0.375, 0, 0.5]), (0.5, [-0.75, 0, 1]), (1, [-0.75, 0, 2]), (2, [-1.5, 0, 4])],
+)
+def test_a_negative_gain_is_whole_from_half_the_strength_on(of, strength, expected):
+    assert scale_gain(of([-0.75, 0.0, 2.0]), strength).tolist() == expected
 
 
 def test_an_untrained_student_can_learn_a_gain():

@@ -23,6 +23,7 @@ from conversion import add_change, pixels_to_planes
 from export import export_web, web_file
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, limit_halo, load_student, save_student, steepen
+from runtime import scale_gain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = RELEASED_STUDENT.parents[1]
@@ -149,9 +150,9 @@ def expected(student, rgb, strength):
     y, uv = (torch.from_numpy(plane)[None] for plane in pixels_to_planes(np.ascontiguousarray(bgr)))
     y = y[None]
     with torch.inference_mode():
-        dy, duv, gain = (strength * change for change in student.predict(y, uv))
-        dy = limit_halo(steepen((y + dy).clamp(0, 1), gain), y) - y
-    return 255 * add_change(bgr, dy[0, 0].numpy(), duv[0].numpy())[..., ::-1]
+        dy, duv, gain = student.predict(y, uv)
+        dy = limit_halo(steepen((y + strength * dy).clamp(0, 1), scale_gain(gain, strength)), y) - y
+    return 255 * add_change(bgr, dy[0, 0].numpy(), strength * duv[0].numpy())[..., ::-1]
 
 
 def test_what_a_visitor_loads_is_small_and_has_the_released_student():

@@ -169,13 +169,16 @@ function makeShaders(student, half) {
     ${pass("tail", 2, [0, 3, 4, 5, 7])}
       ${convolve(layers.tail)}
       let amount = sizes.strength / ${inputGain};
+      let removal = max(sizes.strength, min(2 * sizes.strength, 1)); // of noise: runtime.scale_gain
       ${each(2, (k) => `{
         let one = cell + vec2i(0, ${k});
         ${each(4, (row) => `
         cells_out[place(one, ${7 + row})] = saturate(cells_out[place(one, ${row})] + amount * vec4f(x${row}[${k}]));`)}
         let u = amount * vec4f(x4[${k}]);
         let v = amount * vec4f(x5[${k}]);
-        let gain = clamp(sizes.strength * vec4f(x6[${k}]), vec4f(${detailGain[0]}), vec4f(${detailGain[1]}));
+        let said = vec4f(x6[${k}]);
+        let scaled = sizes.strength * max(said, vec4f()) + removal * min(said, vec4f());
+        let gain = clamp(scaled, vec4f(${detailGain[0]}), vec4f(${detailGain[1]}));
         ${each(4, (i) => `
         textureStore(halves_out, 2 * one + vec2i(${i % 2}, ${i >> 1}), vec4f(u[${i}], v[${i}], gain[${i}], 0));`)}
       }`)}
