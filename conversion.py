@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from scaling import resize_pixels
-from utils import bgr_to_planes, double_chroma, halve_chroma
+from utils import bgr_to_planes, double_chroma
 
 # Change of (B, G, R) per change of (Y, Cb, Cr): ITU-T T.871.
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
@@ -127,10 +127,8 @@ def pixels_to_planes(pixels):
         height, width = pixels.shape
         neutral = np.uint8(128) if shallow else _NEUTRAL_CHROMA
         return pixels, np.full((2, (height + 1) // 2, (width + 1) // 2), neutral)
-    if shallow:
-        return bgr_to_planes(pixels)
-    y, v, u = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_BGR2YCrCb))  # chroma around 0.5
-    return y, np.stack([halve_chroma(u), halve_chroma(v)]) + (_NEUTRAL_CHROMA - np.float32(0.5))
+    y, uv = bgr_to_planes(pixels)
+    return y, uv if shallow else uv + (_NEUTRAL_CHROMA - np.float32(0.5))  # of floats, OpenCV's is around 0.5
 
 
 def add_change(pixels, dy, duv):

@@ -19,12 +19,10 @@ from utils import IMAGE_SUFFIXES, atomic_path, first_line
 MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # JPEG includes MPO
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
-_DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
-_ALPHA_SUFFIXES = (".png", ".tif", ".tiff", ".webp", ".avif")
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}
-_TIFF = {"compression": "tiff_deflate"}
-_SAVE_OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".jpe": _JPEG, ".jfif": _JPEG, ".tif": _TIFF, ".tiff": _TIFF}
-_SAVE_OPTIONS |= {".webp": {"quality": 95}, ".avif": {"quality": 90}}
+_DEEP_FORMATS = ("PNG", "TIFF")  # can hold 16 bits
+_ALPHA_FORMATS = ("PNG", "TIFF", "WEBP", "AVIF")
+_SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"compression": "tiff_deflate"}}
+_SAVE_OPTIONS |= {"WEBP": {"quality": 95}, "AVIF": {"quality": 90}}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
 _TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF: not its layout
@@ -111,20 +109,22 @@ def write_image(path, picture):
     """
     path = Path(path)
     suffix, deep = path.suffix.lower(), picture.pixels.dtype == np.uint16
+    kind = Image.registered_extensions().get(suffix)
     if suffix not in IMAGE_SUFFIXES:
         raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
-    if deep and suffix not in _DEEP_SUFFIXES:
+    if deep and kind not in _DEEP_FORMATS:
         raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
-    if suffix == ".avif" and suffix not in Image.registered_extensions():
-        raise VideoError(f"cannot write {path}: this Pillow has no AVIF: pip install --upgrade pillow")
+    if kind is None:
+        raise VideoError(f"cannot write {path}: this Pillow has no {suffix[1:].upper()}: pip install --upgrade pillow")
     pixels = picture.pixels
     if picture.alpha is not None:
-        if suffix not in _ALPHA_SUFFIXES:
+        if kind not in _ALPHA_FORMATS:
             raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png or .tif file")
         color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
         pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
-    options, metadata = {"icc_profile": picture.color_profile, **_SAVE_OPTIONS.get(suffix, {})}, picture.metadata
-    if suffix in (".tif", ".tiff") and "exif" in metadata:
+    options = {"format": kind, "icc_profile": picture.color_profile, **_SAVE_OPTIONS.get(kind, {})}
+    metadata = picture.metadata
+    if kind == "TIFF" and "exif" in metadata:
         metadata = metadata | {"compression": None}  # libtiff compresses, but cannot write the parts of EXIF
     try:
         with atomic_path(path) as temporary:
@@ -137,21 +137,21 @@ def write_image(path, picture):
                 log.warning("%s: EXIF and texts are not kept: they are damaged or too long", path)
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
-    if deep and suffix != ".png" and (picture.color_profile or metadata.keys() - {"dpi"}):
+    if deep and kind != "PNG" and (picture.color_profile or metadata.keys() - {"dpi"}):
         log.warning("%s: profile, EXIF and texts of 16-bit pictures are not kept; a .png keeps them", path)
 
 
 def _save(path, pixels, options):
     """Save with Pillow, or 16 bits with OpenCV: a PNG then gets the chunks that Pillow gives a picture of one pixel."""
     if pixels.dtype == np.uint8:  # into memory: Pillow does not see when a disk is too full for a TIFF
-        file, options = io.BytesIO(), {"format": Image.registered_extensions()[path.suffix.lower()]} | options
+        file = io.BytesIO()
         Image.fromarray(_swap_red_and_blue(pixels)).save(file, **options)
         path.write_bytes(file.getvalue())
         return
     data = cv2.imencode(path.suffix, pixels)[1].tobytes()
-    if path.suffix.lower() == ".png":
+    if options["format"] == "PNG":
         small = io.BytesIO()
-        Image.new("RGB", (1, 1)).save(small, "PNG", **options)
+        Image.new("RGB", (1, 1)).save(small, **options)
         chunks = small.getvalue()[33 : small.getvalue().rindex(b"IDAT") - 4]  # signature and IHDR: 33 bytes
         data = data[:33] + chunks + data[33:]
     path.write_bytes(data)

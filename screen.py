@@ -16,7 +16,6 @@ from mss.exception import ScreenShotError
 from images import VideoError
 from utils import first_line
 
-_RATE = 30  # pictures a second
 _LEAST_SIDE = 16  # pixels of a rectangle
 
 
@@ -41,7 +40,7 @@ class Screen:
         VideoError: the screen cannot be read, or it has no such part.
     """
 
-    rate = _RATE
+    rate = 30  # pictures a second
 
     def __init__(self, source="screen:", draw=None):
         if os.environ.get("WAYLAND_DISPLAY"):  # the screen would come out black

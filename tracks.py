@@ -88,12 +88,7 @@ def _copy_tags(source, stream):
 
 
 class _Track:
-    """Copies the packets of a stream into a container.
-
-    Attributes:
-        stream: the stream that is written.
-        form: its codec, in words.
-    """
+    """Copies the packets of a stream into a container, to `stream`; the others convert them to `form`, in words."""
 
     def __init__(self, source, name, container, path):
         self._source, self._name, self._container, self._path = source, name, container, path

@@ -55,7 +55,10 @@ def luma_metrics(y, truth):
 
 
 def bgr_to_planes(frame):
-    """Convert a uint8 BGR frame ``(H, W, 3)`` to full-range planes: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``."""
+    """Convert a BGR frame ``(H, W, 3)`` to full-range planes: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``.
+
+    Of uint8 frames neutral chroma is 128, of float32 ones in [0, 1] it is 0.5.
+    """
     y, v, u = cv2.split(cv2.cvtColor(frame, cv2.COLOR_BGR2YCrCb))
     return y, np.stack([halve_chroma(u), halve_chroma(v)])
 

@@ -173,7 +173,6 @@ class VideoReader:
                 first = next(frames, None)
             if first is None:
                 raise VideoError(f"{self.name} holds no frame that can be decoded: it is damaged or incomplete")
-            self._check_pixel_format(first)
             self.format = self._read_format(first)
             self._frames = self._shaped(itertools.chain([first], frames))
         except BaseException:
@@ -310,7 +309,7 @@ class VideoReader:
         return largest, {index for index, number in lasting.items() if number > 1}
 
     def _video_packets(self):
-        """Yield the packets of video; collect those of the tracks.
+        """Yield the packets of video, and None when the decoder is to give the rest; collect those of the tracks.
 
         FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
         gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
@@ -334,9 +333,7 @@ class VideoReader:
             except av.InvalidDataError as error:
                 failure = error
             tries += 1
-        flushing = av.Packet()
-        flushing.stream, flushing.time_base = self.video_stream, self.video_stream.time_base
-        yield flushing
+        yield None
         if failure:
             raise failure
 
@@ -345,18 +342,19 @@ class VideoReader:
         number, kind = 0, None
         for packet in self._video_packets():
             try:
-                frames = packet.decode()
+                frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                self._faults[_GAP] += [self._timeline.now] if packet.size else []
+                self._faults[_GAP] += [self._timeline.now] if packet is not None and packet.size else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
                 time, number = frame.pts * self._timeline.time_base, number + 1
                 self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
-                if before not in (None, kind):
+                if before != kind:
                     self._check_pixel_format(frame)
-                    log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
+                    if before:
+                        log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
         self._report(number)
 
@@ -444,10 +442,12 @@ class VideoReader:
             if frame.interlaced_frame and not interlaced:
                 log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self.name)
             interlaced |= frame.interlaced_frame
-            if form != (form := (frame.width, frame.height, frame.format.name, interlaced)):
-                yield from _filtered(graph, None, times) if graph else ()
+            last, form = form, (frame.width, frame.height, frame.format.name, interlaced)
+            if form != last:
+                if graph:
+                    yield from _filtered(graph, None, times)
                 graph = self._make_graph(*form)
-            times.append((frame.pts, frame.duration, frame.time_base))
+            times.append((frame.pts, frame.duration))
             yield from _filtered(graph, frame, times)
         yield from _filtered(graph, None, times)
 
@@ -514,7 +514,6 @@ class _Timeline:
         """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
-            frame.time_base = _ARRIVAL_UNIT
         elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
             if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
@@ -535,7 +534,7 @@ def _filtered(graph, frame, times):
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
             ready = graph.pull()
-            ready.pts, ready.duration, ready.time_base = times.popleft()
+            ready.pts, ready.duration = times.popleft()
             yield ready
 
 
@@ -584,7 +583,7 @@ def plane_pixels(plane):
 
 
 class Codec(NamedTuple):
-    """FFmpeg's encoder, its scale of qualities, options in which ``{}`` stands for one, and if it takes odd sizes."""
+    """FFmpeg's encoder, its scale of qualities (option ``crf``), its other options, and if it takes odd sizes."""
 
     encoder: str
     best: int
@@ -594,16 +593,14 @@ class Codec(NamedTuple):
     odd: bool = False
 
 
-# Of x264's preset `superfast`, but with its lookahead: two thirds of the time of `veryfast`, a file as small or a fifth
-# larger, as near to the picture.
-_X264 = {"preset": "superfast", "x264-params": "mbtree=1:rc-lookahead=10"}
-_VP9 = {"deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
 _CODECS = {
-    "h264": Codec("libx264", 0, 51, 18, {"crf": "{}", **_X264}),
-    "hevc": Codec("libx265", 0, 51, 20, {"crf": "{}", "preset": "fast", "x265-params": "log-level=error"}),
-    "av1": Codec("libsvtav1", 1, 63, 24, {"crf": "{}", "preset": "8"}, odd=True),
-    "vp9": Codec("libvpx-vp9", 0, 63, 24, {"crf": "{}", "b": "0", **_VP9}, odd=True),
-    "ffv1": Codec("ffv1", 0, 0, 0, {"level": "3"}, odd=True),
+    # The preset `superfast`, but with its lookahead: two thirds of the time of `veryfast`, a file as small or a fifth
+    # larger, as near to the picture.
+    "h264": Codec("libx264", 0, 51, 18, {"preset": "superfast", "x264-params": "mbtree=1:rc-lookahead=10"}),
+    "hevc": Codec("libx265", 0, 51, 20, {"preset": "fast", "x265-params": "log-level=error"}),
+    "av1": Codec("libsvtav1", 1, 63, 24, {"preset": "8"}, odd=True),
+    "vp9": Codec("libvpx-vp9", 0, 63, 24, {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}, odd=True),
+    "ffv1": Codec("ffv1", 0, 0, 0, {"level": "3"}, odd=True),  # is lossless
 }
 
 
@@ -717,26 +714,25 @@ class VideoWriter:
 
     def _end(self, error):
         """Complete the file, keep its beginning or remove it, depending on the error that ended the block."""
+        kept = self._frames and (error is None or isinstance(error, (KeyboardInterrupt, VideoError)))
         with self._stack:
-            if error is not None and not (self._frames and isinstance(error, (KeyboardInterrupt, VideoError))):
-                raise error
-            if not self._frames:
-                raise VideoError(f"cannot write {self.path}: there is no frame")
+            if not kept:
+                raise error or VideoError(f"cannot write {self.path}: there is no frame")
             if error is None and self._source:
                 self._write_tracks(self._source.packets)
             self._container.mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
             self._container.close()
-            interrupted = isinstance(error, KeyboardInterrupt)
-            if error is not None:
-                partial = self._name_partial()
-                os.replace(self._temporary, partial)
-                kept = f"the {plural(self._frames, 'frame')} before are in {partial}"
-                if interrupted:
-                    log.warning("%s: interrupted; %s", self.path, kept)
-                    raise error
-                raise VideoError(f"{error}; {kept}") from error
+            if error is None:
+                return
+            partial = self._name_partial()
+            os.replace(self._temporary, partial)
+            where = f"the {plural(self._frames, 'frame')} before are in {partial}"
+            if isinstance(error, VideoError):
+                raise VideoError(f"{error}; {where}") from error
+            log.warning("%s: interrupted; %s", self.path, where)
+            raise error
 
     def _name_partial(self):
         """Return ``NAME_partial``, or with a number if there is such a file, beside the file that a link may name."""
@@ -772,8 +768,9 @@ class VideoWriter:
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
         if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        quality = self._codec.default if self._quality is None else self._quality
-        options = {key: value.format(f"{quality:g}") for key, value in self._codec.options.items()}
+        options = dict(self._codec.options)
+        if encoder != "ffv1":
+            options["crf"] = f"{self._codec.default if self._quality is None else self._quality:g}"
         if tags.chroma_location:
             options["chroma_sample_location"] = tags.chroma_location
         stream.options = options
