@@ -41,7 +41,10 @@ def to_pixels(picture, rgb=False):
         return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, rgb)
-    raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}")
+    hint = " (OpenCV's imread returns None for what it cannot read)" if picture is None else ""
+    raise TypeError(
+        f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}{hint}"
+    )
 
 
 def stack(pictures):
