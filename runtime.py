@@ -120,7 +120,8 @@ def scale_gain(gain, strength):
 
     So noise is taken away whole there, as in `steady`: half of what is faint would be rounded to nothing.
     """
-    return strength * gain + max(min(strength, 1 - strength), 0) * ((gain < 0) * gain)
+    removal = max(strength, min(2 * strength, 1))
+    return strength * gain + (removal - strength) * ((gain < 0) * gain)
 
 
 def _halved(plane):

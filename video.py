@@ -600,7 +600,7 @@ _CODECS = {
     "hevc": Codec("libx265", 0, 51, 20, {"preset": "fast", "x265-params": "log-level=error"}),
     "av1": Codec("libsvtav1", 1, 63, 24, {"preset": "8"}, odd=True),
     "vp9": Codec("libvpx-vp9", 0, 63, 24, {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}, odd=True),
-    "ffv1": Codec("ffv1", 0, 0, 0, {"level": "3"}, odd=True),  # is lossless
+    "ffv1": Codec("ffv1", 0, 0, 0, {"level": "3"}, odd=True),  # lossless
 }
 
 
@@ -769,7 +769,7 @@ class VideoWriter:
         if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
         options = dict(self._codec.options)
-        if encoder != "ffv1":
+        if self._codec.worst:  # it has a scale: it is not lossless
             options["crf"] = f"{self._codec.default if self._quality is None else self._quality:g}"
         if tags.chroma_location:
             options["chroma_sample_location"] = tags.chroma_location

@@ -167,6 +167,8 @@ def test_errors_name_what_was_expected_and_what_came(sharpener, picture, message
         sharpener.sharpen(picture)
     with pytest.raises(TypeError, match="expected a frame as an array, a PIL image or a tensor"):
         sharpener.sharpen("photo.jpg")
+    with pytest.raises(TypeError, match=r"got .*NoneType.*OpenCV's imread returns None"):
+        sharpener.sharpen(cv2.imread("missing.jpg"))
 
 
 @pytest.mark.parametrize(("divider", "left"), [(0, 0), (0.25, 10), (0.5, 20), (1, 40)])

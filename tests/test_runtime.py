@@ -165,7 +165,7 @@ def test_halo_is_limited_as_in_training(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize(("height", "strength"), [(1, 1), (130, 0.3), (523, 2)])
+@pytest.mark.parametrize(("height", "strength"), [(1, 1), (130, 0.7), (130, 0.3), (523, 2)])
 def test_a_change_is_applied_in_stripes_as_in_training(rng, height, strength, dtype):
     y = cv2.resize(rng.integers(0, 256, (height // 3 + 1, 24), np.uint8), (72, height)).astype(dtype)
     uv = rng.integers(0, 256, (2, (height + 1) // 2, 36), np.uint8).astype(dtype)
