@@ -28,6 +28,14 @@ while True:
 """
 
 
+def wait_until_shown(screen, expected):
+    end = time.monotonic() + 30
+    for picture, taken, due in screen:
+        assert time.monotonic() < end and taken and due is None
+        if np.array_equal(picture, expected):
+            return
+
+
 def test_parts_of_the_screen():
     assert is_screen("screen:") and is_screen("screen:2") and not is_screen("screen.mp4") and not is_screen(0)
     assert find_region("2", MONITORS) == MONITORS[2]
@@ -57,11 +65,7 @@ def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, disp
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     try:
         with Screen("screen:0,0,128x96") as screen:
-            end = time.monotonic() + 30
-            for picture, taken, due in screen:
-                assert time.monotonic() < end and taken and due is None
-                if np.array_equal(picture, still):
-                    break
+            wait_until_shown(screen, still)
             assert screen.free_place(300, 300) == (128, 0) and screen.free_place(1200, 300) is None
         stats = sharpener.process_video_stream(
             "screen:0,0,128x96", tmp_path / "out.mp4", quality=0, size="2x", on_frame=lambda number, _: number < 4
@@ -75,15 +79,17 @@ def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, disp
         np.testing.assert_array_equal(pictures(reader)[-1], reader.to_bgr(*planes))
 
 
-def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display):
+def test_a_rectangle_is_drawn_with_the_mouse(tmp_path, display, monkeypatch):
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     code = "import window, numpy; print(window.draw_rectangle(numpy.full((300, 400, 3), 90, numpy.uint8)))"
-    drawing = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"DISPLAY": display}, stdout=subprocess.PIPE, text=True
-    )
+    drawing = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     act = ["search", "--sync", "--onlyvisible", "--name", "Draw a rectangle", "sleep", "1"]
     for place, button in ((("50", "60"), "mousedown"), (("150", "140"), None), (("250", "160"), "mouseup")):
         act += ["mousemove", *place, "sleep", "0.3", *([button, "1", "sleep", "0.3"] if button else [])]
     try:
+        with Screen("screen:0,0,400x300") as screen:
+            wait_until_shown(screen, np.full((300, 400, 3), 90, np.uint8))
         act += ["key", "Return"]
         subprocess.run(["xdotool", *act], env={"DISPLAY": display}, check=True, timeout=60)
         output, _ = drawing.communicate(timeout=60)
