@@ -46,7 +46,7 @@ PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a co
 STEPS = 6000
 PATTERN_SHARE = 32  # pictures to learn from, for each of `fine_patterns`
 CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
-WEB_MAGIC, WEB_VERSION = b"RTSS", 3  # of `web_file`; web/network.js reads it
+WEB_MAGIC, WEB_VERSION = b"RTSS", 4  # of `web_file`; web/network.js reads it
 WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -445,6 +445,11 @@ def web_file(checkpoint):
         "detailRadius": runtime.DETAIL_RADIUS,
         "neighbours": runtime.NEIGHBOURS,
         "haloShare": runtime.HALO_SHARE,
+        "averaged": runtime.AVERAGED,
+        "noiseRange": runtime.NOISE_RANGE,
+        "noiseQuantile": runtime.NOISE_QUANTILE,
+        "small": runtime.SMALL,
+        "moved": runtime.MOVED,
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 4)

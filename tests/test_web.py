@@ -23,7 +23,7 @@ from conversion import add_change, pixels_to_planes
 from export import export_web, web_file
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, limit_halo, load_student, save_student, steepen
-from runtime import scale_gain
+from runtime import scale_gain, steady
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = RELEASED_STUDENT.parents[1]
@@ -189,6 +189,42 @@ def test_shaders_agree_with_pytorch(browser, site, checkpoint):
             assert np.array_equal(same, rgb)
 
 
+def test_frames_are_steadied(browser, site, checkpoint):
+    """A picture that stands still, with a stripe that moves across it, behind a noisy camera."""
+    width, height = 96, 80
+    rng = np.random.default_rng(0)
+    photo = cv2.resize(skimage.data.astronaut(), (width, height), interpolation=cv2.INTER_AREA).astype(float)
+    frames = [np.roll(photo, 8 * index, axis=1) for index in range(6)]
+    for frame in frames:
+        frame[:48] = photo[:48]
+    noisy = [(frame + rng.normal(0, 3, (height, width, 1))).clip(0, 255).astype(np.uint8) for frame in frames]
+    sent = [base64.b64encode(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).tobytes()).decode() for rgb in noisy]
+    browser.open(site + "plain.html")
+    texts = browser.run(
+        DRAW
+        + f"""(async () => {{
+        const network = await createNetwork(parseStudent(await (await fetch("student.bin")).arrayBuffer()));
+        const size = [{width}, {height}], canvas = new OffscreenCanvas(...size), found = [];
+        const picture = new Picture(network, canvas);
+        for (const text of {sent}) {{
+          const source = await createImageBitmap(new ImageData(new Uint8ClampedArray(bytesOf(text)), ...size));
+          picture.draw(new VideoFrame(source, {{timestamp: 0}}), size, size, 1);
+          found.push(pixels(canvas, ...size));
+        }}
+        return found;
+    }})()"""
+    )
+    student, before = load_student(checkpoint)[0], None
+    for rgb, text in zip(noisy, texts, strict=True):
+        y, _ = pixels_to_planes(np.ascontiguousarray(rgb[..., ::-1]))
+        before = steady(y, before)
+        calm = rgb + (before.astype(float) - y)[..., None]
+        found = decode(text, width, height)
+        error, change = (np.abs(found - expected(student, one, 1)).mean() for one in (calm, rgb))
+        assert error < 0.5
+        assert np.array_equal(calm, rgb) or change > 2 * error  # the first frame stands alone
+
+
 def run_passes(device, code, passes, weights, rgb):
     """The change of uint8 RGB by the passes of web/network.js but the last, which draws: by wgpu."""
     from wgpu import BufferUsage, TextureUsage
@@ -212,9 +248,10 @@ def run_passes(device, code, passes, weights, rgb):
     )
     linear = device.create_sampler(mag_filter="linear", min_filter="linear")
     sizes = buffer(struct.pack("6if4x", width, height, columns, rows, width, height, 1), BufferUsage.UNIFORM)
-    cells, *maps = (buffer(bytes(size * columns * rows)) for size in (11 * 16, 8 * 8, 8 * 8))
+    cells, *maps, steadied = (buffer(bytes(size * columns * rows)) for size in (11 * 16, 8 * 8, 8 * 8, 5 * 16))
+    noise = buffer(bytes(264))
     views = [one.create_view() for one in (frame, halves, bands, change)]
-    used = [sizes, linear, views[0], cells, buffer(weights), *maps, *views[1:]]  # by binding
+    used = [sizes, linear, views[0], cells, buffer(weights), *maps, *views[1:], steadied, noise]  # by binding
 
     encoder = device.create_command_encoder()
     stage = encoder.begin_compute_pass()
@@ -268,9 +305,11 @@ def test_a_file_that_is_no_students_is_refused(browser, site):
 
 def test_the_page_sharpens_a_camera(browser, site, checkpoint):
     browser.open(site)
-    browser.run(PATIENT + "$('video').style.width = '160px'; $('line').hidden = true; $('camera').click()")
+    browser.run(PATIENT + "$('video').style.width = '160px'; $('line').style.visibility = 'hidden'; $('camera').click()")
     browser.until("sharpener.text.textContent.includes('ms a frame')")
     assert browser.run("sharpener.text.textContent").startswith("160×96 → 160×96, ")
+    label = "getComputedStyle($('line')).display"
+    assert browser.run(label) == "block"
     place = "Object.values({}.getBoundingClientRect().toJSON()).slice(0, 4)"
     left, top, *size = browser.run(place.format("$('video')"))
     assert [left, top, *size] == browser.run(place.format("sharpener.canvas"))
@@ -288,6 +327,7 @@ def test_the_page_sharpens_a_camera(browser, site, checkpoint):
         assert np.abs(both - whole)[:, side].mean() < 0.1
     browser.run("sharpener.controls.querySelector('button').click()")
     browser.until("sharpener.canvas.style.display === 'none' && sharpener.text.textContent === 'Off.'")
+    assert browser.run(label) == "none"  # there is no "after"
     browser.run("globalThis.track = $('video').srcObject.getTracks()[0]; $('close').click()")
     browser.until("track.readyState === 'ended' && sharpener.text.textContent === 'There is no picture.'")
 

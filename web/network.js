@@ -4,9 +4,11 @@
 // changes is computed there; it is added to the frame itself when that is drawn at the canvas's size.
 "use strict";
 
-const MAGIC = 0x53535452, VERSION = 3; // of the file, which begins with "RTSS"
+const MAGIC = 0x53535452, VERSION = 4; // of the file, which begins with "RTSS"
 const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or pairs of cells
 const TILE = 16; // a side of a workgroup whose invocations are pixels
+const MOST_CELLS = 4096; // a side
+const NOISE_STEPS = 64; // in which the noise is measured
 
 /** Read a student's file: its header, `weights`, and where among them those of each of the `layers` are. */
 function parseStudent(buffer) {
@@ -36,14 +38,15 @@ function parseStudent(buffer) {
 function makeShaders(student, half) {
   const { layers, inputGain, detailGain, detailRadius, detailSigma, neighbours, haloShare } = student;
   const { coarseShare, fineShare, fineThreshold, fineLimit } = student;
+  const { noiseRange: [leastNoise, mostNoise], noiseQuantile, small, moved } = student;
   const each = (count, text) => Array.from({ length: count }, (_, index) => text(index)).join("\n");
   const passes = [];
-  // The begin of a pass whose invocations are so many cells each, one above the other.
-  const pass = (name, count, bindings) => {
-    passes.push([name, [4 * CELLS, 4 * CELLS * count], bindings]);
+  // The begin of a pass whose invocations are so many cells each.
+  const pass = (name, [columns, rows], bindings) => {
+    passes.push([name, [4 * CELLS * columns, 4 * CELLS * rows], bindings]);
     return `
     @compute @workgroup_size(${CELLS}, ${CELLS}) fn ${name}(@builtin(global_invocation_id) id: vec3u) {
-      let cell = vec2i(id.xy) * vec2i(1, ${count});
+      let cell = vec2i(id.xy) * vec2i(${columns}, ${rows});
       if (any(cell >= sizes.cells)) { return; }`;
   };
   // A 3x3 convolution, whose sums are the variables x0, x1, ... of type Pair, four channels each.
@@ -57,7 +60,7 @@ function makeShaders(student, half) {
           ${each(layer.outputs, (o) => `x${o} = add(x${o}, weights[w + ${o}], value);`)}
         }
       }`;
-  const block = ([first, second], index) => `${pass(`block${index}`, 2, [0, 4, 5, 6])}
+  const block = ([first, second], index) => `${pass(`block${index}`, [1, 2], [0, 4, 5, 6])}
       ${convolve(first)}
       ${each(first.outputs, (i) => `x${i} = relu(x${i});`)}
       for (var o = 0; o < ${second.outputs}; o++) {
@@ -73,7 +76,7 @@ function makeShaders(student, half) {
   const total = gaussian.reduce((sum, weight) => sum + weight);
 
   const code = `${half ? "enable f16; alias T = f16;" : "alias T = f32;"}
-    struct Sizes { pixels: vec2i, cells: vec2i, canvas: vec2i, strength: f32 } // working size in pixels and in cells
+    struct Sizes { pixels: vec2i, cells: vec2i, canvas: vec2i, strength: f32, averaged: f32 } // working size in pixels and in cells
     @group(0) @binding(0) var<uniform> sizes: Sizes;
     @group(0) @binding(1) var linear: sampler;
     @group(0) @binding(2) var frame: texture_2d<f32>;
@@ -89,6 +92,11 @@ function makeShaders(student, half) {
     @group(0) @binding(8) var bands_out: texture_storage_2d<rgba16float, write>;
     @group(0) @binding(9) var change: texture_2d<f32>; // what is added to red, green and blue
     @group(0) @binding(9) var change_out: texture_storage_2d<rgba16float, write>;
+    // 0-3: luma of the frame before, averaged with those before it, and then of this frame; 4: change of a cell's mean
+    @group(0) @binding(10) var<storage, read> steadied: array<vec4f>;
+    @group(0) @binding(10) var<storage, read_write> steadied_out: array<vec4f>;
+    struct Noise { codes: f32, blocks: array<atomic<u32>, ${NOISE_STEPS + 1}> } // and of how many blocks it is so large
+    @group(0) @binding(11) var<storage, read_write> noise: Noise;
     fn place(cell: vec2i, plane: i32) -> i32 { return (plane * sizes.cells.y + cell.y) * sizes.cells.x + cell.x; }
     fn is_inside(cell: vec2i) -> bool { return all(cell >= vec2i(0)) && all(cell < sizes.cells); }
 
@@ -108,7 +116,7 @@ function makeShaders(student, half) {
 
     // Frame -> cells: 4 rows of luma, 2x2 of u, 2x2 of v, and a vector of the means of these three and 1. Edges repeat.
     const LUMA = vec3f(0.299, 0.587, 0.114); // BT.601, as in JPEG
-    ${pass("fold", 1, [0, 1, 2, 3])}
+    ${pass("fold", [1, 1], [0, 1, 2, 3])}
       let last = sizes.pixels - 1;
       var planes: array<vec4f, 7>;
       for (var i = 0; i < 16; i++) {
@@ -126,8 +134,57 @@ function makeShaders(student, half) {
       for (var i = 0; i < 7; i++) { cells_out[place(cell, i)] = planes[i]; }
     }
 
+    // Three passes are runtime.steady: luma, as in cells -> averaged with the frames before where the picture stands
+    // still, and its means. An invocation of the first takes a block of 4x4 cells.
+    ${pass("compare", [4, 4], [0, 3, 10, 11])}
+      var total = vec2f(); // change, and its size in 2x2 pixels
+      for (var i = 0; i < 16; i++) {
+        let near = cell + vec2i(i % 4, i / 4);
+        if (!is_inside(near)) { continue; }
+        var means = array<vec2f, 2>(); // of 2x2 pixels; SwiftShader zeroes once what has no initial value
+        for (var row = 0; row < 4; row++) {
+          let change = cells[place(near, row)] - steadied_out[place(near, row)];
+          means[row / 2] += 255 / 4f * (change.xz + change.yw);
+        }
+        let sum = means[0] + means[1];
+        let size = abs(means[0]) + abs(means[1]);
+        let changed = vec2f(sum.x + sum.y, size.x + size.y) / 4;
+        steadied_out[place(near, 4)] = vec4f(changed, 0, 0);
+        total += changed / 16;
+      }
+      let step = ceil((total.y - abs(total.x) - ${leastNoise}) * ${NOISE_STEPS / (mostNoise - leastNoise)});
+      if (is_inside(cell + 3)) { atomicAdd(&noise.blocks[i32(clamp(step, 0, ${NOISE_STEPS}))], 1); }
+    }
+    ${pass("measure", [MOST_CELLS, MOST_CELLS], [0, 11])} // one invocation for all of them
+      var count = 0u;
+      for (var i = 0; i <= ${NOISE_STEPS}; i++) { count += atomicLoad(&noise.blocks[i]); }
+      let sought = u32(${noiseQuantile} * f32(count));
+      var calmer = 0u;
+      for (var i = 0; i <= ${NOISE_STEPS}; i++) {
+        if (calmer <= sought) { noise.codes = ${leastNoise} + f32(i) * ${(mostNoise - leastNoise) / NOISE_STEPS}; }
+        calmer += atomicExchange(&noise.blocks[i], 0); // the next frame's begin at zero
+      }
+    }
+    ${pass("steady", [1, 1], [0, 3, 10, 11])}
+      var drift = 0f;
+      for (var i = 0; i < 9; i++) {
+        let near = clamp(cell + vec2i(i % 3, i / 3) - 1, vec2i(0), sizes.cells - 1);
+        drift += steadied_out[place(near, 4)].x / 9;
+      }
+      let share = select(0, sizes.averaged, abs(drift) < ${moved} * noise.codes);
+      var sum = vec4f();
+      for (var row = 0; row < 4; row++) {
+        let came = cells_out[place(cell, row)];
+        let change = came - steadied_out[place(cell, row)];
+        let calm = came - share * change * saturate(2 - 255 * abs(change) / (${small} * noise.codes));
+        steadied_out[place(cell, row)] = calm;
+        sum += calm;
+      }
+      cells_out[place(cell, 6)].x = dot(sum, vec4f(1 / 16f));
+    }
+
     // Cells less the means of 3x3 of them, amplified, through the head -> map.
-    ${pass("head", 1, [0, 3, 4, 6])}
+    ${pass("head", [1, 1], [0, 3, 4, 6, 10])}
       var sum = vec4f(); // of luma, u, v, and 1
       for (var i = 0; i < 9; i++) {
         let near = cell + vec2i(i % 3, i / 3) - 1;
@@ -135,7 +192,9 @@ function makeShaders(student, half) {
       }
       var planes: array<vec4<T>, 6>;
       for (var i = 0; i < 6; i++) {
-        planes[i] = vec4<T>(${inputGain} * (cells[place(cell, i)] - sum[max(0, i - 3)] / sum.w));
+        var value = cells[place(cell, i)];
+        if (i < 4) { value = steadied[place(cell, i)]; }
+        planes[i] = vec4<T>(${inputGain} * (value - sum[max(0, i - 3)] / sum.w));
       }
       for (var o = 0; o < ${layers.head.outputs}; o++) {
         var x = weights[${layers.head.bias} + o / 4][o % 4];
@@ -166,14 +225,14 @@ function makeShaders(student, half) {
 
     // Map -> map, in blocks; the tail makes restored luma and halves of the last one.
     ${layers.blocks.map(block).join("")}
-    ${pass("tail", 2, [0, 3, 4, 5, 7])}
+    ${pass("tail", [1, 2], [0, 3, 4, 5, 7, 10])}
       ${convolve(layers.tail)}
       let amount = sizes.strength / ${inputGain};
       let removal = max(sizes.strength, min(2 * sizes.strength, 1)); // of noise: runtime.scale_gain
       ${each(2, (k) => `{
         let one = cell + vec2i(0, ${k});
         ${each(4, (row) => `
-        cells_out[place(one, ${7 + row})] = saturate(cells_out[place(one, ${row})] + amount * vec4f(x${row}[${k}]));`)}
+        cells_out[place(one, ${7 + row})] = saturate(steadied[place(one, ${row})] + amount * vec4f(x${row}[${k}]));`)}
         let u = amount * vec4f(x4[${k}]);
         let v = amount * vec4f(x5[${k}]);
         let said = vec4f(x6[${k}]);
@@ -192,6 +251,7 @@ function makeShaders(student, half) {
     fn luma(pixel: vec2i, plane: i32) -> f32 { // plane 0: as it came, 7: restored
       return cells[place(pixel / 4, plane + pixel.y % 4)][pixel.x % 4];
     }
+    fn steadied_luma(pixel: vec2i) -> f32 { return steadied[place(pixel / 4, pixel.y % 4)][pixel.x % 4]; }
     @compute @workgroup_size(${TILE}, ${TILE}) fn soften(@builtin(global_invocation_id) id: vec3u,
         @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
       let last = sizes.pixels - 1;
@@ -228,7 +288,7 @@ function makeShaders(student, half) {
       let last = sizes.pixels - 1;
       for (var i = i32(local); i < ${compared * compared}; i += ${TILE * TILE}) {
         let at = ${TILE} * vec2i(group.xy) + vec2i(i % ${compared}, i / ${compared}) - ${radius};
-        pixels[i] = luma(clamp(at, vec2i(0), last), 0);
+        pixels[i] = steadied_luma(clamp(at, vec2i(0), last));
       }
       workgroupBarrier();
       for (var i = i32(local); i < ${compared * TILE}; i += ${TILE * TILE}) {
@@ -282,7 +342,7 @@ function makeShaders(student, half) {
       }`)}
       return vec4f(rgb, 1);
     }`;
-  passes.push(["soften", [2 * TILE, 2 * TILE], [0, 3, 7, 8]], ["finish", [TILE, TILE], [0, 1, 3, 7, 8, 9]]);
+  passes.push(["soften", [2 * TILE, 2 * TILE], [0, 3, 7, 8]], ["finish", [TILE, TILE], [0, 1, 3, 7, 8, 9, 10]]);
   passes.push(["draw", null, [0, 1, 2, 9]]);
   return { code, passes };
 }
@@ -308,7 +368,7 @@ async function createNetwork(student, lose = () => {}) {
   const pipelines = await Promise.all(passes.map(([entryPoint, pixels]) => pixels
     ? device.createComputePipelineAsync({ layout, compute: { module, entryPoint } })
     : device.createRenderPipelineAsync({ layout, vertex: { module }, fragment: { module, targets: [{ format }] } })));
-  return { device, weights, linear, format, mapBytes, passes, pipelines };
+  return { device, weights, linear, format, mapBytes, passes, pipelines, steadying: student.averaged };
 }
 
 /** A canvas that frames are drawn on, with the memory on the device that they take. */
@@ -321,12 +381,14 @@ class Picture {
 
   /** Draw a VideoFrame at `size`, `[width, height]`, changed `strength` times, which is computed at `working` size. */
   draw(source, size, working, strength) {
-    const { network: { device, passes, pipelines } } = this, from = [source.displayWidth, source.displayHeight];
+    const { network: { device, passes, pipelines, steadying } } = this, from = [source.displayWidth, source.displayHeight];
     if (this.size !== String([from, size, working])) this.allocate(from, size, working);
     const [sizes, texture] = this.memory;
     // A copy, as a video's own texture (`importExternalTexture`) is converted from YUV at each of many looks.
     device.queue.copyExternalImageToTexture({ source }, { texture }, from);
-    device.queue.writeBuffer(sizes, 24, new Float32Array([strength]));
+    const averaged = this.started ? steadying * Math.min(2 * strength, 1) : 0;
+    this.started = true;
+    device.queue.writeBuffer(sizes, 24, new Float32Array([strength, averaged]));
 
     const encoder = device.createCommandEncoder(), compute = encoder.beginComputePass();
     for (let i = 0; i < passes.length - 1; i++) {
@@ -358,6 +420,7 @@ class Picture {
     const sizes = buffer(32, UNIFORM | COPY_DST);
     const frame = texture(from, "rgba8unorm", GPUTextureUsage.COPY_DST | GPUTextureUsage.RENDER_ATTACHMENT);
     const cells = buffer(11 * 16 * columns * rows); // of vectors of four float32
+    const steadied = buffer(5 * 16 * columns * rows), noise = buffer(4 * (NOISE_STEPS + 2));
     const maps = [buffer(mapBytes * columns * rows), buffer(mapBytes * columns * rows)];
     const halfSize = working.map((side) => Math.ceil(side / 2));
     const [halves, bands] = [halfSize, halfSize].map((half) => texture(half, "rgba16float", STORAGE_BINDING));
@@ -366,11 +429,12 @@ class Picture {
     [this.canvas.width, this.canvas.height] = size;
     this.groups = passes.map(([, , bindings], i) => { // each pass reads the map that the one before has written
       const inOut = i % 2 ? maps.toReversed() : maps;
-      const all = [sizes, linear, frame, cells, { buffer: weights }, ...inOut, halves, bands, change]; // in WGSL's order
+      const all = [sizes, linear, frame, cells, { buffer: weights }, ...inOut, halves, bands, change, steadied,
+        noise]; // in WGSL's order
       const entries = bindings.map((binding) => ({ binding, resource: all[binding] }));
       return device.createBindGroup({ layout: pipelines[i].getBindGroupLayout(0), entries });
     });
-    this.size = String([from, size, working]);
+    Object.assign(this, { started: false, size: String([from, size, working]) });
   }
 
   /** Give the memory back; the next frame takes it again. */
