@@ -305,7 +305,9 @@ def test_a_file_that_is_no_students_is_refused(browser, site):
 
 def test_the_page_sharpens_a_camera(browser, site, checkpoint):
     browser.open(site)
-    browser.run(PATIENT + "$('video').style.width = '160px'; $('line').style.visibility = 'hidden'; $('camera').click()")
+    browser.run(
+        PATIENT + "$('video').style.width = '160px'; $('line').style.visibility = 'hidden'; $('camera').click()"
+    )
     browser.until("sharpener.text.textContent.includes('ms a frame')")
     assert browser.run("sharpener.text.textContent").startswith("160×96 → 160×96, ")
     label = "getComputedStyle($('line')).display"
