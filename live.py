@@ -40,7 +40,7 @@ def is_camera(source):
     return isinstance(source, int) or str(source).startswith(("/dev/video", "/dev/v4l/"))
 
 
-class Camera:
+class Camera(contextlib.AbstractContextManager):
     """Yields the newest frame of a camera; a thread drops those that nobody was in time for.
 
     Args:
@@ -76,9 +76,6 @@ class Camera:
                 return
             else:
                 yield None, None, None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self._stop.set()

@@ -24,7 +24,7 @@ def is_screen(source):
     return str(source).startswith("screen:")
 
 
-class Screen:
+class Screen(contextlib.AbstractContextManager):
     """Yields pictures of a part of the screen, at most 30 a second, each taken when it is asked for.
 
     Args:
@@ -71,9 +71,6 @@ class Screen:
             due += (missed + 1) / self.rate
             taken = time.perf_counter()
             yield self._grab(self.region), taken, None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self._mss.close()

@@ -130,7 +130,7 @@ def open_video(path):
     return av.open(str(Path(path).absolute()), options=only, metadata_errors="replace")
 
 
-class VideoReader:
+class VideoReader(contextlib.AbstractContextManager):
     """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
 
     8-bit YUV 4:2:0 comes out as it was coded, cropped, turned and mirrored as the container says. With a warning, other
@@ -212,9 +212,6 @@ class VideoReader:
         if self._busy.acquire(timeout=0.5):
             self._container.close()
             self._busy.release()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.close()

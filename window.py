@@ -122,7 +122,7 @@ def key_name(code):
     return "esc" if low == 27 else chr(low).lower() if 32 <= low < 127 else ""
 
 
-class Window:
+class Window(contextlib.AbstractContextManager):
     """A live window, with numbers and messages over the picture; `KEYS` lists its keys.
 
     Args:
@@ -170,9 +170,6 @@ class Window:
         """Handle keys while there is no new frame."""
         if self._shown is not None:
             self.show(self._shown)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         _close_window(self.title)
@@ -374,7 +371,7 @@ class Recorder(contextlib.ExitStack):
 # The virtual camera
 
 
-class VirtualCamera:
+class VirtualCamera(contextlib.AbstractContextManager):
     """Offers pictures to other programs as a camera of so many frames per second, until Ctrl-C.
 
     pyvirtualcam is under the GNU GPL 2 and no part of this project: it is only loaded if the user has installed it.
@@ -402,9 +399,6 @@ class VirtualCamera:
 
     def idle(self):
         """Do nothing: programs keep seeing the last frame."""
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, traceback):
         if self._camera is not None:
