@@ -394,12 +394,15 @@ class VideoReader(contextlib.AbstractContextManager):
         )
 
     def _read_format(self, frame):
-        unconverted = frame.format.name in _UNCONVERTED
-        if not unconverted:
-            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
+        pixels, value_range, matrix = frame.format, int(frame.color_range), int(frame.colorspace)
+        if pixels.is_rgb:  # `_to_planes` chooses these
+            value_range, matrix = _RANGE_LIMITED, _MATRIX_BT709 if frame.height >= 720 else _MATRIX_BT601
+        elif pixels.name.startswith("yuvj"):
+            value_range = _RANGE_FULL
+        if pixels.name not in _UNCONVERTED:
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, pixels.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
-        aspect = self.video_stream.sample_aspect_ratio or 1
         beside = {data.type.name: bytes(data) for data in frame.side_data}
         description = self._describe(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
@@ -409,25 +412,20 @@ class VideoReader(contextlib.AbstractContextManager):
             left = right = top = bottom = 0
         width, height = width - left - right, height - top - bottom
         self._to_upright = [("crop", f"{width}:{height}:{left}:{top}:exact=1")]
+        aspect = self.video_stream.sample_aspect_ratio or 1
         aspect = aspect if 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else 1
-        chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
-        chroma_location = chroma_location[1] if chroma_location and unconverted else None
+        site = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
+        site = site[1] if site and pixels.name in _UNCONVERTED else None
         if "DISPLAYMATRIX" in beside:
             a, b, _, c, d = np.frombuffer(beside["DISPLAYMATRIX"], np.int32)[:5]
             if abs(b) > abs(a):
                 self._to_upright.append(("transpose", "cclock_flip"))
                 a, d, width, height, aspect = c, b, height, width, 1 / aspect
             self._to_upright += [("hflip",)] * bool(a < 0) + [("vflip",)] * bool(d < 0)
-            chroma_location = "center"  # the nearest that has a name
-        return VideoFormat(
-            width=width,
-            height=height,
-            rate=self._rate,
-            time_base=self._timeline.time_base,
-            **_color_tags(frame),
-            pixel_aspect=aspect if aspect != 1 else None,
-            chroma_location=chroma_location,
-        )
+            site = "center"  # the nearest that has a name
+        colors = value_range, matrix, int(frame.color_primaries), int(frame.color_trc)
+        aspect = aspect if aspect != 1 else None
+        return VideoFormat(width, height, self._rate, self._timeline.time_base, *colors, aspect, site)
 
     def _shaped(self, frames):
         """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
@@ -557,17 +555,6 @@ def _to_planes(frame, video_format):
             dst_color_range=value_range,
         )
     return plane_pixels(frame.planes[0]).copy(), np.stack([plane_pixels(plane) for plane in frame.planes[1:]])
-
-
-def _color_tags(frame):
-    """Return the colour tags of the planes that `_to_planes` makes of a frame, as in `VideoFormat`."""
-    value_range, matrix = int(frame.color_range), int(frame.colorspace)
-    if frame.format.is_rgb:
-        value_range, matrix = _RANGE_LIMITED, _MATRIX_BT709 if frame.height >= 720 else _MATRIX_BT601
-    elif frame.format.name.startswith("yuvj"):
-        value_range = _RANGE_FULL
-    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
-    return {"value_range": value_range, "matrix": matrix, "primaries": primaries, "transfer": transfer}
 
 
 def plane_pixels(plane):
