@@ -161,7 +161,12 @@ class VideoReader(contextlib.AbstractContextManager):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
-        self._container = self._open()
+        hint = "it is damaged, incomplete or something else; try a fresh copy"
+        with self._reading("cannot be read as a video", hint):
+            if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
+                self._container = av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
+            else:
+                self._container = open_video(existing_file(self.source))
         try:
             self._choose_streams(audio)
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
@@ -244,13 +249,6 @@ class VideoReader(contextlib.AbstractContextManager):
         if self._remote:
             what, hint = "sends nothing that can be read", "check the address and the connection"
         return _explained(f"{self.name} {what} (", f"): {hint}")
-
-    def _open(self):
-        hint = "it is damaged, incomplete or something else; try a fresh copy"
-        with self._reading("cannot be read as a video", hint):
-            if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
-                return av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
-            return open_video(existing_file(self.source))
 
     def _choose_streams(self, audio):
         """Choose what is read, refuse what can be refused before decoding, and limit what the decoder may use."""
@@ -710,19 +708,15 @@ class VideoWriter:
             self._container.close()
             if error is None:
                 return
-            partial = self._name_partial()
+            whole = Path(os.path.realpath(self.path))  # the file that a link names
+            names = (whole.with_name(f"{whole.stem}_partial{number}{whole.suffix}") for number in ("", *range(2, 1000)))
+            partial = next(name for name in names if not name.exists())
             os.replace(self._temporary, partial)
             where = f"the {plural(self._frames, 'frame')} before are in {partial}"
             if isinstance(error, VideoError):
                 raise VideoError(f"{error}; {where}") from error
             log.warning("%s: interrupted; %s", self.path, where)
             raise error
-
-    def _name_partial(self):
-        """Return ``NAME_partial``, or with a number if there is such a file, beside the file that a link may name."""
-        whole = Path(os.path.realpath(self.path))
-        names = (whole.with_name(f"{whole.stem}_partial{number}{whole.suffix}") for number in ("", *range(2, 1000)))
-        return next(name for name in names if not name.exists())
 
     def _open_encoder(self):
         """Return the stream that is written, its encoder open; name others if that does not fit or open."""
