@@ -639,14 +639,14 @@ class VideoWriter:
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
         self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
-        rate, grid = video_format.rate, source and source.video_stream.guessed_rate
-        if self._suffix == ".avi" and grid and rate < grid <= 240:  # a guess of FFmpeg's, at times absurd
-            rate = grid  # AVI has no time stamps, only the grid of its rate, on which all frames are to lie
-        self._rate = Fraction(rate).limit_denominator(1 << 16)
-        source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
-        self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
+        rate = self._rate = Fraction(video_format.rate).limit_denominator(1 << 16)
+        source_base = self._time_base = video_format.time_base or 1 / rate
+        if self._suffix == ".avi":  # it has no time stamps: all frames must lie on the grid of its rate
+            grid = source and source.video_stream.guessed_rate  # FFmpeg's guess is sometimes absurd
+            self._rate = grid.limit_denominator(1 << 16) if grid and rate < grid <= 240 else rate
+            self._time_base = 1 / self._rate
         self._scale = source_base / self._time_base
-        self._step = max(round(1 / Fraction(video_format.rate) / self._time_base), 1)
+        self._step = max(round(1 / rate / self._time_base), 1)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
@@ -727,31 +727,28 @@ class VideoWriter:
             known = _list(fitting)
             raise VideoError(f"{self._suffix} does not hold what {encoder} writes: use one of {known}, or .mkv")
         stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
-        context = stream.codec_context
-        context.time_base, context.width, context.height = self._time_base, tags.width, tags.height
-        context.color_range, context.colorspace = tags.value_range, tags.matrix
+        context, size = stream.codec_context, (tags.width, tags.height)
+        context.width, context.height = size if self._codec.odd else (side + side % 2 for side in size)
+        if (context.width, context.height) != size:
+            log.warning(
+                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
+                *(self.path, encoder, *size, context.width, context.height),
+            )
+        context.time_base, context.color_range, context.colorspace = self._time_base, tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        if not self._codec.odd and (tags.width % 2 or tags.height % 2):
-            context.width, context.height = tags.width + tags.width % 2, tags.height + tags.height % 2
-            log.warning(
-                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, encoder, tags.width, tags.height, context.width, context.height),
-            )
         context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
         if self._suffix == ".avi":
             context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
         if encoder == "libx265" and self._suffix in _QUICKTIME:
             context.codec_tag = "hvc1"  # Apple's players know no other
-        options = dict(self._codec.options)
-        if self._codec.worst:  # it has a scale: it is not lossless
-            options["crf"] = f"{self._codec.default if self._quality is None else self._quality:g}"
+        quality = self._codec.default if self._quality is None else self._quality
+        stream.options = self._codec.options | {"crf": f"{quality:g}"}
         if tags.chroma_location:
-            options["chroma_sample_location"] = tags.chroma_location
-        stream.options = options
+            stream.options |= {"chroma_sample_location": tags.chroma_location}
         try:
             open_encoder(context)
         except (av.FFmpegError, ValueError) as error:
