@@ -1,14 +1,13 @@
-"""Video files and streams: reading and writing frames, with all that accompanies them.
+"""Read and write video files and streams, frame by frame.
 
-Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
-colour conversion in between. Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags
-pass through (see `tracks`)::
+Frames are decoded to the planes of 8-bit YUV 4:2:0 (see `utils`) and encoded from them, without a colour conversion.
+Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags are kept (see `tracks`)::
 
     with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
         for frame in reader:
             writer.write(frame)
 
-A reader may run in one thread and its writer in another (see `pipeline`). What goes wrong is a `VideoError`.
+A reader may run in one thread and its writer in another (see `pipeline`). All errors are `VideoError`.
 """
 
 import contextlib
@@ -48,18 +47,17 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing is lost
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
-_FORWARD, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_TRIES = 100  # more, to read on behind what FFmpeg cannot read
+_FORWARD, _BACK = 10, 0.5  # a stream whose packets jump by more seconds was joined from two
+_TRIES = 100  # how often to read on after a packet that FFmpeg cannot read
 _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
 _GUESSED = ("frame", "damaged: parts of them are guessed")
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
-_CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
+_CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # sizes and rates may change after the header
 
-# Files may come from strangers. Their size is checked before memory is allocated, and they are read as nothing but
-# video, whatever their names say: FFmpeg would open what a playlist names.
+# Files may come from strangers: sizes are limited, and playlists, which could name any file, are not read.
 MAX_VIDEO_SIDE = 1 << 13  # 8,192
-_LIMITS = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # for a decoder, if a frame has another size than the header says
+_LIMITS = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # for the decoder, if frames are larger than the header says
 _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
@@ -72,7 +70,7 @@ _describing = threading.Lock()  # PyAV's level of messages is the whole process'
 
 @dataclasses.dataclass(frozen=True)
 class VideoFormat:
-    """What all frames of a video share.
+    """The properties that all frames of a video share.
 
     Attributes:
         width, height: in pixels.
@@ -81,7 +79,7 @@ class VideoFormat:
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
-        chroma_location: where chroma samples lie, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
+        chroma_location: position of chroma samples, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
     """
 
     width: int
@@ -105,7 +103,7 @@ class VideoFormat:
 class Frame:
     """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
 
-    `packets` are those of audio and subtitles that were met in the file since the frame before.
+    `packets` holds the audio and subtitle packets between the previous frame and this one.
     """
 
     y: np.ndarray
@@ -120,41 +118,41 @@ class Frame:
 
 
 def open_video(path):
-    """Open a video file as PyAV's container; what it names, such as a playlist's files and addresses, is not opened.
+    """Open a video file as a PyAV container. Files and addresses that it names are not opened.
 
     Raises:
         av.FFmpegError, OSError: it cannot be read.
     """
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
-    # FFmpeg would take the beginning of a relative path with a colon for a protocol.
+    # An absolute path: FFmpeg would take a relative one with a colon for an address.
     return av.open(str(Path(path).absolute()), options=only, metadata_errors="replace")
 
 
 class VideoReader(contextlib.AbstractContextManager):
-    """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
+    """Iterates over the frames of a video file or stream: every `Frame` once, in display order.
 
-    8-bit YUV 4:2:0 comes out as it was coded, cropped, turned and mirrored as the container says. With a warning, other
-    8-bit formats are converted to it, with range and matrix kept, interlaced frames are made progressive, frames of
-    another size are scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get
-    black bars), and packets that cannot be decoded are gaps.
+    8-bit YUV 4:2:0 is returned as coded, but cropped, rotated and mirrored as the container says. With a warning, other
+    8-bit formats are converted to it (range and matrix stay), interlaced frames are deinterlaced, frames of another
+    size are scaled (to the largest if `audio`, else to the first, with black bars if the aspect differs), and packets
+    that cannot be decoded leave gaps.
 
     Args:
         source: path or URL.
-        audio: give frames the packets of audio and subtitles, for a `VideoWriter`.
+        audio: also read audio and subtitle packets into `Frame.packets`, for a `VideoWriter`.
 
     Attributes:
         format: the `VideoFormat`.
-        packets: of audio and subtitles since the last frame that was given.
+        packets: audio and subtitle packets after the last frame.
         frame_count: estimated number of frames, or None if unknown.
-        live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
-            (MJPEG of network cameras), frames get the times of their arrival.
-        video_stream, tracks, other_streams, changing, metadata, chapters: for `tracks.copy_tracks`: PyAV's streams (the
-            default one of video, what comes along if `audio`, what is left out), the indices of those of sound whose
-            rate or channels change on the way, and what the container says.
+        live: whether it is an endless stream. If its format has no time stamps (MJPEG of network cameras), frames are
+            stamped with their times of arrival.
+        video_stream, tracks, other_streams: PyAV's streams: the default video, those to copy if `audio`, the rest.
+        changing: indices of the audio streams whose rate or channels change midway.
+        metadata, chapters: the container's.
 
     Raises:
-        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
-            cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
+        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or does not fit 8-bit planes
+            (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
     def __init__(self, source, audio=False):
@@ -198,10 +196,7 @@ class VideoReader(contextlib.AbstractContextManager):
             yield frame
 
     def to_bgr(self, y, uv):
-        """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
-
-        It has the colours that the tags say, and is stretched to square pixels.
-        """
+        """Convert planes of any size, by the colour tags, to ``(H, W, 3)`` uint8 BGR with square pixels."""
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
@@ -212,7 +207,7 @@ class VideoReader(contextlib.AbstractContextManager):
         return resize_pixels(pixels, size)
 
     def close(self):
-        """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
+        """Release the file, unless a thread still waits for a frame: then it is released when that thread ends."""
         self._closed = True
         if self._busy.acquire(timeout=0.5):
             self._container.close()
@@ -222,7 +217,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self.close()
 
     def describe(self, stream):
-        """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        """Name a stream of the file, as in ``sound track 2 (aac, eng)``."""
         if stream.type == "attachment":
             return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
@@ -233,7 +228,7 @@ class VideoReader(contextlib.AbstractContextManager):
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
     def _describe(self, stream):
-        """FFmpeg's verbose description of a stream; only there PyAV tells chroma location, cropping and tags."""
+        """Return FFmpeg's verbose description of a stream, the only place for chroma location, cropping and tags."""
         with _describing:
             level = av.logging.get_level()
             av.logging.set_level(av.logging.VERBOSE)
@@ -251,7 +246,7 @@ class VideoReader(contextlib.AbstractContextManager):
         return _explained(f"{self.name} {what} (", f"): {hint}")
 
     def _choose_streams(self, audio):
-        """Choose what is read, refuse what can be refused before decoding, and limit what the decoder may use."""
+        """Choose the streams, refuse what can be refused before decoding, and limit the decoder."""
         container, streams = self._container, self._container.streams
         video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
@@ -275,13 +270,11 @@ class VideoReader(contextlib.AbstractContextManager):
                 "pixels can be read; scale it down first"
             )
         stream.codec_context.options = _LIMITS
-        # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
-        # sharpening and encoding.
-        stream.thread_type = "SLICE" if self._remote else "AUTO"
-        stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
+        stream.thread_type = "SLICE" if self._remote else "AUTO"  # frame threads would delay a live stream
+        stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)  # the others sharpen and encode
 
     def _survey(self):
-        """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
+        """Return the largest size of a file's keyframes, and the audio streams whose rate or channels change."""
         largest, forms, met = (0, 0), Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
@@ -292,7 +285,7 @@ class VideoReader(contextlib.AbstractContextManager):
                 index = packet.stream.index
                 met[index] += 1
                 with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and soon decoded
+                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and fast
                         frames = packet.decode()
                         forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
                     elif packet.stream is video and packet.is_keyframe and packet.size:
@@ -304,11 +297,10 @@ class VideoReader(contextlib.AbstractContextManager):
         return largest, {index for index, number in lasting.items() if number > 1}
 
     def _video_packets(self):
-        """Yield the packets of video, and None when the decoder is to give the rest; collect those of the tracks.
+        """Yield the packets of video, then None to flush the decoder; collect those of the other tracks.
 
-        FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
-        gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
-        nothing is raised.
+        FFmpeg stops at a packet that it cannot read, but goes on after it if asked again. Only an error that no packet
+        follows is raised.
         """
         tries, failure = 0, None  # since the last packet
         while tries <= (1 if self._remote else _TRIES):
@@ -333,7 +325,7 @@ class VideoReader(contextlib.AbstractContextManager):
             raise failure
 
     def _decode(self):
-        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
+        """Yield frames with time stamps. A packet that cannot be decoded leaves a gap, as in players."""
         number, kind = 0, None
         for packet in self._video_packets():
             try:
@@ -354,7 +346,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self._report(number)
 
     def _report(self, number):
-        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
+        """Warn of damage and of an early end; raise `VideoError` if most of the video is lost."""
         for (noun, what), times in self._faults.items():
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
@@ -362,10 +354,10 @@ class VideoReader(contextlib.AbstractContextManager):
         if len(self._faults[_GAP]) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
-        if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
+        if "mp4" in kind:  # an edit list may leave out frames, and the duration may be wrong: it takes both
             told, missing = timeline.count != stream.frames, self._seconds - timeline.length
             tolerance = 1.5 / self._rate
-        else:  # what is told may be the length of sound that is not read
+        else:  # the duration may be that of audio that is not read
             told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
             missing = (self.frame_count or 0) / self._rate - timeline.end
             tolerance = max(1, timeline.end / 20)
@@ -426,7 +418,7 @@ class VideoReader(contextlib.AbstractContextManager):
         return VideoFormat(width, height, self._rate, self._timeline.time_base, *colors, aspect, site)
 
     def _shaped(self, frames):
-        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
+        """Yield frames deinterlaced, of one size (with black bars if the aspect differs), and upright."""
         graph, form, interlaced, captioned, times = None, None, False, False, deque()
         for frame in frames:
             if not captioned and any(data.type.name == "A53_CC" for data in frame.side_data):
@@ -457,20 +449,19 @@ class VideoReader(contextlib.AbstractContextManager):
 
 
 class _Timeline:
-    """Makes one timeline of the time stamps of packets, and sets those of frames that are missing or wrong.
+    """Joins the time stamps of packets into one timeline, and corrects those of frames.
 
     Attributes:
         time_base: of the frames, in seconds.
-        now, end: time of the packet that was added last, and the end of all so far, in seconds.
-        count, length: how many of them are of the video, and how many seconds these and a pause before them last.
+        now, end: time of the newest packet and end of all so far, in seconds.
+        count, length: number of video packets, and the seconds that they and a pause before them last.
     """
 
     def __init__(self, container, stream, live):
         untimed = container.format.flags & av.format.Flags.no_timestamps.value
         self._opened = time.monotonic() if live and untimed else None
         self._stream, self._avi = stream, container.format.name == "avi"
-        # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
-        self._broadcast = container.format.name in ("mpegts", "mpeg")
+        self._broadcast = container.format.name in ("mpegts", "mpeg")  # elsewhere, a jump forward is a long pause
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
         self._latest = {}  # for each stream, its shift and time in seconds
@@ -479,7 +470,7 @@ class _Timeline:
         self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
-        """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
+        """Shift a packet in time to follow those before it, if the file begins late or was joined from parts."""
         if packet.dts is None:
             return
         unit = packet.stream.time_base
@@ -489,7 +480,7 @@ class _Timeline:
             shift = self._shift
         elif not -_BACK <= seconds - last <= _FORWARD:
             joint = seconds < last or (self._broadcast and seconds + shift > self.end + _FORWARD)
-            if joint and shift == self._shift:  # else another stream came to the next part before
+            if joint and shift == self._shift:  # else another stream has already reached this part
                 self._shift = self.end - seconds
             shift = self._shift
         self._latest[packet.stream.index] = shift, seconds
@@ -504,11 +495,11 @@ class _Timeline:
             self.count, self.length = self.count + 1, seconds + duration - self._begin
 
     def stamp(self, frame):
-        """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
+        """Set a time stamp that is missing or, in AVI, wrong; in an untimed stream, to the time of arrival."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
-        elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
-            if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
+        elif self._avi and frame.dts is not None:  # AVI has only the order of its packets
+            if self._delay is None:  # the decoder's; it looks longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
                 self._delay = min(frame.dts - self._first, (reordered + 1) * self._step if reordered else 0)
             frame.pts = frame.dts - self._delay
@@ -522,7 +513,7 @@ def _clock(seconds):
 
 
 def _filtered(graph, frame, times):
-    """Give a frame to a filter graph, None at the end, and yield those that are ready, at their times."""
+    """Push a frame, or None at the end, into a filter graph; yield the frames that are ready, at their times."""
     graph.push(frame)
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
@@ -533,7 +524,7 @@ def _filtered(graph, frame, times):
 
 @contextlib.contextmanager
 def _explained(before, after=""):
-    """Raise what FFmpeg or the system raises as a `VideoError`, whose message has these words around theirs."""
+    """Turn errors of FFmpeg and the system into `VideoError`, with these words around their message."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
@@ -541,7 +532,7 @@ def _explained(before, after=""):
 
 
 def _to_planes(frame, video_format):
-    """Convert an 8-bit frame of PyAV's to planes, at the range and matrix of its `VideoFormat`."""
+    """Convert an 8-bit PyAV frame to planes of the range and matrix of its `VideoFormat`."""
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         # swscale takes grey for full range whatever its tag says.
         value_range = _RANGE_FULL if video_format.full_range or frame.format.name == "gray" else _RANGE_LIMITED
@@ -556,7 +547,7 @@ def _to_planes(frame, video_format):
 
 
 def plane_pixels(plane):
-    """Return the pixels ``(H, W)`` uint8 of a plane of a PyAV frame, without copying them."""
+    """Return a plane of a PyAV frame as a view ``(H, W)`` uint8."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
@@ -565,7 +556,7 @@ def plane_pixels(plane):
 
 
 class Codec(NamedTuple):
-    """FFmpeg's encoder, its scale of qualities (option ``crf``), its other options, and if it takes odd sizes."""
+    """FFmpeg's encoder, its quality scale (option ``crf``), its other options, and whether it takes odd sizes."""
 
     encoder: str
     best: int
@@ -576,8 +567,7 @@ class Codec(NamedTuple):
 
 
 _CODECS = {
-    # The preset `superfast`, but with its lookahead: two thirds of the time of `veryfast`, a file as small or a fifth
-    # larger, as near to the picture.
+    # `superfast` with a lookahead takes two thirds of the time of `veryfast`; files are up to a fifth larger.
     "h264": Codec("libx264", 0, 51, 18, {"preset": "superfast", "x264-params": "mbtree=1:rc-lookahead=10"}),
     "hevc": Codec("libx265", 0, 51, 20, {"preset": "fast", "x265-params": "log-level=error"}),
     "av1": Codec("libsvtav1", 1, 63, 24, {"preset": "8"}, odd=True),
@@ -590,7 +580,7 @@ def check_encoder(path, codec=None, quality=None):
     """Return the `Codec` for a file, see `VideoWriter`.
 
     Raises:
-        VideoError: the suffix of the name or the codec is unknown, or the codec has no such quality.
+        VideoError: the suffix or the codec is unknown, or the quality is off the codec's scale.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
@@ -615,12 +605,11 @@ def _list(available):
 class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
-    Time stamps, colour tags and pixel shape are those of `video_format`. What accompanies the pictures of `source`
-    comes along, see `tracks`; a warning names what cannot be kept.
+    Time stamps, colour tags and pixel shape are those of `video_format`. Audio, subtitles and the like of `source` are
+    copied, see `tracks`; a warning names what cannot be kept.
 
-    The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
-    least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
-    is the input's, what came before is in ``NAME_partial``, and the error says so.
+    The file appears when the block succeeds. If the block fails there is none; but after a `KeyboardInterrupt` or a
+    `VideoError` (of the input), frames written so far are kept as ``NAME_partial``, and a warning or the error says so.
 
     Args:
         path: file to write, replaced if it exists.
@@ -631,7 +620,7 @@ class VideoWriter:
         codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
 
     Raises:
-        VideoError: see `check_encoder`; or the file cannot be written, or the encoder does not fit it or open.
+        VideoError: as in `check_encoder`; or the file cannot be written, or cannot hold or open the encoder.
     """
 
     def __init__(self, path, video_format, source=None, quality=None, codec=None):
@@ -652,11 +641,11 @@ class VideoWriter:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_explained(f"cannot write {self.path}: "))
             self._temporary = stack.enter_context(atomic_path(self.path))
-            # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
+            # Audio begins before 0, with samples that its decoder drops. FFmpeg would shift an .mkv or .avi by them.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
             tags = self._source.metadata if self._source else {}
             if self._suffix in _QUICKTIME and any(key.startswith("com.") for key in tags):
-                options["movflags"] = "use_metadata_tags"  # else Apple's location, date and maker are lost
+                options["movflags"] = "use_metadata_tags"  # Apple's location, date and maker
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
@@ -667,10 +656,10 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        Worker(lambda: self._end(error), "end of file").wait()  # Ctrl-C must not break that off
+        Worker(lambda: self._end(error), "end of file").wait()  # in a thread, which Ctrl-C does not interrupt
 
     def write(self, frame):
-        """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
+        """Encode a `Frame`. Without `pts`, it follows the previous one at the format's rate."""
         height, width = frame.y.shape
         if (width, height) != (self.format.width, self.format.height):
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
@@ -695,7 +684,7 @@ class VideoWriter:
                 self._tracks[packet.stream.index].write(packet)
 
     def _end(self, error):
-        """Complete the file, keep its beginning or remove it, depending on the error that ended the block."""
+        """Complete the file, keep its beginning, or remove it."""
         kept = self._frames and (error is None or isinstance(error, (KeyboardInterrupt, VideoError)))
         with self._stack:
             if not kept:
@@ -719,9 +708,9 @@ class VideoWriter:
             raise error
 
     def _open_encoder(self):
-        """Return the stream that is written, its encoder open; name others if that does not fit or open."""
+        """Return the video stream with its encoder open."""
         encoder, tags = self._codec.encoder, self.format
-        # FFmpeg says that .mov holds them, and refuses their first packet.
+        # FFmpeg lists these for .mov, but refuses their first packet.
         fitting = self._container.supported_codecs - ({"libvpx-vp9", "libsvtav1"} if self._suffix == ".mov" else set())
         if encoder not in fitting:
             known = _list(fitting)
@@ -740,11 +729,11 @@ class VideoWriter:
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
+        context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate has none
         if self._suffix == ".avi":
-            context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
+            context.max_b_frames = 0  # these need time stamps
         if encoder == "libx265" and self._suffix in _QUICKTIME:
-            context.codec_tag = "hvc1"  # Apple's players know no other
+            context.codec_tag = "hvc1"  # the only tag that Apple's players know
         quality = self._codec.default if self._quality is None else self._quality
         stream.options = self._codec.options | {"crf": f"{quality:g}"}
         if tags.chroma_location:
