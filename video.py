@@ -306,14 +306,14 @@ class VideoReader(contextlib.AbstractContextManager):
         while tries <= (1 if self._remote else _TRIES):
             try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
-                    if packet.dts is None and not packet.size:
-                        continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
+                    if not packet.size:  # PyAV's last ones, too, which flush decoders
+                        continue
                     self._faults[_UNREAD] += [self._timeline.now] if tries else []
                     tries, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
-                    elif packet.size:
+                    else:
                         self.packets.append(packet)
             except IndexError:  # PyAV's, if streams came up on the way
                 pass
@@ -331,7 +331,7 @@ class VideoReader(contextlib.AbstractContextManager):
             try:
                 frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                self._faults[_GAP] += [self._timeline.now] if packet is not None and packet.size else []
+                self._faults[_GAP] += [self._timeline.now] if packet else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
@@ -620,7 +620,7 @@ class VideoWriter:
         codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
 
     Raises:
-        VideoError: as in `check_encoder`; or the file cannot be written, or cannot hold or open the encoder.
+        VideoError: as in `check_encoder`; or the file cannot be written, or its encoder does not suit it or open.
     """
 
     def __init__(self, path, video_format, source=None, quality=None, codec=None):
