@@ -222,19 +222,18 @@ class VideoReader(contextlib.AbstractContextManager):
             return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
-        tag = re.search(r"\((\w{4}) / 0x", self._describe(stream))
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
-        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
+        codec, language = stream.codec_context and stream.codec_context.codec.canonical_name, stream.language
+        details = ", ".join(filter(None, (codec, language if language != "und" else None)))
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
-    def _describe(self, stream):
-        """Return FFmpeg's verbose description of a stream, the only place for chroma location, cropping and tags."""
+    def _read_description(self):
+        """Return FFmpeg's verbose description of the video stream, which alone has chroma location and cropping."""
         with _describing:
             level = av.logging.get_level()
             av.logging.set_level(av.logging.VERBOSE)
             av.logging.set_libav_level(av.logging.VERBOSE)
             try:
-                text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
+                text = self._container.dumps_format().partition(f"Stream #0:{self.video_stream.index}")[2]
             finally:
                 av.logging.set_libav_level(av.logging.INFO)
                 av.logging.set_level(level)
@@ -248,9 +247,9 @@ class VideoReader(contextlib.AbstractContextManager):
     def _choose_streams(self, audio):
         """Choose the streams, refuse what can be refused before decoding, and limit the decoder."""
         container, streams = self._container, self._container.streams
-        video = [stream for stream in streams.video if not stream.disposition & COVER]
+        video = [stream for stream in streams.video if stream.codec_context and not stream.disposition & COVER]
         if not video:
-            raise VideoError(f"{self.name} has no video stream")
+            raise VideoError(f"{self.name} has no video stream of a known kind: try a fresh copy or make it H.264")
         stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
@@ -262,13 +261,9 @@ class VideoReader(contextlib.AbstractContextManager):
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
-        if stream.codec_context is None:
-            raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
         if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
-            raise VideoError(
-                f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
-                "pixels can be read; scale it down first"
-            )
+            came, most = f"{stream.width}x{stream.height}", f"{MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE}"
+            raise VideoError(f"{self.name} is too large ({came}): at most {most} pixels are read; scale it down first")
         stream.codec_context.options = _LIMITS
         stream.thread_type = "SLICE" if self._remote else "AUTO"  # frame threads would delay a live stream
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)  # the others sharpen and encode
@@ -292,9 +287,8 @@ class VideoReader(contextlib.AbstractContextManager):
                         packet.decode()
                         size = video.codec_context.width, video.codec_context.height
                         largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
-        # A frame or two of another form are damage.
-        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return largest, {index for index, number in lasting.items() if number > 1}
+        lasting = [index for (index, *_), number in forms.items() if number > 2]  # one or two frames are damage
+        return largest, {index for index in lasting if lasting.count(index) > 1}
 
     def _video_packets(self):
         """Yield the packets of video, then None to flush the decoder; collect those of the other tracks.
@@ -394,7 +388,7 @@ class VideoReader(contextlib.AbstractContextManager):
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
         beside = {data.type.name: bytes(data) for data in frame.side_data}
-        description = self._describe(self.video_stream)
+        description = self._read_description()
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
