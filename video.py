@@ -113,10 +113,6 @@ class Frame:
     packets: list = ()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 def open_video(path):
     """Open a video file as a PyAV container. Files and addresses that it names are not opened.
 
@@ -545,10 +541,6 @@ def plane_pixels(plane):
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Encoders
-
-
 class Codec(NamedTuple):
     """FFmpeg's encoder, its quality scale (option ``crf``), its other options, and whether it takes odd sizes."""
 
@@ -590,10 +582,6 @@ def check_encoder(path, codec=None, quality=None):
 
 def _list(available):
     return ", ".join(name for name, codec in _CODECS.items() if codec.encoder in available)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Writing
 
 
 class VideoWriter:
