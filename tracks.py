@@ -40,23 +40,22 @@ def copy_tracks(source, container, video_stream, path):
         dict: the tracks to write the packets of the source to, by the index of their stream in the source.
     """
     tracks, suffix = {}, path.suffix.lower()
-    lost, kept_by_mkv = [source.describe(stream) for stream in source.other_streams], []
+    lost = {source.describe(stream): False for stream in source.other_streams}  # whether .mkv would keep it
     container.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _FILE_TAGS})
     _copy_tags(source.video_stream, video_stream)
     for stream in source.tracks:
         try:
             tracks[stream.index] = _add_track(source, stream, container, path)
         except ValueError:
-            known = stream.codec_context or stream.type == "attachment"
-            (kept_by_mkv if known else lost).append(source.describe(stream))
+            lost[source.describe(stream)] = suffix != ".mkv" and (stream.codec_context or stream.type == "attachment")
     if suffix != ".avi":
         container.set_chapters(source.chapters)
     else:
-        kept_by_mkv += ["chapters"] if source.chapters else []
-        kept_by_mkv += ["location"] if any("location" in key.lower() for key in source.metadata) else []
-    if lost or kept_by_mkv:
-        hint = " (.mkv keeps more)" if kept_by_mkv and suffix != ".mkv" else ""
-        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost + kept_by_mkv)))
+        lost |= {"chapters": True} if source.chapters else {}
+        lost |= {"location": True} if any("location" in key.lower() for key in source.metadata) else {}
+    if lost:
+        hint = " (.mkv keeps more)" if any(lost.values()) else ""
+        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost)))
     return tracks
 
 
@@ -93,8 +92,7 @@ class _Track:
     def __init__(self, source, name, container, path):
         self._source, self._name, self._container, self._path = source, name, container, path
         self._last, self._end, self._left_out, self._recoded = None, None, 0, False
-        codec = source.codec_context and source.codec_context.codec.canonical_name
-        self._text = source.type == "subtitle" and codec in _PLAIN_TEXT
+        self._text = bool(source.codec_context) and source.codec_context.codec.canonical_name in _PLAIN_TEXT
         self.stream = self._add_stream()
 
     def write(self, packet):
