@@ -51,15 +51,15 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             yield item
         worker.wait()
 
-    worker = Worker(produce, "read ahead")
-    with contextlib.closing(consume()) as ahead:  # else iterating on would wait for ever
-        try:
-            yield ahead
-        finally:
-            leaving.set()
-            slots.release()  # the thread may be waiting for room
-            with contextlib.suppress(Exception):  # of an item that nobody asked for
-                worker.wait(patience)
+    worker, ahead = Worker(produce, "read ahead"), consume()
+    try:
+        yield ahead
+    finally:
+        ahead.close()  # else iterating on would wait for ever
+        leaving.set()
+        slots.release()  # the thread may be waiting for room
+        with contextlib.suppress(Exception):  # of an item that nobody asked for
+            worker.wait(patience)
 
 
 @contextlib.contextmanager
