@@ -31,10 +31,6 @@ SHARPEN, SKIP, PASS, PROBE = "sharpen", "skip", "pass", "probe"  # see `LoadCont
 log = logging.getLogger(__name__)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources
-
-
 def is_camera(source):
     """Return whether `source` is a camera's index or device path, not a file or URL."""
     return isinstance(source, int) or str(source).startswith(("/dev/video", "/dev/v4l/"))
@@ -155,10 +151,6 @@ class TimedSource:
                 yield frame, now, due
             else:
                 self.dropped += 1
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The loop
 
 
 def play(source, enlarge, sharpen, display, controls, load, meter):

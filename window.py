@@ -48,10 +48,6 @@ _TOGGLES = {" ": "sharpening", "c": "comparing", "f": "full_screen", "o": "overl
 log = logging.getLogger(__name__)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The window
-
-
 @dataclasses.dataclass
 class Controls:
     """The user's choices, which keys and the mouse change.
@@ -306,10 +302,6 @@ def _shrunk(width, height, room):
     return round(scale * width), round(scale * height)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Recordings
-
-
 class Recorder(contextlib.ExitStack):
     """Encodes live pictures to a file in a thread, stamped with the times at which they were shown.
 
@@ -353,10 +345,6 @@ class Recorder(contextlib.ExitStack):
         picture, pts = item
         self._writer.write(Frame(*to_limited_range(*bgr_to_planes(picture)), pts))
         self.frames += 1
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The virtual camera
 
 
 class VirtualCamera(contextlib.AbstractContextManager):
