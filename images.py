@@ -174,10 +174,8 @@ def _open_image(path):
         with Image.open(path, formats=formats) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
-                raise VideoError(
-                    f"{path} is too large ({width}x{height}): at most {MAX_IMAGE_SIDE} pixels a side and "
-                    f"{MAX_IMAGE_PIXELS // 10**6} million pixels can be read; scale it down or cut it first"
-                )
+                most = f"at most {MAX_IMAGE_SIDE} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million pixels are read"
+                raise VideoError(f"{path} is too large ({width}x{height}): {most}; scale it down or cut it first")
             yield file
     except VideoError:
         raise

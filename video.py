@@ -155,8 +155,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
-        hint = "it is damaged, incomplete or something else; try a fresh copy"
-        with self._reading("cannot be read as a video", hint):
+        with self._reading("cannot be read as a video", "try a fresh copy, or name another file"):
             if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
                 self._container = av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
             else:
@@ -368,10 +367,9 @@ class VideoReader(contextlib.AbstractContextManager):
             reason = "video with transparency or a palette"
         else:
             return
-        raise VideoError(
-            f"{self.name}: {reason} ({pixels.name}) is not supported yet; convert it to 8-bit yuv420p first: "
-            f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
-        )
+        command = f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
+        what = f"{self.name}: {reason} ({pixels.name}) is not supported yet"
+        raise VideoError(f"{what}; convert it to 8-bit yuv420p first: {command}")
 
     def _read_format(self, frame):
         pixels, value_range, matrix = frame.format, int(frame.color_range), int(frame.colorspace)
@@ -695,16 +693,13 @@ class VideoWriter:
         # FFmpeg lists these for .mov, but refuses their first packet.
         fitting = self._container.supported_codecs - ({"libvpx-vp9", "libsvtav1"} if self._suffix == ".mov" else set())
         if encoder not in fitting:
-            known = _list(fitting)
-            raise VideoError(f"{self._suffix} does not hold what {encoder} writes: use one of {known}, or .mkv")
+            raise VideoError(f"{self._suffix} does not hold {encoder}: use one of {_list(fitting)}, or .mkv")
         stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
         context, size = stream.codec_context, (tags.width, tags.height)
-        context.width, context.height = size if self._codec.odd else (side + side % 2 for side in size)
-        if (context.width, context.height) != size:
-            log.warning(
-                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, encoder, *size, context.width, context.height),
-            )
+        context.width, context.height = even = size if self._codec.odd else tuple(side + side % 2 for side in size)
+        if even != size:
+            text = "%s: %s needs an even size, so the edge of %dx%d is repeated to %dx%d; .webm keeps the size"
+            log.warning(text, self.path, encoder, *size, *even)
         context.time_base, context.color_range, context.colorspace = self._time_base, tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
@@ -723,8 +718,6 @@ class VideoWriter:
         try:
             open_encoder(context)
         except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"the encoder {encoder} does not open for {context.width}x{context.height} on this machine "
-                f"({first_line(error)}): use one of {_list(av.codecs_available)}"
-            ) from error
+            what = f"{encoder} does not open for {context.width}x{context.height} on this machine ({first_line(error)})"
+            raise VideoError(f"{what}: use one of {_list(av.codecs_available)}") from error
         return stream
