@@ -41,10 +41,8 @@ def to_pixels(picture, rgb=False):
         return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, rgb)
-    hint = " (OpenCV's imread returns None for what it cannot read)" if picture is None else ""
-    raise TypeError(
-        f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}{hint}"
-    )
+    came = f"{type(picture)}" + " (OpenCV's imread returns None for what it cannot read)" * (picture is None)
+    raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {came}")
 
 
 def stack(pictures):
@@ -66,9 +64,8 @@ def _from_array(array, rgb):
     shape, dtype = array.shape, array.dtype
     grey = array.ndim == 2
     if not (grey or shape[2:] == (3,)) or 0 in shape or dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"expected a frame (H, W, 3) or (H, W), or a batch (N, H, W, 3), of uint8 or uint16, got {shape} of {dtype}"
-        )
+        expected = "a frame (H, W, 3) or (H, W), or a batch (N, H, W, 3), of uint8 or uint16"
+        raise ValueError(f"expected {expected}, got {shape} of {dtype}")
     if grey or not rgb:
         return np.ascontiguousarray(array), lambda sharp: sharp
     return np.ascontiguousarray(array[..., ::-1]), lambda sharp: np.ascontiguousarray(sharp[..., ::-1])
@@ -100,10 +97,8 @@ def _from_tensor(tensor):
 
     floating = tensor.is_floating_point()
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape or not (floating or tensor.dtype == torch.uint8):
-        raise ValueError(
-            "expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got "
-            f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-        )
+        came = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise ValueError(f"expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got {came}")
     values = tensor.detach().cpu()
     values = (values.float() if floating else values).numpy()
     if floating and not ((values >= 0) & (values <= 1)).all():

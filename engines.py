@@ -47,9 +47,8 @@ def _torch_engine(checkpoint, device):
         from models import load_student
         from torch_engine import TorchEngine
     except (ImportError, OSError) as error:
-        raise DeviceError(
-            f"device {device!r} needs PyTorch ({first_line(error)}): pip install -r requirements.txt"
-        ) from error
+        advice = "pip install -r requirements.txt"
+        raise DeviceError(f"device {device!r} needs PyTorch ({first_line(error)}): {advice}") from error
     return TorchEngine(load_student(checkpoint)[0], device)
 
 

@@ -153,9 +153,8 @@ class RealTimeSharpener:
         strength = _check_strength(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
         if y.ndim != 2 or not y.size or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
-            )
+            came = f"{y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
+            raise ValueError(f"expected uint8 planes y (H, W) and uv {expected}, got {came}")
         y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
         return self.engine(y, uv, full_range, strength)
 

@@ -91,10 +91,8 @@ class Camera(contextlib.AbstractContextManager):
             arrived, first = self._capture.read()
         if not arrived:
             self._capture.release()
-            raise VideoError(
-                f"camera {self.source} cannot be opened: plug it in, close programs that use it, allow access to it, "
-                "or name a file to sharpen"
-            )
+            advice = "plug it in, close programs that use it, allow access to it, or name a file to sharpen"
+            raise VideoError(f"camera {self.source} cannot be opened: {advice}")
         self.size = (first.shape[1], first.shape[0])
         self.rate = Fraction(_plausible(self._capture.get(cv2.CAP_PROP_FPS))).limit_denominator(1001)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))

@@ -78,21 +78,17 @@ def target_size(size, width, height, pixel_aspect=None, limit=MAX_IMAGE_SIDE):
     """
     if size is None:
         return width, height
-    scale = size.factor
+    scale, box = size.factor, (size.width, size.height)
     if scale is None:
-        shown = [width * Fraction(pixel_aspect or 1), Fraction(height)]
-        boxes = zip((size.width, size.height), shown, strict=True)
-        scale = min(most / side for most, side in boxes if most is not None)
+        shown = width * Fraction(pixel_aspect or 1), Fraction(height)
+        scale = min(most / side for most, side in zip(box, shown, strict=True) if most is not None)
     if scale == 1:
         return width, height
-    exact = (width * scale, height * scale)
-    named = size.width, size.height
-    target = tuple(int(side) if side in named else max(2 * round(side / 2), 2) for side in exact)
+    exact = width * scale, height * scale
+    target = tuple(int(side) if side in box else max(2 * round(side / 2), 2) for side in exact)
     if max(target) > limit or target[0] * target[1] > MAX_IMAGE_PIXELS:
-        raise SizeError(
-            f"{width}x{height} would become {target[0]}x{target[1]}: name a smaller size, at most {limit} pixels a "
-            f"side and {MAX_IMAGE_PIXELS // 10**6} million in all"
-        )
+        most = f"at most {limit} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million in all"
+        raise SizeError(f"{width}x{height} would become {target[0]}x{target[1]}: name a smaller size, {most}")
     return target
 
 

@@ -127,9 +127,8 @@ def _call(function):
     try:
         return function()
     except (ScreenShotError, OSError) as error:
-        raise VideoError(
-            f"the screen cannot be read ({first_line(error)}): run this in a desktop session, X11 on Linux"
-        ) from error
+        advice = "run this in a desktop session, X11 on Linux"
+        raise VideoError(f"the screen cannot be read ({first_line(error)}): {advice}") from error
 
 
 def _rectangle(monitor):

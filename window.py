@@ -270,10 +270,8 @@ def _open_window(title):
     try:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     except cv2.error as error:
-        raise VideoError(
-            "no window can be opened, as OpenCV is a headless build: install opencv-python, or name an output file "
-            "with -o instead"
-        ) from error
+        advice = "install opencv-python, or name an output file with -o instead"
+        raise VideoError(f"no window can be opened, as OpenCV is a headless build: {advice}") from error
 
 
 def _close_window(title):
@@ -360,9 +358,8 @@ class VirtualCamera(contextlib.AbstractContextManager):
         try:
             import pyvirtualcam
         except ImportError as error:
-            raise VideoError(
-                "a virtual camera needs pyvirtualcam, software under the GNU GPL 2: pip install pyvirtualcam"
-            ) from error
+            advice = "pip install pyvirtualcam, software under the GNU GPL 2"
+            raise VideoError(f"a virtual camera needs pyvirtualcam: {advice}") from error
         self._library, self._rate, self._camera = pyvirtualcam, float(rate), None
 
     def show(self, frame, milliseconds=0, note="", meter=None):
