@@ -59,7 +59,7 @@ def read_image(path):
             `MAX_IMAGE_PIXELS`, or does not hold exactly one picture of 8 or 16 bits.
     """
     path = existing_file(path)
-    with _open_image(path) as file:
+    with open_image(path) as file:
         deep = _check_depth(path, file)
         file.load()
         with contextlib.suppress(Exception):  # damaged EXIF raises anything, but only once
@@ -87,12 +87,6 @@ def is_image(path):
         return suffix not in (".mjpeg", ".mjpg")  # videos that begin as a JPEG
     except Exception:  # decoders of damaged files raise anything
         return suffix in IMAGE_SUFFIXES
-
-
-def check_image(path):
-    """Raise `VideoError` if an image file cannot be opened or is larger than `read_image` allows."""
-    with _open_image(path):
-        pass
 
 
 def write_image(path, picture):
@@ -162,8 +156,8 @@ def existing_file(path):
 
 
 @contextlib.contextmanager
-def _open_image(path):
-    """Yield Pillow's image with only its header read, if its size is allowed."""
+def open_image(path):
+    """Yield Pillow's image with only its header read; raise `VideoError` if it cannot be opened or is too large."""
     formats = _READ_FORMATS
     try:
         if _is_heic(path):
