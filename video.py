@@ -359,17 +359,14 @@ class VideoReader(contextlib.AbstractContextManager):
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
         bits = max(part.bits for part in parts)
-        if hdr:
-            reason = f"HDR video ({hdr})"
-        elif bits > 8:
-            reason = f"{bits}-bit video"
-        elif any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
-            reason = "video with transparency or a palette"
-        else:
-            return
-        command = f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
-        what = f"{self.name}: {reason} ({pixels.name}) is not supported yet"
-        raise VideoError(f"{what}; convert it to 8-bit yuv420p first: {command}")
+        reasons = [f"HDR video ({hdr})"] if hdr else []
+        reasons += [f"{bits}-bit video"] if bits > 8 else []
+        if any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
+            reasons.append("video with transparency or a palette")
+        if reasons:
+            command = f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
+            what = f"{self.name}: {', '.join(reasons)} ({pixels.name}) is not supported yet"
+            raise VideoError(f"{what}; convert it to 8-bit yuv420p first: {command}")
 
     def _read_format(self, frame):
         pixels, value_range, matrix = frame.format, int(frame.color_range), int(frame.colorspace)
