@@ -1,4 +1,4 @@
-"""Sharpen many files: what folders and patterns name, where it goes, and what is done already."""
+"""Sharpen many files: expand folders and patterns, name the outputs, and skip what is done."""
 
 import glob
 import itertools
@@ -15,24 +15,23 @@ from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
 _WILDCARDS = re.compile(r"[*?[]")
-_OUTPUT = re.compile(r"_sharpened(_partial\d*)?(\.\w+)?$")  # ends names of files and folders that were written here
+_OUTPUT = re.compile(r"_sharpened(_partial\d*)?(\.\w+)?$")  # the end of names of outputs
 
 
 def plan_files(sources, output=None):
-    """List what is to be sharpened, and where to.
+    """List the files to sharpen, and their outputs.
 
     Args:
-        sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Of folders
-            and patterns only visible images and videos are taken. What an earlier run wrote is left out.
+        sources: names of files and folders, and patterns with ``*``, ``?``, ``[...]`` or ``**`` (any depth). Folders
+            and patterns give visible images and videos only. Outputs of earlier runs are left out.
         output: folder to write to, under relative names; None for ``NAME_sharpened`` beside each file or folder.
 
     Returns:
-        list: pairs of paths ``(source, target)``, each target once, sorted by the source's name in the same order on
-        every machine.
+        list: pairs of paths ``(source, target)``, each target once, sorted by source.
 
     Raises:
-        VideoError: nothing is left to sharpen, or nothing of a folder or pattern; two files have the same target; or a
-            target is itself to be sharpened.
+        VideoError: there is nothing to sharpen in all, or in a folder or pattern; two files have the same target; or a
+            target is also a source.
     """
     jobs = {}
     for path, target in itertools.chain.from_iterable(_targets(source, output) for source in sources):
@@ -48,7 +47,7 @@ def plan_files(sources, output=None):
 
 
 def _targets(source, output):
-    """List pairs ``(path, target)`` of the files that one source names."""
+    """List pairs ``(path, target)`` of one source."""
     folder, root = Path(source), output and Path(output)
     if folder.is_dir():
         found, whole = folder.rglob("*"), folder.resolve()
@@ -84,7 +83,7 @@ def is_pattern(source):
 
 
 def default_output(path):
-    """Return ``NAME_sharpened`` beside a file; a .jpg or .mp4 if its type cannot be written."""
+    """Return ``NAME_sharpened`` beside a file, as .jpg or .mp4 if its type cannot be written."""
     suffix = path.suffix if path.suffix.lower() in _SUFFIXES else ".jpg" if is_image(path) else ".mp4"
     return path.with_name(f"{path.stem}_sharpened{suffix}")
 
@@ -94,21 +93,21 @@ def _identity(path):
 
 
 def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **encoding):
-    """Sharpen many images and videos, with a progress bar on a terminal.
+    """Sharpen many images and videos, with a progress bar on a terminal; print the counts and failures.
 
-    A target that exists and is not older than its source is left as it is, unless `overwrite`; an older one counts as a
-    failure. A file that fails, in whatever way, does not stop the others; Ctrl-C does.
+    A target that is not older than its source is skipped; an older one is a failure. A file that fails does not stop
+    the others; Ctrl-C does.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`.
         jobs: pairs of paths ``(source, target)``, see `plan_files`.
-        compare: left half as it came, right half sharpened.
+        compare: sharpen only the right half.
         overwrite: replace all targets.
         size: see `inference.RealTimeSharpener.process_video_stream`.
         encoding: ``codec`` and ``quality`` of videos, see `video.VideoWriter`.
 
     Returns:
-        The exit code, 0, or 2 if a file failed. The counts have been printed, and a line on stderr for each failure.
+        The exit code: 0, or 2 if a file failed.
     """
     from tqdm.contrib.logging import logging_redirect_tqdm  # in a notebook its import warns of missing widgets
 
@@ -126,7 +125,7 @@ def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **
                     written += 1
                 except VideoError as error:
                     failures.append(str(error))
-                except Exception as error:  # one file's fault, or a fault of ours, must not cost a night's work
+                except Exception as error:  # not even a bug may cost a night's work
                     failures.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}")
     finally:  # after Ctrl-C, too
         print(f"{written} written, {present} already there, {len(failures)} failed")

@@ -1,4 +1,4 @@
-"""Convert pictures: what users pass (arrays, PIL images, tensors) to pixels, pixels to YUV 4:2:0 planes, and back.
+"""Convert arrays, PIL images and tensors to pixels, pixels to YUV 4:2:0 planes, and back.
 
 *Pixels* are an array ``(H, W, 3)`` BGR or ``(H, W)`` grey of uint8, uint16 or float32 in [0, 1]. Grey pixels have
 neutral chroma and keep only the change of luma.
@@ -29,7 +29,7 @@ def to_pixels(picture, rgb=False):
         rgb: arrays are RGB instead of BGR.
 
     Returns:
-        ``(pixels, restore)``; ``restore(sharpened_pixels)`` makes a picture of the kind that was given.
+        ``(pixels, restore)``; ``restore(sharpened_pixels)`` makes a picture of the same kind.
 
     Raises:
         ValueError: shape, type, mode or range is not supported.
@@ -41,10 +41,8 @@ def to_pixels(picture, rgb=False):
         return _from_tensor(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture, rgb)
-    hint = " (OpenCV's imread returns None for what it cannot read)" if picture is None else ""
-    raise TypeError(
-        f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {type(picture)}{hint}"
-    )
+    came = f"{type(picture)}" + " (OpenCV's imread returns None for what it cannot read)" * (picture is None)
+    raise TypeError(f"expected a frame as an array, a PIL image or a tensor, or a list of them, got {came}")
 
 
 def stack(pictures):
@@ -57,7 +55,7 @@ def stack(pictures):
 
 
 def _is_tensor(picture):
-    """Whether a picture is a PyTorch tensor; while PyTorch is not imported, nothing is."""
+    """Whether a picture is a PyTorch tensor, without importing PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(picture, torch.Tensor)
 
@@ -66,9 +64,8 @@ def _from_array(array, rgb):
     shape, dtype = array.shape, array.dtype
     grey = array.ndim == 2
     if not (grey or shape[2:] == (3,)) or 0 in shape or dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"expected a frame (H, W, 3) or (H, W), or a batch (N, H, W, 3), of uint8 or uint16, got {shape} of {dtype}"
-        )
+        expected = "a frame (H, W, 3) or (H, W), or a batch (N, H, W, 3), of uint8 or uint16"
+        raise ValueError(f"expected {expected}, got {shape} of {dtype}")
     if grey or not rgb:
         return np.ascontiguousarray(array), lambda sharp: sharp
     return np.ascontiguousarray(array[..., ::-1]), lambda sharp: np.ascontiguousarray(sharp[..., ::-1])
@@ -81,19 +78,18 @@ def _from_pil(image):
         raise ValueError(f"expected a PIL image that is not empty, got size {image.size}")
     grey, transparent = image.mode in ("L", "LA", "La"), image.has_transparency_data
     mode = ("L" if grey else "RGB") + "A" * transparent
-    values = np.array(image.convert(mode))
+    values = np.atleast_3d(image.convert(mode))  # (H, W, 1 to 4)
 
     def restore(sharp):
         color = sharp if grey else np.ascontiguousarray(sharp[..., ::-1])
         if transparent:
             color = np.dstack([color, resize_pixels(values[..., -1], sharp.shape[1::-1])])
         result = Image.fromarray(color)
-        if image.mode == mode:  # a colour profile describes the mode that it came with
+        if image.mode == mode:  # a colour profile is for the mode that it came with
             result.info = dict(image.info)
         return result
 
-    pixels = values if values.ndim == 2 else values[..., 0] if grey else values[..., 2::-1]
-    return np.ascontiguousarray(pixels), restore
+    return np.ascontiguousarray(values[..., 0] if grey else values[..., 2::-1]), restore
 
 
 def _from_tensor(tensor):
@@ -101,10 +97,8 @@ def _from_tensor(tensor):
 
     floating = tensor.is_floating_point()
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape or not (floating or tensor.dtype == torch.uint8):
-        raise ValueError(
-            "expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got "
-            f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-        )
+        came = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise ValueError(f"expected a tensor (3, H, W) or (N, 3, H, W) of uint8 or floating point, got {came}")
     values = tensor.detach().cpu()
     values = (values.float() if floating else values).numpy()
     if floating and not ((values >= 0) & (values <= 1)).all():
@@ -122,7 +116,7 @@ def _from_tensor(tensor):
 
 
 def pixels_to_planes(pixels):
-    """Convert pixels to full-range planes ``(y, uv)``: uint8 for uint8 pixels, float32 in [0, 1] for deeper ones."""
+    """Convert pixels to full-range planes ``(y, uv)``: uint8 of uint8 pixels, float32 in [0, 1] of deeper ones."""
     shallow = pixels.dtype == np.uint8
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.float32) / 65535
@@ -131,13 +125,13 @@ def pixels_to_planes(pixels):
         neutral = np.uint8(128) if shallow else _NEUTRAL_CHROMA
         return pixels, np.full((2, (height + 1) // 2, (width + 1) // 2), neutral)
     y, uv = bgr_to_planes(pixels)
-    return y, uv if shallow else uv + (_NEUTRAL_CHROMA - np.float32(0.5))  # of floats, OpenCV's is around 0.5
+    return y, uv if shallow else uv + (_NEUTRAL_CHROMA - np.float32(0.5))  # OpenCV's float chroma is around 0.5
 
 
 def add_change(pixels, dy, duv):
-    """Add a change of full-range planes, as an engine's `difference` gives it, to pixels; rounds and saturates.
+    """Add a change of full-range planes, from an engine's `difference`, to pixels; round and saturate.
 
-    The planes of the pixels are never converted back, so colour keeps its full resolution. Grey pixels need no `duv`.
+    Only the change is converted, so colour keeps its full resolution. Grey pixels need no `duv`.
     """
     if pixels.dtype == np.uint8:  # the change comes in codes around 128
         return cv2.addWeighted(pixels, 1, _change_of_pixels(dy, duv, pixels.ndim, 128), 1, -128)
@@ -148,23 +142,15 @@ def add_change(pixels, dy, duv):
 
 
 def _change_of_pixels(dy, duv, dimensions, offset):
-    """Convert a change of planes, with `offset` added, to one of grey (2 dimensions) or BGR (3) pixels."""
+    """Convert a change of planes, stored with `offset` added, to one of grey (2 dimensions) or BGR (3) pixels."""
     if dimensions == 2:
         return dy
     shift = offset * (1 - _YCC_TO_BGR.sum(axis=1, keepdims=True))
     return cv2.transform(cv2.merge([dy, *double_chroma(duv, dy.shape)]), np.hstack([_YCC_TO_BGR, shift]))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Before and after
-
-
 def divide_pixels(before, after, divider=0.5):
-    """Join `before` left of `divider` (0-1) and `after` right of it, with a white and black line between them.
-
-    Args:
-        before, after: ``(H, W, 3)`` or ``(H, W)``, uint8 or uint16.
-    """
+    """Join pixels (uint8 or uint16) `before` left of `divider` (0-1) and `after` right of it, with a line between."""
     column = round(divider * after.shape[1])
     joined = after.copy()
     joined[:, :column] = before[:, :column]
@@ -174,7 +160,7 @@ def divide_pixels(before, after, divider=0.5):
 
 
 def divide_planes(before, after):
-    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, by a white line."""
+    """Join the left half of `before` and the right half of `after`, pairs of planes ``(y, uv)``, with a white line."""
     joined, column = (after[0].copy(), after[1].copy()), after[0].shape[1] // 4  # a column of chroma
     for target, source, scale, white in zip(joined, before, (2, 1), (235, 128), strict=True):
         middle = scale * column

@@ -41,7 +41,7 @@ from degradation import (
     resize,
     unpack_planes,
 )
-from images import VideoError, check_image
+from images import VideoError, open_image
 from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes, to_full_range, usable_cores, write_bytes, write_text
 from video import open_video, plane_pixels
@@ -188,7 +188,8 @@ def load_photo(source):
         image = image[0] if isinstance(image, tuple) else image  # stereo_motorcycle: left, right, disparity
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
     try:
-        check_image(source)
+        with open_image(source):
+            pass
     except VideoError as error:
         raise DataError(f"cannot read the image {source} ({error}): remove it or replace it") from error
     frame = cv2.imread(source, cv2.IMREAD_COLOR)

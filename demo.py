@@ -1,4 +1,4 @@
-"""The demonstration: photos that move, seen by a soft camera and a call's codec, soft and sharpened side by side."""
+"""The demonstration: moving photos through a soft camera and a call's codec, soft and sharpened side by side."""
 
 import time
 from fractions import Fraction
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from batch import check_free
 from degradation import SimulatedCamera, animate, codec_roundtrip
 from images import Picture, read_image, write_image
+from scaling import resize_pixels
 from utils import bgr_to_planes, luma_metrics, planes_to_bgr, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
@@ -18,11 +19,10 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 
 def run_demo(sharpener, folder, overwrite=True, seconds=2.4, rate=25):
-    """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print what was gained.
+    """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print SSIM and speed.
 
-    Person, text and nature are panned slowly, seen by a lens that is a little out of focus, and coded at their own size
-    with low-delay x264 at QP 27 as in a call: the soft clip. SSIM is that of the luma against the clip before, the mean
-    of every fifth frame.
+    Photos are panned slowly, blurred a little, and coded with low-delay x264 at QP 27 as in a call: the soft clips.
+    SSIM is that of luma against the clip before that, the mean of every fifth frame.
 
     Raises:
         VideoError: a file exists and may not be replaced, or cannot be written.
@@ -37,7 +37,7 @@ def run_demo(sharpener, folder, overwrite=True, seconds=2.4, rate=25):
     for target in (*(f"{name}.mp4" for name, *_ in photos), "comparison.png"):
         check_free(folder / target, overwrite)
     print(f"clip          size  SSIM soft -> sharpened       FPS ({sharpener.description})")
-    for name, photo, size, corner in photos:
+    for name, photo, size, (x, y) in photos:
         frames = animate(photo, round(seconds * rate), size[::-1], (0.45, 0.3), rng)
         truth = [bgr_to_planes(frame) for frame in frames]
         soft = codec_roundtrip(camera(truth, rng), "x264", 27, rate=rate)
@@ -56,10 +56,10 @@ def run_demo(sharpener, folder, overwrite=True, seconds=2.4, rate=25):
             for clip in (soft, sharp)
         )
         print(f"{name:8} {size[0]:4}x{size[1]:<4}       {before:.4f} -> {after:.4f}    {fps:6.1f}")
-        close_ups = [
-            _labelled(_enlarged(planes_to_bgr(*clip[len(clip) // 2]), corner), f"{name}, {label}")
-            for clip, label in ((soft, "soft"), (sharp, "sharpened"), (truth, "truth"))
-        ]
+        close_ups = []
+        for clip, label in ((soft, "soft"), (sharp, "sharpened"), (truth, "truth")):
+            close_up = planes_to_bgr(*clip[len(clip) // 2])[y : y + 150, x : x + 200]
+            close_ups.append(_labelled(resize_pixels(close_up, (400, 300)), f"{name}, {label}"))
         rows.append(np.hstack(close_ups))
     write_image(folder / "comparison.png", Picture(np.vstack(rows)))
     print(f"three clips and comparison.png are in {folder}")
@@ -85,14 +85,8 @@ def _page_of_text():
     return np.array(page)[..., ::-1]
 
 
-def _enlarged(frame, corner, width=200, height=150):
-    x, y = corner
-    return cv2.resize(frame[y : y + height, x : x + width], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-
-
 def _labelled(frame, text):
-    frame = frame.copy()
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    frame, font, white = frame.copy(), (cv2.FONT_HERSHEY_SIMPLEX, 0.5), (255, 255, 255)
+    (width, height), _ = cv2.getTextSize(text, *font, 1)
     frame[: height + 12, : width + 12] = 0
-    white = (255, 255, 255)
-    return cv2.putText(frame, text, (6, height + 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
+    return cv2.putText(frame, text, (6, height + 6), *font, white, 1, cv2.LINE_AA)

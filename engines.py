@@ -1,4 +1,4 @@
-"""The choice of an engine: PyTorch is imported only where it is what runs."""
+"""The choice of an engine; PyTorch is imported only if it is used."""
 
 import importlib.util
 import logging
@@ -15,15 +15,14 @@ def make_engine(checkpoint, device="auto"):
     """Choose the engine for a student.
 
     Args:
-        checkpoint: path of its file; the int8 network is looked for beside it, see `runtime.artefact_path`.
-        device: ``"auto"``: CUDA before MPS before the int8 network on the CPU before PyTorch on the CPU. A name that
+        checkpoint: path of its file; the int8 network lies beside it, see `runtime.artefact_path`.
+        device: ``"auto"``: the first of CUDA, MPS, the int8 network on the CPU, and PyTorch on the CPU. A name that
             PyTorch knows (``"cpu"``, ``"cuda:1"``, ``"mps"``): PyTorch. ``"openvino"``, ``"openvino:GPU"``,
-            ``"openvino:NPU"``: the int8 network there, on the CPU if nothing is named.
+            ``"openvino:NPU"``: the int8 network there, by default on the CPU.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
-        DeviceError: the device is unknown or missing, PyTorch is wanted and not installed, or OpenVINO was asked for
-            and cannot run this student.
+        DeviceError: the device is unknown or missing, PyTorch is not installed, or OpenVINO cannot run this student.
     """
     library, _, name = device.partition(":")
     if library == "openvino":
@@ -31,9 +30,7 @@ def make_engine(checkpoint, device="auto"):
             return OpenVINOEngine(checkpoint, name.upper() or "CPU")
         except ArtefactError as error:
             raise DeviceError(f"device {device!r} cannot be used: {error}") from error
-    if device != "auto":
-        return _torch_engine(checkpoint, device)
-    if _has_gpu():
+    if device != "auto" or _has_gpu():
         return _torch_engine(checkpoint, device)
     try:
         return OpenVINOEngine(checkpoint)
@@ -50,9 +47,8 @@ def _torch_engine(checkpoint, device):
         from models import load_student
         from torch_engine import TorchEngine
     except (ImportError, OSError) as error:
-        raise DeviceError(
-            f"device {device!r} needs PyTorch ({first_line(error)}): pip install -r requirements.txt"
-        ) from error
+        advice = "pip install -r requirements.txt"
+        raise DeviceError(f"device {device!r} needs PyTorch ({first_line(error)}): {advice}") from error
     return TorchEngine(load_student(checkpoint)[0], device)
 
 
@@ -61,7 +57,7 @@ def _has_torch():
 
 
 def _has_gpu():
-    """Whether PyTorch finds a GPU; it is imported only if there may be one, as that takes longer than a picture."""
+    """Whether PyTorch finds a GPU; its import takes seconds, so it is only tried if a GPU is likely."""
     if not _has_torch() or not _gpu_is_likely():
         return False
     try:
@@ -77,5 +73,5 @@ def _gpu_is_likely():
         return platform.machine() == "arm64"
     if platform.system() == "Windows":
         return Path("C:/Windows/System32/nvcuda.dll").exists()
-    drivers = ("nvidia*", "nvhost*", "dxg", "kfd")  # NVIDIA's, its Tegra's, Windows' for its Linux, AMD's
+    drivers = ("nvidia*", "nvhost*", "dxg", "kfd")  # NVIDIA, Tegra, WSL, AMD
     return any(any(Path("/dev").glob(driver)) for driver in drivers)

@@ -1,7 +1,7 @@
-"""Image files: 8 and 16 bits, grey and colour, transparency, orientation, colour profiles, EXIF and texts.
+"""Read and write images: 8 and 16 bits, grey and colour, transparency, orientation, colour profiles, EXIF and texts.
 
-Files may come from strangers. Their size is checked before memory is allocated, and they are read only as the formats
-listed here, whatever their names say: for PostScript, Pillow would run a program. What goes wrong is a `VideoError`.
+Files may come from strangers. Their size is checked before memory is allocated, and only the formats listed here are
+read, whatever their names say: for PostScript, Pillow would run a program. All errors are `VideoError`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"comp
 _SAVE_OPTIONS |= {"WEBP": {"quality": 95}, "AVIF": {"quality": 90}}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
-_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF: not its layout
+_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF, without layout
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class Picture:
     Attributes:
         pixels: ``(H, W, 3)`` BGR or ``(H, W)`` grey, uint8 or uint16.
         alpha: opacity ``(H, W)`` of the same type, or None.
-        color_profile: the file's ICC profile (bytes), or None.
-        metadata: Pillow's options for saving EXIF (without orientation), resolution, XMP, comment and PNG's texts.
+        color_profile: ICC profile (bytes), or None.
+        metadata: options for Pillow's `save`: EXIF without orientation, resolution, XMP, comment and PNG's texts.
     """
 
     pixels: np.ndarray
@@ -52,29 +52,25 @@ class Picture:
 
 
 def read_image(path):
-    """Read an image file as a `Picture`, upright.
-
-    Pillow reads 8-bit files, and OpenCV those of 16 bits, which Pillow would reduce to 8 bits; it is given their
-    content, as some names crash it.
+    """Read an image file as a `Picture`.
 
     Raises:
         VideoError: the file does not exist, is not an image, is damaged, exceeds `MAX_IMAGE_SIDE` or
             `MAX_IMAGE_PIXELS`, or does not hold exactly one picture of 8 or 16 bits.
     """
     path = existing_file(path)
-    with _open_image(path) as file:
-        deep = _has_16_bits(path, file)
-        _check_supported(path, file, deep)
+    with open_image(path) as file:
+        deep = _check_depth(path, file)
         file.load()
-        with contextlib.suppress(Exception):  # Pillow reads EXIF once; damage there must not cost the picture
+        with contextlib.suppress(Exception):  # damaged EXIF raises anything, but only once
             file.getexif()
         upright, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
         metadata = _read_metadata(file, upright.info)
-        pixels = _read_16_bits(path, file) if deep else None
+        pixels = _read_16_bits(path, file) if deep else None  # Pillow would reduce them to 8
         if pixels is None:
             pixels = _read_8_bits(path, upright)
         if upright.mode in ("CMYK", "LAB") or (profile and pixels.ndim == 3 and profile[16:20] == b"GRAY"):
-            profile = None  # it does not describe the RGB values that these have become
+            profile = None  # the pixels are RGB now
         alpha = None
         if pixels.ndim == 3 and pixels.shape[2] != 3:
             alpha = np.ascontiguousarray(pixels[..., -1])
@@ -83,22 +79,14 @@ def read_image(path):
 
 
 def is_image(path):
-    """Return whether a file is a picture by its content, or claims to be one by its name."""
-    if Path(path).suffix.lower() in (".mjpeg", ".mjpg"):  # a video, though its content begins as a JPEG
-        return False
+    """Return whether a file is an image by its content or, if that is damaged, by its name."""
+    suffix = Path(path).suffix.lower()
     try:
-        if _is_heic(path):
-            return True
-        with Image.open(path, formats=_READ_FORMATS):
-            return True
+        if not _is_heic(path):
+            Image.open(path, formats=_READ_FORMATS).close()
+        return suffix not in (".mjpeg", ".mjpg")  # videos that begin as a JPEG
     except Exception:  # decoders of damaged files raise anything
-        return Path(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def check_image(path):
-    """Raise `VideoError` if an image file cannot be opened or is larger than `read_image` allows."""
-    with _open_image(path):
-        pass
+        return suffix in IMAGE_SUFFIXES
 
 
 def write_image(path, picture):
@@ -107,8 +95,8 @@ def write_image(path, picture):
     Raises:
         VideoError: the format is unknown or cannot hold 16 bits or an alpha channel, or the file cannot be written.
     """
-    path = Path(path)
-    suffix, deep = path.suffix.lower(), picture.pixels.dtype == np.uint16
+    path, pixels, metadata = Path(path), picture.pixels, picture.metadata
+    suffix, deep = path.suffix.lower(), pixels.dtype == np.uint16
     kind = Image.registered_extensions().get(suffix)
     if suffix not in IMAGE_SUFFIXES:
         raise VideoError(f"cannot write {path}: an image's name ends in one of {', '.join(IMAGE_SUFFIXES)}")
@@ -116,21 +104,19 @@ def write_image(path, picture):
         raise VideoError(f"cannot write {path}: {suffix} does not hold 16 bits; name a .png or .tif file")
     if kind is None:
         raise VideoError(f"cannot write {path}: this Pillow has no {suffix[1:].upper()}: pip install --upgrade pillow")
-    pixels = picture.pixels
     if picture.alpha is not None:
         if kind not in _ALPHA_FORMATS:
             raise VideoError(f"cannot write {path}: {suffix} does not hold transparency; name a .png or .tif file")
         color = pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
         pixels = np.dstack([color, picture.alpha])  # (H, W, 4)
     options = {"format": kind, "icc_profile": picture.color_profile, **_SAVE_OPTIONS.get(kind, {})}
-    metadata = picture.metadata
     if kind == "TIFF" and "exif" in metadata:
-        metadata = metadata | {"compression": None}  # libtiff compresses, but cannot write the parts of EXIF
+        metadata = metadata | {"compression": None}  # libtiff, which compresses, cannot write all of EXIF
     try:
         with atomic_path(path) as temporary:
             try:
                 _save(temporary, pixels, options | metadata)
-            except Exception as error:  # damaged EXIF raises anything: struct.error, RuntimeError, ValueError ...
+            except Exception as error:  # damaged EXIF raises anything
                 if not metadata or isinstance(error, OSError):
                     raise
                 _save(temporary, pixels, options)
@@ -142,8 +128,8 @@ def write_image(path, picture):
 
 
 def _save(path, pixels, options):
-    """Save with Pillow, or 16 bits with OpenCV: a PNG then gets the chunks that Pillow gives a picture of one pixel."""
-    if pixels.dtype == np.uint8:  # into memory: Pillow does not see when a disk is too full for a TIFF
+    """Save with Pillow or, if 16 bits, with OpenCV; a PNG then gets the chunks that Pillow gives a single pixel."""
+    if pixels.dtype == np.uint8:  # first into memory, as Pillow does not notice if a TIFF fills the disk
         file = io.BytesIO()
         Image.fromarray(_swap_red_and_blue(pixels)).save(file, **options)
         path.write_bytes(file.getvalue())
@@ -158,11 +144,7 @@ def _save(path, pixels, options):
 
 
 def existing_file(path):
-    """Return `path` as a `Path`.
-
-    Raises:
-        VideoError: it does not exist, is no file or is empty.
-    """
+    """Return `path` as a `Path`; raise `VideoError` if it does not exist, is no file or is empty."""
     path = Path(path)
     if not path.exists():
         raise VideoError(f"{path} does not exist: check the name")
@@ -174,42 +156,40 @@ def existing_file(path):
 
 
 @contextlib.contextmanager
-def _open_image(path):
-    """Give Pillow's image, of which only the header is read yet, if its size is allowed."""
+def open_image(path):
+    """Yield Pillow's image with only its header read; raise `VideoError` if it cannot be opened or is too large."""
+    formats = _READ_FORMATS
     try:
-        heic = _is_heic(path)
-        if heic:
-            try:
-                import pillow_heif
-            except ImportError:
-                advice = "pip install pillow-heif, or convert it to JPEG first"
-                raise VideoError(f"{path} is a HEIC picture: {advice}") from None
+        if _is_heic(path):
+            import pillow_heif
+
             pillow_heif.register_heif_opener()
-        with Image.open(path, formats=[*_READ_FORMATS, "HEIF"] if heic else _READ_FORMATS) as file:
+            formats = ("HEIF",)
+        with Image.open(path, formats=formats) as file:
             width, height = file.size
             if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_IMAGE_PIXELS:
-                raise VideoError(
-                    f"{path} is too large ({width}x{height}): at most {MAX_IMAGE_SIDE} pixels a side and "
-                    f"{MAX_IMAGE_PIXELS // 10**6} million pixels can be read; scale it down or cut it first"
-                )
+                most = f"at most {MAX_IMAGE_SIDE} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million pixels are read"
+                raise VideoError(f"{path} is too large ({width}x{height}): {most}; scale it down or cut it first")
             yield file
     except VideoError:
         raise
+    except ModuleNotFoundError:
+        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
     except Image.DecompressionBombError as error:
         raise VideoError(f"{path} is too large ({first_line(error)}): scale it down or cut it first") from error
-    except Exception as error:  # decoders of damaged files raise anything: KeyError, struct.error, zlib.error ...
+    except Exception as error:  # decoders of damaged files raise anything
         raise VideoError(f"{path} is not an image that can be read, or is damaged: {first_line(error)}") from error
 
 
 def _is_heic(path):
-    """Whether a file begins as HEIC, and not as AVIF, whose first words may be the same."""
+    """Whether a file begins as HEIC and not as AVIF, whose first bytes may be the same."""
     with open(path, "rb") as file:
         begin = file.read(64)
     return begin[4:12] in _HEIC and b"avif" not in begin
 
 
 def _read_metadata(file, info):
-    """Return what a file says about its picture, see `Picture`, with Pillow's `info` of the upright one."""
+    """Return `Picture.metadata` of a file and the `info` of its upright picture."""
     exif = file.getexif()
     metadata = {key: info[key] for key in ("exif", "dpi", "xmp", "comment") if info.get(key)}
     if file.format == "TIFF":
@@ -223,29 +203,26 @@ def _read_metadata(file, info):
     return metadata
 
 
-def _has_16_bits(path, file):
-    """Whether the header says 16 bits, which Pillow's modes do not."""
+def _check_depth(path, file):
+    """Return whether the header says 16 bits; refuse several pictures, and what Pillow 13 or OpenCV 5 misread."""
+    if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
+        raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
     if file.format == "PNG":
         with open(path, "rb") as header:
             return header.read(25)[24:] == bytes([16])  # signature, length and name of IHDR, width, height: 24 bytes
-    return file.format == "TIFF" and 16 in file.tag_v2.get(_TIFF_BITS, ())
-
-
-def _check_supported(path, file, deep):
-    """Refuse several pictures in a file, and those that Pillow 13 or OpenCV 5 misread."""
-    if file.format != "MPO" and getattr(file, "is_animated", False):  # MPO: a phone's JPEG with extras
-        raise VideoError(f"{path} holds at least 2 pictures: only files with a single one can be sharpened")
-    if file.format == "TIFF":
-        plain = file.tag_v2.get(_TIFF_PLANES, 1) == 1 and file.tag_v2.get(_TIFF_PHOTOMETRIC, 1) in (1, 2)
-        plain &= file.tag_v2.get(_TIFF_EXTRA, (2,)) == (2,)  # alpha that colours are not multiplied by
-        if file.getexif().get(_ORIENTATION, 1) > 4 or (deep and not plain):
-            kind = "on its side, as separate planes, as a negative, for print or with unusual alpha"
-            raise VideoError(f"{path} is a TIFF stored {kind}: convert it to PNG first")
+    tags = file.tag_v2 if file.format == "TIFF" else {}
+    deep = 16 in tags.get(_TIFF_BITS, ())
+    plain = tags.get(_TIFF_PLANES, 1) == 1 and tags.get(_TIFF_PHOTOMETRIC, 1) in (1, 2)
+    plain &= tags.get(_TIFF_EXTRA, (2,)) == (2,)  # straight alpha
+    if (deep and not plain) or (tags and file.getexif().get(_ORIENTATION, 1) > 4):
+        kind = "on its side, as separate planes, as a negative, for print or with unusual alpha"
+        raise VideoError(f"{path} is a TIFF stored {kind}: convert it to PNG first")
+    return deep
 
 
 def _read_16_bits(path, file):
     """Return the upright pixels of a 16-bit image, or None if OpenCV cannot read them."""
-    with quiet_opencv():
+    with quiet_opencv():  # it gets the content, as some names crash it
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         return None
@@ -278,7 +255,7 @@ def _swap_red_and_blue(pixels):
 
 @contextlib.contextmanager
 def quiet_opencv():
-    """Silence OpenCV's own messages. (If threads overlap here, they may stay silent, which does no harm.)"""
+    """Silence OpenCV's own messages; if threads overlap here, they may stay silent."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         yield

@@ -60,18 +60,18 @@ log = logging.getLogger(__name__)
 class RealTimeSharpener:
     """Sharpens frames, images and video with a distilled student.
 
-    Threads may share a sharpener, and a process may have several: results are those of a single thread, bit for bit.
-    The int8 network takes one frame at a time, so only the work around it gains from threads.
+    Threads may share a sharpener; results do not depend on it. The int8 network takes one frame at a time, so only the
+    work around it gains from threads.
 
     Args:
         checkpoint: file written by `models.save_student`; by default the released student.
-        device: see `engines.make_engine`; ``"auto"`` takes what is fastest here.
+        device: see `engines.make_engine`; ``"auto"`` takes the fastest.
         strength: scale of the student's change: 0 is the identity, 1 the default, 2 crisp.
 
     Attributes:
         checkpoint: its path.
         description: device and precision.
-        strength: may be set at any time, for the next picture, file or stream.
+        strength: may be changed at any time, for the next picture, file or stream.
 
     Raises:
         CheckpointError: the checkpoint is missing or is not one.
@@ -79,12 +79,7 @@ class RealTimeSharpener:
         ValueError: the strength is not a finite number from 0.
     """
 
-    def __init__(
-        self,
-        checkpoint: str | Path = RELEASED_STUDENT,
-        device: str = "auto",
-        strength: float = 1.0,
-    ) -> None:
+    def __init__(self, checkpoint: str | Path = RELEASED_STUDENT, device: str = "auto", strength: float = 1.0) -> None:
         self.strength = _check_strength(strength)
         self.checkpoint = Path(checkpoint)
         self.engine = make_engine(self.checkpoint, device)
@@ -104,20 +99,19 @@ class RealTimeSharpener:
         Args:
             frame: one of
 
-                * an array of uint8 or uint16: ``(H, W, 3)`` BGR as OpenCV has it, ``(H, W)`` grey, or a batch
-                  ``(N, H, W, 3)``; the last axis decides: ``(N, H, 3)`` is one picture;
-                * a PIL image, whose transparency is kept (as RGBA); other modes of 8 bits than L come back as RGB;
-                * a tensor ``(3, H, W)`` or ``(N, 3, H, W)`` on any device, RGB as torchvision has it, of uint8 or of
+                * an array of uint8 or uint16: ``(H, W, 3)`` BGR as in OpenCV, ``(H, W)`` grey, or a batch
+                  ``(N, H, W, 3)``; ``(N, H, 3)`` is one picture;
+                * a PIL image; transparency is kept (as RGBA), and modes of 8 bits other than L become RGB;
+                * a tensor ``(3, H, W)`` or ``(N, 3, H, W)`` on any device, RGB as in torchvision, of uint8 or of
                   floating point in [0, 1], computed in float32 and without a gradient;
                 * a list or tuple of those, of any sizes, which gives a list.
-            rgb: arrays are RGB instead of BGR. PIL images and tensors always are.
-            strength: overrides the sharpener's own for this call.
-            size: enlarge the picture first: ``"1080p"`` (lines), ``"2x"``, ``"1920x1080"`` or ``(1920, 1080)``, a box
-                that it just fits into. Its aspect stays.
+            rgb: arrays are RGB instead of BGR; PIL images and tensors always are.
+            strength: overrides the sharpener's for this call.
+            size: enlarge the picture first: ``"1080p"`` (lines), ``"2x"``, or to fit into a box, ``"1920x1080"`` or
+                ``(1920, 1080)``. The aspect stays.
 
         Raises:
-            ValueError: shape, type, mode or range is not supported, the strength is not a finite number from 0, or
-                there is no such size.
+            ValueError: shape, type, mode, range, strength or size is not supported.
             TypeError: it is none of those.
         """
         strength = _check_strength(self.strength if strength is None else strength)
@@ -127,7 +121,9 @@ class RealTimeSharpener:
             return stack([self.sharpen(item, rgb, strength, size) for item in frame]) if len(frame) else frame[:0]
         pixels, restore = to_pixels(frame, rgb)
         pixels = resize_pixels(pixels, target_size(_fixed_size(size), *pixels.shape[1::-1]))
-        return restore(self._sharpen_pixels(pixels, strength))
+        if strength == 0:
+            return restore(pixels.copy())
+        return restore(add_change(pixels, *self.engine.difference(*pixels_to_planes(pixels), strength)))
 
     def sharpen_planes(
         self,
@@ -139,28 +135,26 @@ class RealTimeSharpener:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sharpen the planes of a YUV 4:2:0 frame without a colour conversion.
 
-        The frame stands alone; the noise of a video is lessened first, see `runtime.steady`.
+        To lessen the noise of a video first, see `runtime.steady`.
 
         Args:
             y: luma ``(H, W)`` uint8.
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` uint8.
-            full_range: luma spans 0-255 instead of video's 16-235.
-            strength: overrides the sharpener's own for this call.
+            full_range: luma spans 0-255 instead of 16-235.
+            strength: overrides the sharpener's for this call.
             size: enlarge the frame first, see `sharpen`; chroma samples lie left, as in most video.
 
         Returns:
             New ``(y, uv)``; at strength 0 and without `size` bit for bit the same.
 
         Raises:
-            ValueError: shapes or types do not fit, the strength is not a finite number from 0, or there is no such
-                size.
+            ValueError: shapes, types, strength or size are not supported.
         """
         strength = _check_strength(self.strength if strength is None else strength)
         expected = (2, (y.shape[0] + 1) // 2, (y.shape[-1] + 1) // 2)
         if y.ndim != 2 or not y.size or uv.shape != expected or y.dtype != np.uint8 or uv.dtype != np.uint8:
-            raise ValueError(
-                f"expected uint8 planes y (H, W) and uv {expected}, got {y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
-            )
+            came = f"{y.shape} {y.dtype} and {uv.shape} {uv.dtype}"
+            raise ValueError(f"expected uint8 planes y (H, W) and uv {expected}, got {came}")
         y, uv = resize_planes(y, uv, target_size(_fixed_size(size), *y.shape[::-1]))
         return self.engine(y, uv, full_range, strength)
 
@@ -172,14 +166,14 @@ class RealTimeSharpener:
         strength: float | None = None,
         size: SizeLike | None = None,
     ) -> None:
-        """Sharpen an image file into another; it is written upright, completely or not at all.
+        """Sharpen an image file into another, which is written upright, completely or not at all.
 
         Grey stays grey, 16 bits stay 16 bits; transparency, colour profile, EXIF and texts are kept. With `compare`,
-        the left half stays as it came. `strength` overrides the sharpener's own; `size` enlarges first, see `sharpen`.
+        the left half is not sharpened. For `strength` and `size` see `sharpen`.
 
         Raises:
             VideoError: the input cannot be read, or the output format cannot hold it.
-            ValueError: the strength is not a finite number from 0, or there is no such size.
+            ValueError: the strength or size is not supported.
         """
         _check_other(input_path, output_path)
         size = _fixed_size(size)
@@ -209,33 +203,29 @@ class RealTimeSharpener:
         """Sharpen a camera, the screen, a video file or a stream, into a file, a live window or a virtual camera.
 
         Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
-        copied. What cannot be decoded is left out, with a warning. After Ctrl-C, or if the input breaks off or most of
-        it is damaged, what was written is in ``NAME_partial``. A camera gives its newest frame each time; Ctrl-C, or
-        unplugging it, ends a recording and keeps it, as Ctrl-C does that of a live stream. In a window, a live stream
-        leaves out frames that are late, and less is sharpened if the machine is too busy (see `live.LoadController`);
-        never in a file.
+        copied. Frames that cannot be decoded are left out, with a warning. After Ctrl-C, or if the input breaks off or
+        is mostly damaged, the output so far is kept as ``NAME_partial``. Ctrl-C ends a recording of a camera, the
+        screen or a live stream and keeps it, and so does unplugging the camera. Only in a window, late frames of a live
+        stream are left out, and less is sharpened if the machine is too busy (see `live.LoadController`).
 
         Args:
-            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen:
-                ``"screen:2"`` is a monitor, ``"screen:100,80,1280x720"`` a rectangle, ``"screen:"`` one that the user
-                draws.
+            input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen: a monitor
+                ``"screen:2"``, a rectangle ``"screen:100,80,1280x720"``, or ``"screen:"`` to let the user draw one.
             output_path: video file to write, replaced if it exists; None opens a window.
-            compare: left half as it came, right half sharpened.
+            compare: sharpen only the right half.
             progress: show a progress bar.
-            frame_budget: milliseconds for a frame in a window; None for the interval between the source's frames, 0 for
-                no limit.
+            frame_budget: milliseconds for a frame in a window; None for the source's interval, 0 for no limit.
             on_frame: called as ``on_frame(number, picture)``, numbers from 0, for each frame that is written or shown,
-                upright as ``(H, W, 3)`` uint8 BGR. If it returns False (nothing else will do), that frame is the last.
-                What it raises ends the processing, is raised here, and leaves no file; a `VideoError` counts as the
-                input's.
-            codec, quality: of a file that is written, see `video.VideoWriter`.
+                upright as ``(H, W, 3)`` uint8 BGR. If it returns False itself, that frame is the last. Its errors are
+                raised here and leave no file, except that a `VideoError` counts as the input's.
+            codec, quality: of a file, see `video.VideoWriter`.
             camera_size: ``(width, height)`` to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
             size: enlarge the pictures first, see `sharpen`; ``"window"`` follows the window's size.
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
-            ``source_size``, ``engine`` and ``output``; of what is live also those of `live.Meter.stats`, and
+            ``source_size``, ``engine`` and ``output``; for live sources also `live.Meter.stats`, and
             ``levels``, see `live.LoadController.frames`.
 
         Raises:
@@ -304,7 +294,7 @@ class RealTimeSharpener:
         return self._statistics(count, begin, (shape[:2], target), output_path)
 
     def _open_live(self, stack, source, camera_size, controls):
-        """Return a source for `live.play`, and the functions that enlarge and sharpen its frames."""
+        """Return a source and the functions that enlarge and sharpen its frames, for `live.play`."""
         steadied = None
 
         def enlarge(pixels):
@@ -342,12 +332,6 @@ class RealTimeSharpener:
 
         return TimedSource(frames, reader.live, kind.rate, (kind.width, kind.height)), enlarge_frame, sharpen_frame
 
-    def _sharpen_pixels(self, pixels, strength):
-        """Sharpen pixels (see conversion.py) at their own depth and colour resolution."""
-        if strength == 0:
-            return pixels.copy()
-        return add_change(pixels, *self.engine.difference(*pixels_to_planes(pixels), strength))
-
     def _statistics(self, frames, begin, sizes, output):
         seconds = time.perf_counter() - begin
         return {
@@ -362,7 +346,7 @@ class RealTimeSharpener:
 
 
 def _check_other(source, output):
-    """Raise `VideoError` if an output is its input."""
+    """Raise `VideoError` if the output is the input."""
     if Path(output).exists() and Path(source).exists() and os.path.samefile(source, output):
         raise VideoError(f"{output} is the input itself: name another output")
 
@@ -374,7 +358,7 @@ def _check_strength(strength):
 
 
 def _fixed_size(size, in_window=False):
-    """The `Size` that is meant, None without one; `WINDOW` only in a window."""
+    """Parse a size, or None; `WINDOW` is for a window only."""
     size = None if size is None else parse_size(size)
     if size == WINDOW and not in_window:
         raise SizeError("size window is for a live window: name another, such as 1080p")
@@ -382,7 +366,7 @@ def _fixed_size(size, in_window=False):
 
 
 def _say_shrunk(source, size, width, height, *shape):
-    """The size that a source's pictures become, see `target_size`; says so if they become smaller."""
+    """Return `target_size` of a source; warn if that is smaller."""
     target = target_size(size, width, height, *shape)
     if target < (width, height):
         log.warning("%s: shrunk from %dx%d to %dx%d", without_password(str(source)), width, height, *target)
@@ -392,18 +376,15 @@ def _say_shrunk(source, size, width, height, *shape):
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
-_EXPLANATIONS = (
-    """keys in the window:
-"""
-    + "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
-    + """
+_KEYS = "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
+_EXPLANATIONS = f"""keys in the window:
+{_KEYS}
   Pictures go to the current folder.
 
 exit codes:
   0    all is written or existed already
   2    something failed; each line on stderr says what and what to do
   130  Ctrl-C, SIGTERM; what was written is kept, a video as NAME_partial"""
-)
 
 
 def main(argv=None):
@@ -412,10 +393,10 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
         stream.reconfigure(errors="replace")
     logging.basicConfig(format="%(message)s")
-    for module in ("live", "window"):  # what a camera gives, and where files go and a virtual camera is
+    for module in ("live", "window"):  # they say what a camera gives and where pictures go
         logging.getLogger(module).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has a limit of its own
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has its own limit
     try:
         return _run(args)
     except (VideoError, CheckpointError, DeviceError, OSError) as error:

@@ -1,11 +1,11 @@
 """Sharpen live: cameras, timed streams, and control of the load on a busy machine.
 
-`play` is the loop. It takes frames from a source (`Camera`, `TimedSource` or `screen.Screen`), sharpens them, and shows
-them on a display (`window.Window`, `window.VirtualCamera` or `window.Recorder`).
+`play` takes frames from a source (`Camera`, `TimedSource` or `screen.Screen`), sharpens them, and shows them on a
+display (`window.Window`, `window.VirtualCamera` or `window.Recorder`).
 
 A source yields ``(frame, taken, due)``: a camera's picture ``(H, W, 3)`` uint8 BGR or a file's `video.Frame`, when it
-was taken, and when it is to be shown (None: at once), both in seconds of `time.perf_counter`. If no frame has come for
-a moment, all three are None, so that a window can answer keys.
+was taken, and when to show it (None: at once), in seconds of `time.perf_counter`. All three are None if no frame has
+come for a moment, so that a window can answer keys.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from conversion import divide_pixels
 from images import VideoError, quiet_opencv
 
 _MAX_DELAY = 0.15  # seconds that a frame of a live stream may be late: a few intervals
-_CLOCK_JUMP = 10  # seconds between two time stamps that mean that the stream began anew
+_CLOCK_JUMP = 10  # seconds between two time stamps: the stream began anew
 _IDLE_INTERVAL = 0.1  # seconds without a frame after which a source yields None
 
 SHARPEN, SKIP, PASS, PROBE = "sharpen", "skip", "pass", "probe"  # see `LoadController.next_action`
@@ -31,26 +31,22 @@ SHARPEN, SKIP, PASS, PROBE = "sharpen", "skip", "pass", "probe"  # see `LoadCont
 log = logging.getLogger(__name__)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources
-
-
 def is_camera(source):
     """Return whether `source` is a camera's index or device path, not a file or URL."""
     return isinstance(source, int) or str(source).startswith(("/dev/video", "/dev/v4l/"))
 
 
-class Camera:
-    """Yields the newest frame of a camera; a thread drops those that nobody was in time for.
+class Camera(contextlib.AbstractContextManager):
+    """Yields the newest frame of a camera; a thread reads them and drops those that come too fast.
 
     Args:
-        source: index of the camera, 0 is the first, or a device path.
-        size: ``(width, height)`` to ask for; the camera takes what is nearest to it.
+        source: index of the camera from 0, or a device path.
+        size: ``(width, height)`` to ask for; the camera takes the nearest that it has.
 
     Attributes:
         size: ``(width, height)`` in pixels.
         rate: frames per second that the camera promises.
-        dropped: number of frames that nobody was in time for.
+        dropped: number of dropped frames.
 
     Raises:
         VideoError: the camera cannot be opened.
@@ -64,7 +60,7 @@ class Camera:
         self._thread.start()
 
     def __iter__(self):
-        """Yield newest frames until the camera is unplugged; that ends the iteration without an error."""
+        """Yield newest frames until the camera is unplugged, which is no error."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._newest is not None or self._ended, _IDLE_INTERVAL)
@@ -77,9 +73,6 @@ class Camera:
             else:
                 yield None, None, None
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *error):
         self._stop.set()
         self._thread.join()
@@ -87,9 +80,8 @@ class Camera:
 
     def _open(self, size):
         """Open the camera; return its first frame."""
-        # FFmpeg would take a device path for a file.
         by_path = sys.platform.startswith("linux") and not isinstance(self.source, int)
-        with quiet_opencv():
+        with quiet_opencv():  # FFmpeg would take a device path for a file
             self._capture = cv2.VideoCapture(self.source, cv2.CAP_V4L2 if by_path else cv2.CAP_ANY)
             if size and size[0] * size[1] > 640 * 480:  # more than USB 2 carries uncompressed
                 self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
@@ -99,10 +91,8 @@ class Camera:
             arrived, first = self._capture.read()
         if not arrived:
             self._capture.release()
-            raise VideoError(
-                f"camera {self.source} cannot be opened: plug it in, close programs that use it, allow access to it, "
-                "or name a file to sharpen"
-            )
+            advice = "plug it in, close programs that use it, allow access to it, or name a file to sharpen"
+            raise VideoError(f"camera {self.source} cannot be opened: {advice}")
         self.size = (first.shape[1], first.shape[0])
         self.rate = Fraction(_plausible(self._capture.get(cv2.CAP_PROP_FPS))).limit_denominator(1001)
         log.info("camera %s gives %dx%d at %g FPS", self.source, *self.size, float(self.rate))
@@ -110,7 +100,7 @@ class Camera:
 
     def _read(self):
         """Keep the newest frame until the camera is closed or unplugged; runs in the thread."""
-        with contextlib.suppress(cv2.error):  # which some drivers raise when a camera is unplugged
+        with contextlib.suppress(cv2.error):  # some drivers raise it when a camera is unplugged
             while not self._stop.is_set():
                 arrived, frame = self._capture.read()
                 if not arrived:
@@ -125,19 +115,18 @@ class Camera:
 
 
 class TimedSource:
-    """Yields the frames of a file or stream with the times at which they are to be shown.
+    """Yields the frames of a file or stream with the times to show them.
 
-    A file plays at its own rate, and all of its frames are yielded. Frames of a live stream are due when they come: a
-    frame that comes early shows that those before it were late. Frames that are more than `_MAX_DELAY` late are left
-    out, so that the picture does not lag behind; one a second is yielded in any case. The schedule gives way by a
-    thousandth of the time, as the sender's clock may be slower than ours.
+    A file plays whole, at its own rate. Frames of a live stream are due when they come; a frame that comes early shows
+    that those before it were late. Frames more than `_MAX_DELAY` late are left out, but for one a second, so that the
+    picture does not lag behind. The schedule yields by a thousandth, as the sender's clock may be slower than ours.
 
     Args:
         frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None if no frame has come.
         live: whether frames come at their own rate, not as fast as they are read.
 
     Attributes:
-        rate, size, dropped: see `Camera`; the size is that of its frames, or None.
+        rate, size, dropped: see `Camera`; size may be None.
     """
 
     def __init__(self, frames, live, rate, size=None):
@@ -162,21 +151,14 @@ class TimedSource:
                 self.dropped += 1
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loop
-
-
 def play(source, enlarge, sharpen, display, controls, load, meter):
     """Show the frames of a source until it ends or the user closes the display; yield each picture shown.
 
     Args:
-        source: `Camera`, `TimedSource` or `screen.Screen`.
-        enlarge: function that brings a frame to the size that is wanted.
-        sharpen: function of such a frame and a strength that returns a uint8 BGR picture; at strength 0 the frame's.
-        display: `window.Window`, `window.VirtualCamera` or `window.Recorder`.
-        controls: `window.Controls`.
-        load: `LoadController`.
-        meter: `Meter`.
+        source, display: see the module.
+        enlarge: function that brings a frame to the wanted size.
+        sharpen: function of an enlarged frame and a strength that returns ``(H, W, 3)`` uint8 BGR; at 0 unsharpened.
+        controls, load, meter: a `window.Controls`, a `LoadController` and a `Meter`.
     """
     skipped = 0
     for frame, taken, due in source:
@@ -194,12 +176,12 @@ def play(source, enlarge, sharpen, display, controls, load, meter):
         frame = enlarge(frame)
         after = None if action == PASS else sharpen(frame, controls.strength)
         before = sharpen(frame, 0) if action != SHARPEN or controls.comparing else None
-        if action != SHARPEN:  # a probe is only to tell what it costs
+        if action != SHARPEN:  # a probe only measures the cost
             after = before
         shown = divide_pixels(before, after, controls.divider) if controls.comparing else after
 
         ready = time.perf_counter()
-        wait = 0 if due is None else max(due - ready, 0)  # a file plays at its own rate
+        wait = 0 if due is None else max(due - ready, 0)
         meter.dropped, meter.sizes = source.dropped + skipped, (source.size, shown.shape[1::-1])
         display.show(shown, 1000 * wait, load.note if controls.sharpening else "", meter)
         now = time.perf_counter()
@@ -211,23 +193,23 @@ def play(source, enlarge, sharpen, display, controls, load, meter):
 
 
 class LoadController:
-    """Decides how much of a live picture is sharpened, so that it fits a budget. It has no clock: it is told the costs.
+    """Decides which live frames are sharpened, to fit a budget. It has no clock: it is told the costs.
 
-    There are three levels. At "every other frame", half of the frames are left out: half the rate is a small loss in a
-    call, while sharp and soft frames in turn would flicker. If that is too much as well, all frames are shown "not
-    sharpened". There, a probe now and then (a frame is sharpened, but shown as it came) tells what that would cost.
+    There are three levels. "Every other frame" leaves out half of the frames: half the rate is a small loss in a call,
+    while sharp and soft frames in turn would flicker. If that is too slow, too, all frames are shown "not sharpened",
+    and a probe now and then (a frame is sharpened, but shown as it came) measures the cost.
 
-    The level goes down if the median of the last costs exceeds the level's budget, and up if for 3 s the median was
-    within 90 % of the upper level's. After a step up that did not hold for a minute, the next one waits twice as long,
-    up to a minute, so that the level does not swing.
+    The level goes down if the median of the last costs exceeds its budget, and up if for 3 s the median was within 90 %
+    of the upper level's. After a step up that did not hold for a minute, the next one waits twice as long, up to a
+    minute, so that the level does not swing.
 
     Args:
         budget: milliseconds that a frame of the source may take; None for the source's interval, 0 for no limit.
-        rate: frames per second of the source; taken for 30 if it is absurd. Seconds are counted in its frames.
+        rate: frames per second of the source; 30 if it is absurd. Seconds are counted in its frames.
 
     Attributes:
         level: index into `LEVELS`.
-        frames: dict from level's name to the number of frames shown at it (while the user had sharpening on).
+        frames: dict of the number of frames shown at each level (while the user had sharpening on).
 
     Raises:
         ValueError: the budget is not a number from 0.
@@ -248,15 +230,14 @@ class LoadController:
 
     @property
     def note(self):
-        """What the user should know; empty at level 0."""
+        """The level in words for the user; empty at level 0."""
         return f"{self.LEVELS[self.level]} (this machine is busy)" if self.level else ""
 
     def next_action(self):
         """Count the source's next frame, and return what to do with it.
 
-        Returns:
-            `SHARPEN`, `SKIP` (leave it out), `PASS` (show it as it came) or `PROBE` (likewise, but sharpen it too).
-            After `SHARPEN` and `PROBE`, tell the cost to `add`.
+        That is `SHARPEN`, `SKIP` (leave it out), `PASS` (show it as it came) or `PROBE` (likewise, but sharpen it,
+        too). After `SHARPEN` and `PROBE`, tell the cost to `add`.
         """
         self._now += 1
         self._probing = self.level == self._BYPASS and self._now >= self._next_probe
@@ -268,7 +249,7 @@ class LoadController:
         return PROBE if self._probing else PASS
 
     def add(self, milliseconds):
-        """Take in what sharpening and showing a frame took, and change the level if necessary."""
+        """Take in the cost of sharpening and showing a frame, and change the level if necessary."""
         if self._now <= self._WARM_UP:
             return
         costs = self._probes if self._probing else self._costs
@@ -278,9 +259,9 @@ class LoadController:
             held = self._now - self._raised >= 60 * self._second
             self._patience = 3 * self._second if held else min(2 * self._patience, 60 * self._second)
             self._enter(self.level + 1)
-        elif self._probing or self.level == self._HALF:  # which sharpens a frame as the level above does
+        elif self._probing or self.level == self._HALF:  # a frame then costs what it would at the level above
             ample = 0.9 * self._limit(self.level - 1)
-            # A probe delays the picture: while probes are in vain, they become rare.
+            # A probe delays the picture: probes in vain become rare.
             self._pause = min(2 * self._pause, 10 * self._second) if milliseconds > ample else self._second
             self._next_probe = self._now + self._pause
             if cost > ample:
@@ -290,14 +271,13 @@ class LoadController:
                 self._enter(self.level - 1)
 
     def _limit(self, level):
-        """Milliseconds that a shown frame may take: if every other one is left out, there is time for two."""
+        """Milliseconds that a shown frame may take; at every other frame, there is time for two."""
         return self._budget * (2 if level == self._HALF else 1)
 
     def _enter(self, level):
         self.level, self._calm, self._pause = level, self._now, self._second
         self._next_probe, self._probing = self._now + self._pause, False
-        # Medians, as a busy machine has spikes; of few probes, which come one by one.
-        self._costs, self._probes = deque(maxlen=15), deque(maxlen=3)
+        self._costs, self._probes = deque(maxlen=15), deque(maxlen=3)  # for medians: a busy machine has spikes
 
 
 class Meter:
@@ -305,7 +285,7 @@ class Meter:
 
     Attributes:
         dropped: frames of the source that were not shown.
-        sizes: ``(width, height)`` of the source's frames and of those shown, as far as they are known.
+        sizes: ``(width, height)`` of the source's frames and of those shown, if known.
     """
 
     def __init__(self):
@@ -313,7 +293,7 @@ class Meter:
         self._times, self._latencies = deque(maxlen=31), deque(maxlen=10_000)
 
     def add(self, seconds, milliseconds):
-        """Take in when a frame was shown, and its latency: how long after it came, without the wait for its time."""
+        """Take in the second in which a frame was shown, and its latency without the wait for its time."""
         self._times.append(seconds)
         self._latencies.append(milliseconds)
 
@@ -334,7 +314,7 @@ class Meter:
 
 
 def _plausible(rate):
-    """A source's frames per second, 30 if that is absurd: drivers that do not know it say 0, -1 or nan."""
+    """Return a source's frames per second, or 30 if absurd: drivers that do not know it say 0, -1 or nan."""
     return rate if 1 <= rate <= 240 else 30
 
 

@@ -1,7 +1,7 @@
-"""Threads that let decoding, what is done with a frame, and encoding overlap.
+"""Threads, so that reading, sharpening and writing overlap.
 
-Items are handed over in order, and an error reaches the thread that waits. Nothing here locks the objects that are
-used: a reader or writer may change threads, but only one thread at a time may use it.
+Items keep their order, and errors are raised in the thread that waits. Nothing locks the objects that are used: a
+reader or writer may move between threads, but only one at a time may use it.
 """
 
 import contextlib
@@ -13,19 +13,18 @@ _END = object()
 
 @contextlib.contextmanager
 def read_ahead(items, depth=2, tick=None, patience=2.0):
-    """Iterate over `items` in a thread, at most `depth` of them ahead; gives an iterator over the same items::
+    """Iterate over `items` in a thread, at most `depth` of them ahead; yield an iterator over the same items::
 
         with VideoReader("call.mp4") as reader, read_ahead(reader) as frames:
             for frame in frames:
                 ...
 
-    What iterating over `items` raises, the iterator raises in its place. The thread alone uses `items`; when the block
-    ends, the thread has ended, and so has the iterator.
+    An error of `items` is raised in its place. Only the thread uses `items`; both end with the block.
 
     Args:
-        tick: seconds after which the iterator gives None if there is no item; None waits.
-        patience: seconds to wait for the thread at the end. If it still waits for its next item then, as for a dead
-            server, it is left to itself and ends with that item.
+        tick: seconds after which the iterator yields None if there is no item; None waits.
+        patience: seconds to wait for the thread at the end. If it is still stuck in its next item, as with a dead
+            server, it is abandoned and ends with that item.
     """
     waiting, slots, leaving = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
 
@@ -52,24 +51,23 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             yield item
         worker.wait()
 
-    worker = Worker(produce, "read ahead")
-    with contextlib.closing(consume()) as ahead:  # else iterating on would wait for ever
-        try:
-            yield ahead
-        finally:
-            leaving.set()
-            slots.release()  # for a thread that waits for room
-            with contextlib.suppress(Exception):  # an item that nobody asked for
-                worker.wait(patience)
+    worker, ahead = Worker(produce, "read ahead"), consume()
+    try:
+        yield ahead
+    finally:
+        ahead.close()  # else iterating on would wait for ever
+        leaving.set()
+        slots.release()  # the thread may be waiting for room
+        with contextlib.suppress(Exception):  # of an item that nobody asked for
+            worker.wait(patience)
 
 
 @contextlib.contextmanager
 def write_behind(write, depth=2):
-    """Call `write` in a thread, at most `depth` items behind; gives a function to call with an item instead.
+    """Call `write` in a thread, at most `depth` items behind; yield a function to call with an item instead.
 
-    What `write` raises, that function raises when it is called next, and the end of the block does; items that still
-    wait are then dropped. They are also dropped if Ctrl-C ends the block; if another exception does, they are written.
-    The thread alone calls `write`; when the block ends, the thread has ended.
+    An error of `write` is raised by the next call and by the end of the block; waiting items are then dropped. They are
+    also dropped if Ctrl-C ends the block, but written if another exception does. The thread ends with the block.
     """
     waiting, slots, dropping = queue.SimpleQueue(), threading.Semaphore(depth), threading.Event()
 
@@ -97,11 +95,8 @@ def write_behind(write, depth=2):
 
 
 def in_parallel(tasks):
-    """Call functions at the same time, the first here and each other in a thread of its own, and wait for all.
-
-    Threads are started anew each time, which takes 0.1 ms: those of a pool would be missing after a fork and refused
-    when the main thread has ended.
-    """
+    """Call functions at the same time, the first here and each other in a thread of its own, and wait for all."""
+    # No pool, which saves 0.1 ms: its threads would be lost after a fork and refused after the main thread's end.
     with contextlib.ExitStack() as stack:
         for task in tasks[1:]:
             stack.callback(Worker(task, "in parallel").wait)
@@ -109,9 +104,9 @@ def in_parallel(tasks):
 
 
 class Worker:
-    """Does `work` in a thread, which Ctrl-C cannot break off and whose end can be waited for through Ctrl-C.
+    """Does `work` in a thread, which Ctrl-C does not interrupt, nor the wait for its end.
 
-    With `threading.Thread.join` it cannot: up to Python 3.12 a thread counts as ended when Ctrl-C interrupts that.
+    `threading.Thread.join` would not do: up to Python 3.12, a thread counts as ended if Ctrl-C interrupts that.
     """
 
     def __init__(self, work, name):
@@ -122,7 +117,7 @@ class Worker:
     def wait(self, patience=None, on_interrupt=lambda: None):
         """Wait for the end, at most `patience` seconds, and raise what `work` raised.
 
-        Ctrl-C calls `on_interrupt`, and is raised when the wait is over, unless `work` raised something.
+        Ctrl-C calls `on_interrupt` at once and is raised after the wait, unless `work` raised something.
         """
         try:
             ended = self.ended.wait(patience)

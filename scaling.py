@@ -1,7 +1,7 @@
-"""Sizes: what ``--size`` means for a picture, and the enlarging of planes and pixels to it.
+"""Parse sizes as in ``--size``, and resample planes and pixels to them.
 
-Pictures are enlarged with a bicubic kernel before the student sharpens them: from 360 to 1080 lines, Lanczos takes
-eight times as long for the same quality once sharpened (results/size/kernels.md).
+Pictures are enlarged with a bicubic kernel before they are sharpened: from 360 to 1080 lines, Lanczos takes eight times
+as long, and the sharpened result is no better (results/size/kernels.md).
 """
 
 import dataclasses
@@ -14,22 +14,20 @@ import numpy as np
 from images import MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, VideoError
 
 _LEAST_SIDE = 16  # pixels
-# Distance of a chroma sample from the middle of its 2x2 pixels, in chroma samples (x, y), by FFmpeg's names.
+# Offset (x, y) of a chroma sample from the middle of its 2x2 pixels, in chroma samples, by FFmpeg's names.
 _SITES = {"center": (0, 0), "topleft": (-0.25, -0.25), "top": (0, -0.25), "bottomleft": (-0.25, 0.25)}
 _SITES |= {"left": (-0.25, 0), "bottom": (0, 0.25)}
 
 
 class SizeError(VideoError, ValueError):
-    """A size that is no size, or that a picture cannot have. The message says what to do."""
+    """A size that cannot be parsed, or that a picture cannot have. The message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A size to bring pictures to: a factor, or a box that they just fit into; without either, the window's size.
+    """A target size: a factor of both sides, or a box to fit into; without either, the window's size.
 
-    Attributes:
-        width, height: of the box in pixels of the upright picture as players show it; None for no limit.
-        factor: of both sides.
+    `width` and `height` of the box are in pixels of the upright picture as players show it; None for no limit.
     """
 
     width: int | None = None
@@ -41,10 +39,10 @@ WINDOW = Size()
 
 
 def parse_size(size):
-    """Return the `Size` that a text such as 1080p, 1920x1080, 2x or window, or a pair ``(width, height)``, means.
+    """Parse a text such as 1080p, 1920x1080, 2x or window, or a pair ``(width, height)``, to a `Size`.
 
     Raises:
-        SizeError: it means none, or one that is absurd.
+        SizeError: it is no size, or an absurd one.
     """
     text = "x".join(map(str, size)) if isinstance(size, tuple | list) else str(size)
     if text == "window":
@@ -65,37 +63,32 @@ def parse_size(size):
 
 
 def target_size(size, width, height, pixel_aspect=None, limit=MAX_IMAGE_SIDE):
-    """Return the ``(width, height)`` to bring a picture to. Its aspect stays, and so does pixel aspect.
+    """Return the ``(width, height)`` to bring a picture to; its aspect and pixel aspect stay.
 
-    A picture that has the size already stays as it is. Of another, a side that `size` does not name becomes the nearest
-    even number, as encoders want it.
+    If the size changes, a side that `size` does not name is rounded to an even number, as encoders want it.
 
     Args:
-        size: `Size`, not `WINDOW`; None leaves the picture as it is.
+        size: `Size`, not `WINDOW`; None for the picture's own.
         width, height: of the picture, upright.
         pixel_aspect: width to height of a stored pixel; None for square.
-        limit: most pixels that a side may have.
+        limit: most pixels of a side.
 
     Raises:
         SizeError: the result is too large.
     """
     if size is None:
         return width, height
-    scale = size.factor
+    scale, box = size.factor, (size.width, size.height)
     if scale is None:
-        shown = [width * Fraction(pixel_aspect or 1), Fraction(height)]
-        boxes = zip((size.width, size.height), shown, strict=True)
-        scale = min(most / side for most, side in boxes if most is not None)
+        shown = width * Fraction(pixel_aspect or 1), Fraction(height)
+        scale = min(most / side for most, side in zip(box, shown, strict=True) if most is not None)
     if scale == 1:
         return width, height
-    exact = (width * scale, height * scale)
-    named = size.width, size.height
-    target = tuple(int(side) if side in named else max(2 * round(side / 2), 2) for side in exact)
+    exact = width * scale, height * scale
+    target = tuple(int(side) if side in box else max(2 * round(side / 2), 2) for side in exact)
     if max(target) > limit or target[0] * target[1] > MAX_IMAGE_PIXELS:
-        raise SizeError(
-            f"{width}x{height} would become {target[0]}x{target[1]}: name a smaller size, at most {limit} pixels a "
-            f"side and {MAX_IMAGE_PIXELS // 10**6} million in all"
-        )
+        most = f"at most {limit} pixels a side and {MAX_IMAGE_PIXELS // 10**6} million in all"
+        raise SizeError(f"{width}x{height} would become {target[0]}x{target[1]}: name a smaller size, {most}")
     return target
 
 
@@ -105,18 +98,18 @@ def resize_pixels(pixels, size):
     if (width, height) == tuple(size):
         return pixels
     resized = cv2.resize(pixels, size, interpolation=_kernel(size[0] / width, size[1] / height))
-    return np.clip(resized, 0, 1) if pixels.dtype == np.float32 else resized  # integers are saturated
+    return np.clip(resized, 0, 1) if pixels.dtype == np.float32 else resized  # OpenCV saturates integers
 
 
 def resize_planes(y, uv, size, chroma_location=None):
-    """Resample uint8 planes (see utils.py) to luma `size` (width, height), so that colours stay on their shapes.
+    """Resample uint8 planes (see `utils`) to luma `size` (width, height), with chroma in register.
 
     Args:
-        chroma_location: where chroma samples lie, as `video.VideoFormat` has it; None for left, as in most video.
+        chroma_location: position of chroma samples, see `video.VideoFormat`; None for left, as in most video.
     """
     if y.shape[::-1] == tuple(size):
         return y, uv
-    # Resampling keeps the middles of the corners' pixels together; samples that lie elsewhere are moved there first.
+    # OpenCV assumes chroma samples in the middle of their pixels: others are moved there first.
     scale = size[0] / y.shape[1], size[1] / y.shape[0]
     shift = [site * (1 / k - 1) for site, k in zip(_SITES[chroma_location or "left"], scale, strict=True)]
     width, height = ((side + 1) // 2 for side in size)
@@ -128,7 +121,7 @@ def _kernel(*scale):
 
 
 def _resize_chroma(plane, scale, shift):
-    """Resample by luma's scales (x, y), which chroma's sizes do not tell if a side is odd; at least that large."""
+    """Resample by luma's scales (x, y), not chroma's sizes, which are rounded; the result may be larger than needed."""
     if any(shift):
         moved = np.float32([[1, 0, shift[0]], [0, 1, shift[1]]])
         cubic = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP

@@ -24,23 +24,23 @@ def is_screen(source):
     return str(source).startswith("screen:")
 
 
-class Screen:
+class Screen(contextlib.AbstractContextManager):
     """Yields pictures of a part of the screen, at most 30 a second, each taken when it is asked for.
 
     Args:
-        source: ``screen:`` and a monitor's number from 1, or ``X,Y,WIDTHxHEIGHT`` in the desktop's coordinates, or
-            nothing for what `draw` returns.
-        draw: function of a picture of the whole desktop that returns a rectangle ``(x, y, width, height)`` of it.
+        source: ``screen:`` and a monitor's number from 1, a rectangle ``X,Y,WIDTHxHEIGHT`` of the desktop, or nothing.
+        draw: function of a picture of the desktop that returns a rectangle ``(x, y, width, height)`` of it if the
+            source names none.
 
     Attributes:
         size, rate, dropped: see `live.Camera`.
-        region, desktop: ``(x, y, width, height)`` of what is shown, and of all monitors together.
+        region, desktop: ``(x, y, width, height)`` of the part that is shown, and of all monitors together.
 
     Raises:
         VideoError: the screen cannot be read, or it has no such part.
     """
 
-    rate = 30  # pictures a second
+    rate = 30
 
     def __init__(self, source="screen:", draw=None):
         if os.environ.get("WAYLAND_DISPLAY"):  # the screen would come out black
@@ -54,7 +54,10 @@ class Screen:
             self.desktop, self.dropped = monitors[0], 0
             text = str(source).removeprefix("screen:")
             if draw and not text:
-                text = "{},{},{}x{}".format(*self._drawn(draw))
+                picture = self._grab(self.desktop)
+                scale = self.desktop[2] / picture.shape[1]
+                x, y, width, height = (round(side * scale) for side in draw(picture))
+                text = f"{self.desktop[0] + x},{self.desktop[1] + y},{width}x{height}"
             self.region = find_region(text, monitors)
             self.size = self._grab(self.region).shape[1::-1]  # on some screens a point has several pixels
         except BaseException:
@@ -72,14 +75,11 @@ class Screen:
             taken = time.perf_counter()
             yield self._grab(self.region), taken, None
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *error):
         self._mss.close()
 
     def free_place(self, width, height):
-        """Return ``(x, y)`` at which a window of this size lies beside the region, or None if there is no room."""
+        """Return a place ``(x, y)`` for a window of this size beside the region, or None if there is no room."""
         x, y, across, down = self.region
         left, top, *_ = self.desktop
         for place in ((x + across, y), (x - width, y), (x, y + down), (x, y - height), (left, top)):
@@ -93,21 +93,15 @@ class Screen:
         shot = _call(lambda: self._mss.grab(dict(zip(("left", "top", "width", "height"), region, strict=True))))
         return cv2.cvtColor(np.frombuffer(shot.raw, np.uint8).reshape(shot.height, shot.width, 4), cv2.COLOR_BGRA2BGR)
 
-    def _drawn(self, draw):
-        picture = self._grab(self.desktop)
-        scale = self.desktop[2] / picture.shape[1]
-        x, y, width, height = (round(side * scale) for side in draw(picture))
-        return self.desktop[0] + x, self.desktop[1] + y, width, height
-
 
 def find_region(text, monitors):
-    """Return the rectangle that a text means, see `Screen`.
+    """Return the rectangle that a text names, see `Screen`.
 
     Args:
         monitors: rectangles ``(x, y, width, height)``; the first is that of all monitors together.
 
     Raises:
-        VideoError: it means none, or one that is off the screen.
+        VideoError: it names none, or one off the screen.
     """
     if text.isdecimal() and 1 <= int(text) < len(monitors):
         return monitors[int(text)]
@@ -123,19 +117,18 @@ def find_region(text, monitors):
 
 
 def desktop_size():
-    """Return ``(width, height)`` of the first monitor, or None if it cannot be told."""
+    """Return ``(width, height)`` of the first monitor, or None if unknown."""
     with contextlib.suppress(VideoError, IndexError), _call(mss.MSS) as reader:
         return _call(lambda: _rectangle(reader.monitors[1])[2:])
 
 
 def _call(function):
-    """Call mss; a `VideoError` says why that fails."""
+    """Call mss and turn its errors into `VideoError`."""
     try:
         return function()
     except (ScreenShotError, OSError) as error:
-        raise VideoError(
-            f"the screen cannot be read ({first_line(error)}): run this in a desktop session, X11 on Linux"
-        ) from error
+        advice = "run this in a desktop session, X11 on Linux"
+        raise VideoError(f"the screen cannot be read ({first_line(error)}): {advice}") from error
 
 
 def _rectangle(monitor):

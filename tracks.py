@@ -1,8 +1,8 @@
-"""What accompanies the pictures of a video file: sound, subtitles, attachments, chapters, titles and tags.
+"""Copy everything but the pictures of a video file: sound, subtitles, attachments, chapters, titles and tags.
 
-Packets of sound and subtitles are copied bit for bit, or converted if the new container cannot hold them. One rule for
-a packet that cannot be decoded, copied, timed or written: it is mended, or left out and counted, and one warning for
-each track says so. It never costs the picture.
+Packets of sound and subtitles are copied bit for bit, or converted if the new container cannot hold them. A packet that
+cannot be decoded, copied, timed or written is mended or left out, with one warning for each track. It never costs the
+picture.
 """
 
 import io
@@ -15,13 +15,13 @@ import numpy as np
 
 from utils import plural
 
-_FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the content
+_FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not its content
 _STREAM_TAGS = ("language", "title")
 _AUDIO_CODECS = {".webm": "libopus", ".avi": "pcm_s16le"}  # to convert to; AAC in the others
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
 _PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
-_ENCODED_CHANNELS = (1, 2, 6)  # of which PyAV reads frames rightly; others become stereo
-_TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted, or some of it is cut
+_ENCODED_CHANNELS = (1, 2, 6)  # PyAV misreads frames of other numbers, which become stereo
+_TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted or sound is cut
 _LONGEST_GAP = 3600  # seconds of silence
 COVER = av.stream.Disposition.attached_pic
 
@@ -29,39 +29,38 @@ log = logging.getLogger(__name__)
 
 
 def copy_tracks(source, container, video_stream, path):
-    """Add to a container what accompanies the pictures of a source; warn about what cannot be kept.
+    """Add tracks, chapters and tags of a source to a container; warn about what cannot be kept.
 
     Args:
         source: a `VideoReader`.
-        container, video_stream: PyAV's container that is being written, and its stream of video.
+        container, video_stream: the PyAV container to write to, and its video stream.
         path: its file.
 
     Returns:
-        dict: the track that writes the packets of a stream of the source, by the stream's index.
+        dict: the tracks to write the packets of the source to, by the index of their stream in the source.
     """
     tracks, suffix = {}, path.suffix.lower()
-    lost, kept_by_mkv = [source.describe(stream) for stream in source.other_streams], []
+    lost = {source.describe(stream): False for stream in source.other_streams}  # whether .mkv would keep it
     container.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _FILE_TAGS})
     _copy_tags(source.video_stream, video_stream)
     for stream in source.tracks:
         try:
             tracks[stream.index] = _add_track(source, stream, container, path)
         except ValueError:
-            known = stream.codec_context or stream.type == "attachment"
-            (kept_by_mkv if known else lost).append(source.describe(stream))
+            lost[source.describe(stream)] = suffix != ".mkv" and (stream.codec_context or stream.type == "attachment")
     if suffix != ".avi":
         container.set_chapters(source.chapters)
     else:
-        kept_by_mkv += ["chapters"] if source.chapters else []
-        kept_by_mkv += ["location"] if any("location" in key.lower() for key in source.metadata) else []
-    if lost or kept_by_mkv:
-        hint = " (.mkv keeps more)" if kept_by_mkv and suffix != ".mkv" else ""
-        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost + kept_by_mkv)))
+        lost |= {"chapters": True} if source.chapters else {}
+        lost |= {"location": True} if any("location" in key.lower() for key in source.metadata) else {}
+    if lost:
+        hint = " (.mkv keeps more)" if any(lost.values()) else ""
+        log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost)))
     return tracks
 
 
 def _add_track(source, stream, container, path):
-    """Add a track that copies the packets of a stream, or else converts them; ValueError if neither is possible."""
+    """Add a track that copies or else converts the packets of a stream; ValueError if neither is possible."""
     name, suffix = source.describe(stream), path.suffix.lower()
     try:
         if stream.index in source.changing:
@@ -82,19 +81,18 @@ def _add_track(source, stream, container, path):
 
 def _copy_tags(source, stream):
     stream.metadata.update({key: value for key, value in source.metadata.items() if key in _STREAM_TAGS})
-    if "name" in source.metadata:  # FFmpeg's reader of .mp4 has another word than its writer
+    if "name" in source.metadata:  # FFmpeg reads titles of .mp4 under this name
         stream.metadata["title"] = source.metadata["name"]
     stream.disposition = source.disposition
 
 
 class _Track:
-    """Copies the packets of a stream into a container, to `stream`; the others convert them to `form`, in words."""
+    """Copies the packets of a stream to `stream` of a container; subclasses convert them to `form` (in words)."""
 
     def __init__(self, source, name, container, path):
         self._source, self._name, self._container, self._path = source, name, container, path
         self._last, self._end, self._left_out, self._recoded = None, None, 0, False
-        codec = source.codec_context and source.codec_context.codec.canonical_name
-        self._text = source.type == "subtitle" and codec in _PLAIN_TEXT
+        self._text = bool(source.codec_context) and source.codec_context.codec.canonical_name in _PLAIN_TEXT
         self.stream = self._add_stream()
 
     def write(self, packet):
@@ -105,7 +103,7 @@ class _Track:
             log.warning("%s: %s, %s left out: damaged", self._path, self._name, plural(self._left_out, "packet"))
 
     def _add_stream(self):
-        try:  # some containers refuse a stream only when they begin, or PCM when they end
+        try:  # some containers refuse a stream only in their header, or PCM only in their trailer
             with av.open(io.BytesIO(), "w", format=self._container.format.name) as trial:
                 stream = trial.add_stream_from_template(self._source)
                 trial.start_encoding()
@@ -118,7 +116,7 @@ class _Track:
         return self._container.add_stream_from_template(self._source)
 
     def _attempt(self, function, packet):
-        """Call the function; return whether that went well, unless the fault is the disk's and not the packet's."""
+        """Call the function; return False if the packet is at fault, and raise if the disk is."""
         try:
             function(packet)
         except OSError:
@@ -132,16 +130,16 @@ class _Track:
             self._write(self._in_utf8(packet) if self._text else packet)
 
     def _set_time(self, packet):
-        """Make sure that a packet has times, which follow the last one's; return whether it is to be written."""
+        """Give a packet times that follow those of the last one; return whether it is to be written."""
         unit, sound, duration = packet.time_base, self._source.type == "audio", packet.duration or 0
         if packet.pts is None:
-            packet.pts = self._end if packet.dts is None else packet.dts  # None at the beginning
+            packet.pts = self._end if packet.dts is None else packet.dts
         if packet.pts is None:
-            raise ValueError("no time stamp")
+            raise ValueError("the first packet has no time stamp")
         if sound and packet.pts * unit + (duration * unit or 2 * _TOLERANCE) < -Fraction(1, 1000):
-            return False  # from before the cut of a trimmed clip
+            return False  # cut off a trimmed clip
         if self._source.type == "subtitle" and bytes(packet) == b"\0\0":
-            return False  # with which .mp4 fills pauses
+            return False  # .mp4 fills pauses with these
         packet.dts = packet.pts if packet.dts is None else packet.dts
         if self._last is not None:
             strict = sound and not self._container.format.flags & av.format.Flags.ts_nonstrict.value
@@ -169,7 +167,7 @@ class _Track:
 
 
 class _ConvertedAudio(_Track):
-    """Decodes sound, whatever its rate and channels, and encodes it; gaps become silence."""
+    """Decodes and encodes sound of any, even changing, rate and channels; gaps become silence."""
 
     def flush(self):
         self._attempt(self._write, None)
@@ -201,12 +199,12 @@ class _ConvertedAudio(_Track):
             self._resample(frame)
 
     def _resample(self, frame):
-        """Append a frame of sound, or with None what the resampler still holds."""
+        """Append a frame of sound or, with None, what the resampler still holds."""
         for part in self._resampler.resample(frame) if self._resampler else ():
             self._append(part)
 
     def _append(self, part):
-        """Encode a part of the sound at its time: after silence if it comes late, without its beginning if early."""
+        """Encode a piece of sound at its time: after silence if it comes late, without its beginning if early."""
         samples = part.to_ndarray()  # (channels, samples)
         late = 0 if part.pts is None else round(part.pts * part.time_base * self._rate) - self._position
         if late > _LONGEST_GAP * self._rate:

@@ -1,9 +1,7 @@
 """Tools shared by the other modules: metrics, colour planes, processors, files.
 
-This repository uses two picture layouts:
-
-* a *frame* is ``(H, W, 3)`` BGR as in OpenCV, uint8 unless stated otherwise;
-* *planes* are the layout of video (YUV 4:2:0): luma ``y (H, W)`` and chroma ``uv (2, ceil(H/2), ceil(W/2))``.
+There are two picture layouts: a *frame* is ``(H, W, 3)`` BGR as in OpenCV, uint8 unless stated otherwise; *planes* are
+those of video (YUV 4:2:0), luma ``y (H, W)`` and chroma ``uv (2, ceil(H/2), ceil(W/2))``.
 """
 
 import contextlib
@@ -26,8 +24,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 def luma_metrics(y, truth):
     """Return PSNR in dB and SSIM (see `train.ssim`) of a uint8 luma plane ``(H, W)`` against its ground truth.
 
-    Computed in float64 with OpenCV's Gaussian: equal to scikit-image at a fifth of its time. PSNR is infinite if the
-    planes are equal.
+    Equal to scikit-image in a fifth of its time. PSNR is infinite if the planes are equal.
 
     Raises:
         ValueError: the shapes differ or are smaller than the window.
@@ -57,7 +54,7 @@ def luma_metrics(y, truth):
 def bgr_to_planes(frame):
     """Convert a BGR frame ``(H, W, 3)`` to full-range planes: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``.
 
-    Of uint8 frames neutral chroma is 128, of float32 ones in [0, 1] it is 0.5.
+    Neutral chroma is 128 for uint8 frames, 0.5 for float32 ones in [0, 1].
     """
     y, v, u = cv2.split(cv2.cvtColor(frame, cv2.COLOR_BGR2YCrCb))
     return y, np.stack([halve_chroma(u), halve_chroma(v)])
@@ -70,7 +67,7 @@ def planes_to_bgr(y, uv):
 
 
 def double_chroma(uv, shape):
-    """Enlarge chroma planes ``(2, ceil(H/2), ceil(W/2))``, bilinearly, to a list of two of luma's shape ``(H, W)``."""
+    """Enlarge chroma planes ``(2, ceil(H/2), ceil(W/2))`` bilinearly to a list of two of luma's shape ``(H, W)``."""
     height, width = shape
     size = (2 * uv.shape[2], 2 * uv.shape[1])
     return [cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR)[:height, :width] for plane in uv]
@@ -84,13 +81,9 @@ def halve_chroma(plane):
 
 
 def unsharp(pixels, amount, sigma):
-    """Apply unsharp masking: add `amount` times the difference to a Gaussian blur of `sigma` pixels.
+    """Unsharp-mask pixels ``(H, W)`` or ``(H, W, C)`` of uint8, uint16 or float32; integers are rounded and saturated.
 
-    Args:
-        pixels: ``(H, W)`` or ``(H, W, C)``, uint8, uint16 or float32.
-
-    Returns:
-        An array of the same type; integers are rounded and saturated.
+    Adds `amount` times the difference to a Gaussian blur of `sigma` pixels.
     """
     return cv2.addWeighted(pixels, 1 + amount, cv2.GaussianBlur(pixels, (0, 0), sigma), -amount, 0)
 
@@ -122,17 +115,17 @@ _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 def usable_cores():
     """Return how many cores this process may use, by its affinity and its container's quota (Linux cgroups 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         limit, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         cores = min(cores, max(1, limit // period))
     return cores
 
 
 def open_encoder(context):
-    """Open a PyAV encoder, quiet and at this thread's own priority.
+    """Open a PyAV encoder quietly and without a change of priorities.
 
-    SVT-AV1, run by root, gives the calling thread and its own the highest real-time priority and leaves it there. All
-    that starts later inherits it, programs too, and can bring a machine to a halt.
+    SVT-AV1, run by root, leaves the calling thread and its own at the highest real-time priority, which all threads and
+    programs that start later inherit.
     """
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     linux = sys.platform == "linux"
@@ -142,7 +135,7 @@ def open_encoder(context):
     finally:
         if linux and os.sched_getscheduler(0) != usual[0]:
             for thread in os.listdir("/proc/self/task"):
-                with contextlib.suppress(ProcessLookupError):  # it has ended
+                with contextlib.suppress(ProcessLookupError):  # the thread has ended
                     os.sched_setscheduler(int(thread), *usual)
 
 
@@ -151,7 +144,7 @@ def open_encoder(context):
 
 
 def first_line(error):
-    """Return an exception's message as one line without its error number, to be quoted in another message."""
+    """Return an exception's message as one line without its error number."""
     text = getattr(error, "strerror", None) or str(error)
     return text.strip().split("\n")[0][:200] or type(error).__name__
 
@@ -162,7 +155,7 @@ def plural(number, noun):
 
 
 def without_password(address):
-    """Return an address as it may be shown: without user, password or token."""
+    """Return an address without user, password and token."""
     address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
     return re.sub(r"(?i)([?&][\w-]*(?:pass|pwd|token|key|auth)\w*=)[^&\s]*", r"\1***", address)
 
@@ -171,8 +164,8 @@ def without_password(address):
 def atomic_path(path):
     """Yield a temporary path beside `path`: renamed to `path` if the block succeeds, removed if it fails.
 
-    If `path` is a link, the file that it names is replaced. The temporary name is unique to the thread and keeps the
-    suffix, from which some writers choose the format. A killed process leaves its temporary file behind.
+    If `path` is a link, its target is replaced. The temporary name is unique to the thread and keeps the suffix, which
+    some writers need. A killed process leaves its temporary file behind.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,11 +178,11 @@ def atomic_path(path):
 
 
 def write_bytes(path, content):
-    """Write a file, completely or not at all."""
+    """Write a file completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path, text):
-    """Write a file of UTF-8, completely or not at all."""
+    """Write a UTF-8 file completely or not at all."""
     write_bytes(path, text.encode())

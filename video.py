@@ -1,14 +1,13 @@
-"""Video files and streams: reading and writing frames, with all that accompanies them.
+"""Read and write video files and streams, frame by frame.
 
-Video files keep their own planes (see `utils`): a frame is decoded to 8-bit YUV 4:2:0 and encoded from it without a
-colour conversion in between. Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags
-pass through (see `tracks`)::
+Frames are decoded to the planes of 8-bit YUV 4:2:0 (see `utils`) and encoded from them, without a colour conversion.
+Time stamps, colour tags, pixel shape, audio, subtitles, attachments, chapters and tags are kept (see `tracks`)::
 
     with VideoReader("call.mp4", audio=True) as reader, VideoWriter("out.mp4", reader.format, reader) as writer:
         for frame in reader:
             writer.write(frame)
 
-A reader may run in one thread and its writer in another (see `pipeline`). What goes wrong is a `VideoError`.
+A reader may run in one thread and its writer in another (see `pipeline`). All errors are `VideoError`.
 """
 
 import contextlib
@@ -48,18 +47,17 @@ _TONE_MAPPING = "-vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt70
 _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing is lost
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
-_FORWARD, _BACK = 10, 0.5  # seconds forward, or back, between packets of a stream: it was joined from two
-_TRIES = 100  # more, to read on behind what FFmpeg cannot read
+_FORWARD, _BACK = 10, 0.5  # a stream whose packets jump by more seconds was joined from two
+_TRIES = 100  # how often to read on after a packet that FFmpeg cannot read
 _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
 _GUESSED = ("frame", "damaged: parts of them are guessed")
 _MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
-_CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # whose headers do not tell all sizes and rates
+_CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # sizes and rates may change after the header
 
-# Files may come from strangers. Their size is checked before memory is allocated, and they are read as nothing but
-# video, whatever their names say: FFmpeg would open what a playlist names.
+# Files may come from strangers: sizes are limited, and playlists, which could name any file, are not read.
 MAX_VIDEO_SIDE = 1 << 13  # 8,192
-_LIMITS = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # for a decoder, if a frame has another size than the header says
+_LIMITS = {"max_pixels": str(MAX_VIDEO_SIDE**2)}  # for the decoder, if frames are larger than the header says
 _VIDEO_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,ivf,h264,hevc,obu,av1,m4v,vc1,mjpeg,dv,rm,wtv,"
     "yuv4mpegpipe,gif"
@@ -72,7 +70,7 @@ _describing = threading.Lock()  # PyAV's level of messages is the whole process'
 
 @dataclasses.dataclass(frozen=True)
 class VideoFormat:
-    """What all frames of a video share.
+    """The properties that all frames of a video share.
 
     Attributes:
         width, height: in pixels.
@@ -81,7 +79,7 @@ class VideoFormat:
         value_range: 2 is full range (luma 0-255), 1 limited range (16-235), 0 unspecified, which means limited.
         matrix, primaries, transfer: colour tags as in ITU-T H.273; 2 is unspecified.
         pixel_aspect: width to height of a pixel, or None for square or unknown.
-        chroma_location: where chroma samples lie, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
+        chroma_location: position of chroma samples, as FFmpeg names it (``"left"``, ``"topleft"`` ...), or None.
     """
 
     width: int
@@ -105,7 +103,7 @@ class VideoFormat:
 class Frame:
     """One frame: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))`` uint8; `pts`, `duration` in time base units or None.
 
-    `packets` are those of audio and subtitles that were met in the file since the frame before.
+    `packets` holds the audio and subtitle packets between the previous frame and this one.
     """
 
     y: np.ndarray
@@ -115,53 +113,53 @@ class Frame:
     packets: list = ()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 def open_video(path):
-    """Open a video file as PyAV's container; what it names, such as a playlist's files and addresses, is not opened.
+    """Open a video file as a PyAV container. Files and addresses that it names are not opened.
 
     Raises:
         av.FFmpegError, OSError: it cannot be read.
     """
     only = {"format_whitelist": _VIDEO_FORMATS, "protocol_whitelist": "file"}
-    # FFmpeg would take the beginning of a relative path with a colon for a protocol.
+    # An absolute path: FFmpeg would take a relative one with a colon for an address.
     return av.open(str(Path(path).absolute()), options=only, metadata_errors="replace")
 
 
-class VideoReader:
-    """Iterates over a video file's or stream's frames: every `Frame` once, in the order of display.
+class VideoReader(contextlib.AbstractContextManager):
+    """Iterates over the frames of a video file or stream: every `Frame` once, in display order.
 
-    8-bit YUV 4:2:0 comes out as it was coded, cropped, turned and mirrored as the container says. With a warning, other
-    8-bit formats are converted to it, with range and matrix kept, interlaced frames are made progressive, frames of
-    another size are scaled (to the largest if `audio` is read, too, else to the first; of another aspect, they get
-    black bars), and packets that cannot be decoded are gaps.
+    8-bit YUV 4:2:0 is returned as coded, but cropped, rotated and mirrored as the container says. With a warning, other
+    8-bit formats are converted to it (range and matrix stay), interlaced frames are deinterlaced, frames of another
+    size are scaled (to the largest if `audio`, else to the first, with black bars if the aspect differs), and packets
+    that cannot be decoded leave gaps.
 
     Args:
         source: path or URL.
-        audio: give frames the packets of audio and subtitles, for a `VideoWriter`.
+        audio: also read audio and subtitle packets into `Frame.packets`, for a `VideoWriter`.
 
     Attributes:
         format: the `VideoFormat`.
-        packets: of audio and subtitles since the last frame that was given.
+        packets: audio and subtitle packets after the last frame.
         frame_count: estimated number of frames, or None if unknown.
-        live: whether it is a stream from an address, without a known end. If its format has no time stamps of its own
-            (MJPEG of network cameras), frames get the times of their arrival.
-        video_stream, tracks, other_streams, changing, metadata, chapters: for `tracks.copy_tracks`: PyAV's streams (the
-            default one of video, what comes along if `audio`, what is left out), the indices of those of sound whose
-            rate or channels change on the way, and what the container says.
+        live: whether it is an endless stream. If its format has no time stamps (MJPEG of network cameras), frames are
+            stamped with their times of arrival.
+        video_stream, tracks, other_streams: PyAV's streams: the default video, those to copy if `audio`, the rest.
+        changing: indices of the audio streams whose rate or channels change midway.
+        metadata, chapters: the container's.
 
     Raises:
-        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or holds what 8-bit planes
-            cannot (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
+        VideoError: it cannot be opened, has no video, is larger than `MAX_VIDEO_SIDE`, or does not fit 8-bit planes
+            (10 bits, HDR, transparency); while iterating: it ends too early, or most of it is damaged.
     """
 
     def __init__(self, source, audio=False):
         self.source, self._remote = str(source), "://" in str(source)
         self.name = without_password(self.source)
         self._busy, self._closed = threading.Lock(), False
-        self._container = self._open()
+        with self._reading("cannot be read as a video", "try a fresh copy, or name another file"):
+            if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
+                self._container = av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
+            else:
+                self._container = open_video(existing_file(self.source))
         try:
             self._choose_streams(audio)
             surveyed = audio and not self._remote and self._container.format.name in _CHANGING_FORMATS
@@ -193,10 +191,7 @@ class VideoReader:
             yield frame
 
     def to_bgr(self, y, uv):
-        """Convert planes of any size to a picture ``(H, W, 3)`` uint8 BGR as players show it.
-
-        It has the colours that the tags say, and is stretched to square pixels.
-        """
+        """Convert planes of any size, by the colour tags, to ``(H, W, 3)`` uint8 BGR with square pixels."""
         picture = av.VideoFrame(*y.shape[::-1], "yuv420p")
         for plane, source in zip(picture.planes, (y, *uv), strict=True):
             plane_pixels(plane)[...] = source
@@ -207,37 +202,33 @@ class VideoReader:
         return resize_pixels(pixels, size)
 
     def close(self):
-        """Release the file; if a thread still waits for the next frame, the end of that thread does it."""
+        """Release the file, unless a thread still waits for a frame: then it is released when that thread ends."""
         self._closed = True
         if self._busy.acquire(timeout=0.5):
             self._container.close()
             self._busy.release()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *error):
         self.close()
 
     def describe(self, stream):
-        """Return words for a stream of the file, such as ``sound track 2 (aac, eng)``."""
+        """Name a stream of the file, as in ``sound track 2 (aac, eng)``."""
         if stream.type == "attachment":
             return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
-        tag = re.search(r"\((\w{4}) / 0x", self._describe(stream))
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
-        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
+        codec, language = stream.codec_context and stream.codec_context.codec.canonical_name, stream.language
+        details = ", ".join(filter(None, (codec, language if language != "und" else None)))
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
-    def _describe(self, stream):
-        """FFmpeg's verbose description of a stream; only there PyAV tells chroma location, cropping and tags."""
+    def _read_description(self):
+        """Return FFmpeg's verbose description of the video stream, which alone has chroma location and cropping."""
         with _describing:
             level = av.logging.get_level()
             av.logging.set_level(av.logging.VERBOSE)
             av.logging.set_libav_level(av.logging.VERBOSE)
             try:
-                text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
+                text = self._container.dumps_format().partition(f"Stream #0:{self.video_stream.index}")[2]
             finally:
                 av.logging.set_libav_level(av.logging.INFO)
                 av.logging.set_level(level)
@@ -248,19 +239,12 @@ class VideoReader:
             what, hint = "sends nothing that can be read", "check the address and the connection"
         return _explained(f"{self.name} {what} (", f"): {hint}")
 
-    def _open(self):
-        hint = "it is damaged, incomplete or something else; try a fresh copy"
-        with self._reading("cannot be read as a video", hint):
-            if self._remote:  # seconds for opening and for each read: a dead server must not hang the call
-                return av.open(self.source, options={"format_whitelist": _STREAM_FORMATS}, timeout=(10, 30))
-            return open_video(existing_file(self.source))
-
     def _choose_streams(self, audio):
-        """Choose what is read, refuse what can be refused before decoding, and limit what the decoder may use."""
+        """Choose the streams, refuse what can be refused before decoding, and limit the decoder."""
         container, streams = self._container, self._container.streams
-        video = [stream for stream in streams.video if not stream.disposition & COVER]
+        video = [stream for stream in streams.video if stream.codec_context and not stream.disposition & COVER]
         if not video:
-            raise VideoError(f"{self.name} has no video stream")
+            raise VideoError(f"{self.name} has no video stream of a known kind: try a fresh copy or make it H.264")
         stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]
@@ -272,21 +256,15 @@ class VideoReader:
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
-        if stream.codec_context is None:
-            raise VideoError(f"{self.name} holds video of an unknown kind: it is damaged, or convert it to H.264 first")
         if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
-            raise VideoError(
-                f"{self.name} is too large ({stream.width}x{stream.height}): at most {MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE} "
-                "pixels can be read; scale it down first"
-            )
+            came, most = f"{stream.width}x{stream.height}", f"{MAX_VIDEO_SIDE}x{MAX_VIDEO_SIDE}"
+            raise VideoError(f"{self.name} is too large ({came}): at most {most} pixels are read; scale it down first")
         stream.codec_context.options = _LIMITS
-        # A thread for each frame holds that back, which delays a live stream. In a file, half of the cores are for
-        # sharpening and encoding.
-        stream.thread_type = "SLICE" if self._remote else "AUTO"
-        stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)
+        stream.thread_type = "SLICE" if self._remote else "AUTO"  # frame threads would delay a live stream
+        stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)  # the others sharpen and encode
 
     def _survey(self):
-        """Return the largest size of a file's keyframes, and which sound changes its rate or channels."""
+        """Return the largest size of a file's keyframes, and the audio streams whose rate or channels change."""
         largest, forms, met = (0, 0), Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
@@ -297,36 +275,34 @@ class VideoReader:
                 index = packet.stream.index
                 met[index] += 1
                 with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and soon decoded
+                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and fast
                         frames = packet.decode()
                         forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
                     elif packet.stream is video and packet.is_keyframe and packet.size:
                         packet.decode()
                         size = video.codec_context.width, video.codec_context.height
                         largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
-        # A frame or two of another form are damage.
-        lasting = Counter(index for (index, *_), number in forms.items() if number > 2)
-        return largest, {index for index, number in lasting.items() if number > 1}
+        lasting = [index for (index, *_), number in forms.items() if number > 2]  # one or two frames are damage
+        return largest, {index for index in lasting if lasting.count(index) > 1}
 
     def _video_packets(self):
-        """Yield the packets of video, and None when the decoder is to give the rest; collect those of the tracks.
+        """Yield the packets of video, then None to flush the decoder; collect those of the other tracks.
 
-        FFmpeg stops at a packet that it cannot read, such as one whose place in the index is wrong. The next time it
-        gives those behind that: it is asked again until it gives nothing any more. An error behind which there was
-        nothing is raised.
+        FFmpeg stops at a packet that it cannot read, but goes on after it if asked again. Only an error that no packet
+        follows is raised.
         """
         tries, failure = 0, None  # since the last packet
         while tries <= (1 if self._remote else _TRIES):
             try:
                 for packet in self._container.demux(self.video_stream, *self.tracks):
-                    if packet.dts is None and not packet.size:
-                        continue  # PyAV's, to flush the decoder
                     self._timeline.add(packet)
+                    if not packet.size:  # PyAV's last ones, too, which flush decoders
+                        continue
                     self._faults[_UNREAD] += [self._timeline.now] if tries else []
                     tries, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
-                    elif packet.size:
+                    else:
                         self.packets.append(packet)
             except IndexError:  # PyAV's, if streams came up on the way
                 pass
@@ -338,13 +314,13 @@ class VideoReader:
             raise failure
 
     def _decode(self):
-        """Yield the frames at their times. A packet that cannot be decoded is a gap, as in players."""
+        """Yield frames with time stamps. A packet that cannot be decoded leaves a gap, as in players."""
         number, kind = 0, None
         for packet in self._video_packets():
             try:
                 frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                self._faults[_GAP] += [self._timeline.now] if packet is not None and packet.size else []
+                self._faults[_GAP] += [self._timeline.now] if packet else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
@@ -359,7 +335,7 @@ class VideoReader:
         self._report(number)
 
     def _report(self, number):
-        """Warn of damage and an early end; raise `VideoError` if there is more of it than of the video."""
+        """Warn of damage and of an early end; raise `VideoError` if most of the video is lost."""
         for (noun, what), times in self._faults.items():
             if times:
                 places = ", ".join(dict.fromkeys(map(_clock, times[:5]))) + (" ..." if len(times) > 5 else "")
@@ -367,10 +343,10 @@ class VideoReader:
         if len(self._faults[_GAP]) > number > 0:
             raise VideoError(f"{self.name} is damaged for the most part: try a fresh copy")
         stream, timeline, kind = self.video_stream, self._timeline, self._container.format.name
-        if "mp4" in kind:  # an edit list may leave out frames, and a duration be wrong: both must tell of more
+        if "mp4" in kind:  # an edit list may leave out frames, and the duration may be wrong: it takes both
             told, missing = timeline.count != stream.frames, self._seconds - timeline.length
             tolerance = 1.5 / self._rate
-        else:  # what is told may be the length of sound that is not read
+        else:  # the duration may be that of audio that is not read
             told = kind in ("avi", "matroska,webm") and (self.tracks or not self._container.streams.audio)
             missing = (self.frame_count or 0) / self._rate - timeline.end
             tolerance = max(1, timeline.end / 20)
@@ -383,28 +359,27 @@ class VideoReader:
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
         bits = max(part.bits for part in parts)
-        if hdr:
-            reason = f"HDR video ({hdr})"
-        elif bits > 8:
-            reason = f"{bits}-bit video"
-        elif any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
-            reason = "video with transparency or a palette"
-        else:
-            return
-        raise VideoError(
-            f"{self.name}: {reason} ({pixels.name}) is not supported yet; convert it to 8-bit yuv420p first: "
-            f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
-        )
+        reasons = [f"HDR video ({hdr})"] if hdr else []
+        reasons += [f"{bits}-bit video"] if bits > 8 else []
+        if any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
+            reasons.append("video with transparency or a palette")
+        if reasons:
+            command = f"ffmpeg -i INPUT {_TONE_MAPPING if hdr else '-pix_fmt yuv420p'} OUTPUT"
+            what = f"{self.name}: {', '.join(reasons)} ({pixels.name}) is not supported yet"
+            raise VideoError(f"{what}; convert it to 8-bit yuv420p first: {command}")
 
     def _read_format(self, frame):
-        unconverted = frame.format.name in _UNCONVERTED
-        if not unconverted:
-            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, frame.format.name)
+        pixels, value_range, matrix = frame.format, int(frame.color_range), int(frame.colorspace)
+        if pixels.is_rgb:  # `_to_planes` chooses these
+            value_range, matrix = _RANGE_LIMITED, _MATRIX_BT709 if frame.height >= 720 else _MATRIX_BT601
+        elif pixels.name.startswith("yuvj"):
+            value_range = _RANGE_FULL
+        if pixels.name not in _UNCONVERTED:
+            log.warning("%s: %s is converted to 8-bit yuv420p", self.name, pixels.name)
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
-        aspect = self.video_stream.sample_aspect_ratio or 1
         beside = {data.type.name: bytes(data) for data in frame.side_data}
-        description = self._describe(self.video_stream)
+        description = self._read_description()
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
@@ -412,28 +387,23 @@ class VideoReader:
             left = right = top = bottom = 0
         width, height = width - left - right, height - top - bottom
         self._to_upright = [("crop", f"{width}:{height}:{left}:{top}:exact=1")]
+        aspect = self.video_stream.sample_aspect_ratio or 1
         aspect = aspect if 1 / _MAX_ASPECT < aspect < _MAX_ASPECT else 1
-        chroma_location = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
-        chroma_location = chroma_location[1] if chroma_location and unconverted else None
+        site = re.search(r"\A.*[(, ](left|center|topleft|top|bottomleft|bottom)\)", description)
+        site = site[1] if site and pixels.name in _UNCONVERTED else None
         if "DISPLAYMATRIX" in beside:
             a, b, _, c, d = np.frombuffer(beside["DISPLAYMATRIX"], np.int32)[:5]
             if abs(b) > abs(a):
                 self._to_upright.append(("transpose", "cclock_flip"))
                 a, d, width, height, aspect = c, b, height, width, 1 / aspect
             self._to_upright += [("hflip",)] * bool(a < 0) + [("vflip",)] * bool(d < 0)
-            chroma_location = "center"  # the nearest that has a name
-        return VideoFormat(
-            width=width,
-            height=height,
-            rate=self._rate,
-            time_base=self._timeline.time_base,
-            **_color_tags(frame),
-            pixel_aspect=aspect if aspect != 1 else None,
-            chroma_location=chroma_location,
-        )
+            site = "center"  # the nearest that has a name
+        colors = value_range, matrix, int(frame.color_primaries), int(frame.color_trc)
+        aspect = aspect if aspect != 1 else None
+        return VideoFormat(width, height, self._rate, self._timeline.time_base, *colors, aspect, site)
 
     def _shaped(self, frames):
-        """Yield frames as the video has them: progressive, of its size (between black bars if need be), and upright."""
+        """Yield frames deinterlaced, of one size (with black bars if the aspect differs), and upright."""
         graph, form, interlaced, captioned, times = None, None, False, False, deque()
         for frame in frames:
             if not captioned and any(data.type.name == "A53_CC" for data in frame.side_data):
@@ -464,20 +434,19 @@ class VideoReader:
 
 
 class _Timeline:
-    """Makes one timeline of the time stamps of packets, and sets those of frames that are missing or wrong.
+    """Joins the time stamps of packets into one timeline, and corrects those of frames.
 
     Attributes:
         time_base: of the frames, in seconds.
-        now, end: time of the packet that was added last, and the end of all so far, in seconds.
-        count, length: how many of them are of the video, and how many seconds these and a pause before them last.
+        now, end: time of the newest packet and end of all so far, in seconds.
+        count, length: number of video packets, and the seconds that they and a pause before them last.
     """
 
     def __init__(self, container, stream, live):
         untimed = container.format.flags & av.format.Flags.no_timestamps.value
         self._opened = time.monotonic() if live and untimed else None
         self._stream, self._avi = stream, container.format.name == "avi"
-        # Only there may times jump forward where parts were joined; elsewhere that is a long pause.
-        self._broadcast = container.format.name in ("mpegts", "mpeg")
+        self._broadcast = container.format.name in ("mpegts", "mpeg")  # elsewhere, a jump forward is a long pause
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
         self._latest = {}  # for each stream, its shift and time in seconds
@@ -486,7 +455,7 @@ class _Timeline:
         self.now = self.end = self.count = self.length = 0
 
     def add(self, packet):
-        """Move a packet of a stream that begins late, or anew where parts were joined, to follow those before."""
+        """Shift a packet in time to follow those before it, if the file begins late or was joined from parts."""
         if packet.dts is None:
             return
         unit = packet.stream.time_base
@@ -496,7 +465,7 @@ class _Timeline:
             shift = self._shift
         elif not -_BACK <= seconds - last <= _FORWARD:
             joint = seconds < last or (self._broadcast and seconds + shift > self.end + _FORWARD)
-            if joint and shift == self._shift:  # else another stream came to the next part before
+            if joint and shift == self._shift:  # else another stream has already reached this part
                 self._shift = self.end - seconds
             shift = self._shift
         self._latest[packet.stream.index] = shift, seconds
@@ -511,11 +480,11 @@ class _Timeline:
             self.count, self.length = self.count + 1, seconds + duration - self._begin
 
     def stamp(self, frame):
-        """Set the time stamp of a frame that has none or, in AVI, a wrong one; of an untimed stream, its arrival."""
+        """Set a time stamp that is missing or, in AVI, wrong; in an untimed stream, to the time of arrival."""
         if self._opened is not None:
             frame.pts, frame.duration = round((time.monotonic() - self._opened) / _ARRIVAL_UNIT), 0
-        elif self._avi and frame.dts is not None:  # it has no other times than the order of its packets
-            if self._delay is None:  # the decoder's; it seems longer if the first frames are damaged
+        elif self._avi and frame.dts is not None:  # AVI has only the order of its packets
+            if self._delay is None:  # the decoder's; it looks longer if the first frames are damaged
                 reordered = self._stream.codec_context.has_b_frames
                 self._delay = min(frame.dts - self._first, (reordered + 1) * self._step if reordered else 0)
             frame.pts = frame.dts - self._delay
@@ -529,7 +498,7 @@ def _clock(seconds):
 
 
 def _filtered(graph, frame, times):
-    """Give a frame to a filter graph, None at the end, and yield those that are ready, at their times."""
+    """Push a frame, or None at the end, into a filter graph; yield the frames that are ready, at their times."""
     graph.push(frame)
     with contextlib.suppress(av.BlockingIOError, av.EOFError):
         while True:
@@ -540,7 +509,7 @@ def _filtered(graph, frame, times):
 
 @contextlib.contextmanager
 def _explained(before, after=""):
-    """Raise what FFmpeg or the system raises as a `VideoError`, whose message has these words around theirs."""
+    """Turn errors of FFmpeg and the system into `VideoError`, with these words around their message."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
@@ -548,7 +517,7 @@ def _explained(before, after=""):
 
 
 def _to_planes(frame, video_format):
-    """Convert an 8-bit frame of PyAV's to planes, at the range and matrix of its `VideoFormat`."""
+    """Convert an 8-bit PyAV frame to planes of the range and matrix of its `VideoFormat`."""
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         # swscale takes grey for full range whatever its tag says.
         value_range = _RANGE_FULL if video_format.full_range or frame.format.name == "gray" else _RANGE_LIMITED
@@ -562,28 +531,13 @@ def _to_planes(frame, video_format):
     return plane_pixels(frame.planes[0]).copy(), np.stack([plane_pixels(plane) for plane in frame.planes[1:]])
 
 
-def _color_tags(frame):
-    """Return the colour tags of the planes that `_to_planes` makes of a frame, as in `VideoFormat`."""
-    value_range, matrix = int(frame.color_range), int(frame.colorspace)
-    if frame.format.is_rgb:
-        value_range, matrix = _RANGE_LIMITED, _MATRIX_BT709 if frame.height >= 720 else _MATRIX_BT601
-    elif frame.format.name.startswith("yuvj"):
-        value_range = _RANGE_FULL
-    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
-    return {"value_range": value_range, "matrix": matrix, "primaries": primaries, "transfer": transfer}
-
-
 def plane_pixels(plane):
-    """Return the pixels ``(H, W)`` uint8 of a plane of a PyAV frame, without copying them."""
+    """Return a plane of a PyAV frame as a view ``(H, W)`` uint8."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Encoders
-
-
 class Codec(NamedTuple):
-    """FFmpeg's encoder, its scale of qualities (option ``crf``), its other options, and if it takes odd sizes."""
+    """FFmpeg's encoder, its quality scale (option ``crf``), its other options, and whether it takes odd sizes."""
 
     encoder: str
     best: int
@@ -594,8 +548,7 @@ class Codec(NamedTuple):
 
 
 _CODECS = {
-    # The preset `superfast`, but with its lookahead: two thirds of the time of `veryfast`, a file as small or a fifth
-    # larger, as near to the picture.
+    # `superfast` with a lookahead takes two thirds of the time of `veryfast`; files are up to a fifth larger.
     "h264": Codec("libx264", 0, 51, 18, {"preset": "superfast", "x264-params": "mbtree=1:rc-lookahead=10"}),
     "hevc": Codec("libx265", 0, 51, 20, {"preset": "fast", "x265-params": "log-level=error"}),
     "av1": Codec("libsvtav1", 1, 63, 24, {"preset": "8"}, odd=True),
@@ -608,7 +561,7 @@ def check_encoder(path, codec=None, quality=None):
     """Return the `Codec` for a file, see `VideoWriter`.
 
     Raises:
-        VideoError: the suffix of the name or the codec is unknown, or the codec has no such quality.
+        VideoError: the suffix or the codec is unknown, or the quality is off the codec's scale.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
@@ -626,19 +579,14 @@ def _list(available):
     return ", ".join(name for name, codec in _CODECS.items() if codec.encoder in available)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Writing
-
-
 class VideoWriter:
     """Encodes planes to a file: H.264 for .mp4, .m4v, .mov, .mkv and .avi, VP9 for .webm, or another codec.
 
-    Time stamps, colour tags and pixel shape are those of `video_format`. What accompanies the pictures of `source`
-    comes along, see `tracks`; a warning names what cannot be kept.
+    Time stamps, colour tags and pixel shape are those of `video_format`. Audio, subtitles and the like of `source` are
+    copied, see `tracks`; a warning names what cannot be kept.
 
-    The file appears under its name when the block succeeds, and not at all when it fails, with two exceptions if at
-    least one frame was written. After a `KeyboardInterrupt` it ends there, with a warning. After a `VideoError`, which
-    is the input's, what came before is in ``NAME_partial``, and the error says so.
+    The file appears when the block succeeds. If the block fails there is none; but after a `KeyboardInterrupt` or a
+    `VideoError` (of the input), frames written so far are kept as ``NAME_partial``, and a warning or the error says so.
 
     Args:
         path: file to write, replaced if it exists.
@@ -649,7 +597,7 @@ class VideoWriter:
         codec: ``"h264"``, ``"hevc"``, ``"av1"``, ``"vp9"`` or ``"ffv1"`` (lossless).
 
     Raises:
-        VideoError: see `check_encoder`; or the file cannot be written, or the encoder does not fit it or open.
+        VideoError: as in `check_encoder`; or the file cannot be written, or its encoder does not suit it or open.
     """
 
     def __init__(self, path, video_format, source=None, quality=None, codec=None):
@@ -657,24 +605,24 @@ class VideoWriter:
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
         self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
-        rate, grid = video_format.rate, source and source.video_stream.guessed_rate
-        if self._suffix == ".avi" and grid and rate < grid <= 240:  # a guess of FFmpeg's, at times absurd
-            rate = grid  # AVI has no time stamps, only the grid of its rate, on which all frames are to lie
-        self._rate = Fraction(rate).limit_denominator(1 << 16)
-        source_base = video_format.time_base or 1 / Fraction(video_format.rate).limit_denominator(1 << 16)
-        self._time_base = 1 / self._rate if self._suffix == ".avi" else source_base
+        rate = self._rate = Fraction(video_format.rate).limit_denominator(1 << 16)
+        source_base = self._time_base = video_format.time_base or 1 / rate
+        if self._suffix == ".avi":  # it has no time stamps: all frames must lie on the grid of its rate
+            grid = source and source.video_stream.guessed_rate  # FFmpeg's guess is sometimes absurd
+            self._rate = grid.limit_denominator(1 << 16) if grid and rate < grid <= 240 else rate
+            self._time_base = 1 / self._rate
         self._scale = source_base / self._time_base
-        self._step = max(round(1 / Fraction(video_format.rate) / self._time_base), 1)
+        self._step = max(round(1 / rate / self._time_base), 1)
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(_explained(f"cannot write {self.path}: "))
             self._temporary = stack.enter_context(atomic_path(self.path))
-            # Audio begins before 0, with what its decoder drops. FFmpeg would move all of an .mkv or .avi for that.
+            # Audio begins before 0, with samples that its decoder drops. FFmpeg would shift an .mkv or .avi by them.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
             tags = self._source.metadata if self._source else {}
             if self._suffix in _QUICKTIME and any(key.startswith("com.") for key in tags):
-                options["movflags"] = "use_metadata_tags"  # else Apple's location, date and maker are lost
+                options["movflags"] = "use_metadata_tags"  # Apple's location, date and maker
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
             stack.callback(self._container.close)
@@ -685,10 +633,10 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind, error, traceback):
-        Worker(lambda: self._end(error), "end of file").wait()  # Ctrl-C must not break that off
+        Worker(lambda: self._end(error), "end of file").wait()  # in a thread, which Ctrl-C does not interrupt
 
     def write(self, frame):
-        """Encode a `Frame`. Without `pts`, it follows the one before at the format's rate."""
+        """Encode a `Frame`. Without `pts`, it follows the previous one at the format's rate."""
         height, width = frame.y.shape
         if (width, height) != (self.format.width, self.format.height):
             raise ValueError(f"expected frames of {self.format.width}x{self.format.height}, got {width}x{height}")
@@ -713,7 +661,7 @@ class VideoWriter:
                 self._tracks[packet.stream.index].write(packet)
 
     def _end(self, error):
-        """Complete the file, keep its beginning or remove it, depending on the error that ended the block."""
+        """Complete the file, keep its beginning, or remove it."""
         kept = self._frames and (error is None or isinstance(error, (KeyboardInterrupt, VideoError)))
         with self._stack:
             if not kept:
@@ -726,7 +674,9 @@ class VideoWriter:
             self._container.close()
             if error is None:
                 return
-            partial = self._name_partial()
+            whole = Path(os.path.realpath(self.path))  # the file that a link names
+            names = (whole.with_name(f"{whole.stem}_partial{number}{whole.suffix}") for number in ("", *range(2, 1000)))
+            partial = next(name for name in names if not name.exists())
             os.replace(self._temporary, partial)
             where = f"the {plural(self._frames, 'frame')} before are in {partial}"
             if isinstance(error, VideoError):
@@ -734,51 +684,37 @@ class VideoWriter:
             log.warning("%s: interrupted; %s", self.path, where)
             raise error
 
-    def _name_partial(self):
-        """Return ``NAME_partial``, or with a number if there is such a file, beside the file that a link may name."""
-        whole = Path(os.path.realpath(self.path))
-        names = (whole.with_name(f"{whole.stem}_partial{number}{whole.suffix}") for number in ("", *range(2, 1000)))
-        return next(name for name in names if not name.exists())
-
     def _open_encoder(self):
-        """Return the stream that is written, its encoder open; name others if that does not fit or open."""
+        """Return the video stream with its encoder open."""
         encoder, tags = self._codec.encoder, self.format
-        # FFmpeg says that .mov holds them, and refuses their first packet.
+        # FFmpeg lists these for .mov, but refuses their first packet.
         fitting = self._container.supported_codecs - ({"libvpx-vp9", "libsvtav1"} if self._suffix == ".mov" else set())
         if encoder not in fitting:
-            known = _list(fitting)
-            raise VideoError(f"{self._suffix} does not hold what {encoder} writes: use one of {known}, or .mkv")
+            raise VideoError(f"{self._suffix} does not hold {encoder}: use one of {_list(fitting)}, or .mkv")
         stream = self._container.add_stream(encoder, rate=self._rate, time_base=self._time_base)
-        context = stream.codec_context
-        context.time_base, context.width, context.height = self._time_base, tags.width, tags.height
-        context.color_range, context.colorspace = tags.value_range, tags.matrix
+        context, size = stream.codec_context, (tags.width, tags.height)
+        context.width, context.height = even = size if self._codec.odd else tuple(side + side % 2 for side in size)
+        if even != size:
+            text = "%s: %s needs an even size, so the edge of %dx%d is repeated to %dx%d; .webm keeps the size"
+            log.warning(text, self.path, encoder, *size, *even)
+        context.time_base, context.color_range, context.colorspace = self._time_base, tags.value_range, tags.matrix
         context.color_primaries, context.color_trc = tags.primaries, tags.transfer
         if tags.pixel_aspect and self._suffix == ".webm":
             log.warning("%s: WebM cannot keep pixels of %s; an .mp4 keeps them", self.path, tags.pixel_aspect)
         elif tags.pixel_aspect:
             context.sample_aspect_ratio = tags.pixel_aspect
-        if not self._codec.odd and (tags.width % 2 or tags.height % 2):
-            context.width, context.height = tags.width + tags.width % 2, tags.height + tags.height % 2
-            log.warning(
-                "%s: %s needs an even size, so %dx%d becomes %dx%d (the edge is repeated); .webm keeps it",
-                *(self.path, encoder, tags.width, tags.height, context.width, context.height),
-            )
-        context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate lasts no time
+        context.flags |= av.codec.context.Flags.frame_duration  # else the last frame of a variable rate has none
         if self._suffix == ".avi":
-            context.max_b_frames = 0  # frames out of order cannot be told apart without time stamps
+            context.max_b_frames = 0  # these need time stamps
         if encoder == "libx265" and self._suffix in _QUICKTIME:
-            context.codec_tag = "hvc1"  # Apple's players know no other
-        options = dict(self._codec.options)
-        if self._codec.worst:  # it has a scale: it is not lossless
-            options["crf"] = f"{self._codec.default if self._quality is None else self._quality:g}"
+            context.codec_tag = "hvc1"  # the only tag that Apple's players know
+        quality = self._codec.default if self._quality is None else self._quality
+        stream.options = self._codec.options | {"crf": f"{quality:g}"}
         if tags.chroma_location:
-            options["chroma_sample_location"] = tags.chroma_location
-        stream.options = options
+            stream.options |= {"chroma_sample_location": tags.chroma_location}
         try:
             open_encoder(context)
         except (av.FFmpegError, ValueError) as error:
-            raise VideoError(
-                f"the encoder {encoder} does not open for {context.width}x{context.height} on this machine "
-                f"({first_line(error)}): use one of {_list(av.codecs_available)}"
-            ) from error
+            what = f"{encoder} does not open for {context.width}x{context.height} on this machine ({first_line(error)})"
+            raise VideoError(f"{what}: use one of {_list(av.codecs_available)}") from error
         return stream

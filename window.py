@@ -1,7 +1,7 @@
 """Show live pictures in a window with keys, record them, or offer them as a virtual camera.
 
-`Window`, `Recorder` and `VirtualCamera` are displays: they have ``show(frame, milliseconds, note, meter)`` and
-``idle()``, which `live.play` calls. Errors are `images.VideoError`, whose message says what to do.
+`Window`, `Recorder` and `VirtualCamera` are displays: `live.play` calls their ``show(frame, milliseconds, note,
+meter)`` and ``idle()``. Errors are `images.VideoError`.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from screen import desktop_size
 from utils import bgr_to_planes, to_limited_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoWriter
 
-_QUEUE_LENGTH = 8  # frames that wait for an encoder: at 1080p, 50 MB
-_SETTLED = 0.3  # seconds for which a window must have kept its size: each size costs a compilation
-_SIZES = (None, *map(parse_size, ("1.5x", "2x", "3x")), WINDOW)  # through which a key goes
+_QUEUE_LENGTH = 8  # frames that wait for an encoder: 50 MB at 1080p
+_SETTLED = 0.3  # seconds without resizing before the network is compiled for the window's size
+_SIZES = (None, *map(parse_size, ("1.5x", "2x", "3x")), WINDOW)  # cycled by a key
 
 KEYS = (
     ("space", "sharpening on / off"),
@@ -43,26 +43,21 @@ KEYS = (
     ("h", "help"),
     ("q  Esc", "quit"),
 )
-# Keys -> attribute of `Controls`.
-_TOGGLES = {" ": "sharpening", "c": "comparing", "f": "full_screen", "o": "overlay", "h": "help"}
+_TOGGLES = {" ": "sharpening", "c": "comparing", "f": "full_screen", "o": "overlay", "h": "help"}  # of `Controls`
 
 log = logging.getLogger(__name__)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The window
-
-
 @dataclasses.dataclass
 class Controls:
-    """What the user has chosen. Keys and the mouse change it and do nothing else.
+    """The user's choices, which keys and the mouse change.
 
     Attributes:
         strength: see `inference.RealTimeSharpener`; keys change it within 0-2.
-        divider: position at which before and after meet, 0 (left) to 1 (right).
+        divider: position between before and after, 0 (left) to 1 (right).
         snapshot: whether a picture is to be saved.
         size: `scaling.Size` to bring pictures to; None for their own.
-        window_size: ``(width, height)`` that the window has for the picture; None if there is no window yet.
+        window_size: ``(width, height)`` of the picture in the window; None if there is no window yet.
     """
 
     strength: float = 1.0
@@ -103,32 +98,29 @@ class Controls:
             self.divider = min(max(position, 0.0), 1.0)
 
     def target_size(self, *shape):
-        """Return the ``(width, height)`` to bring a frame to, see `scaling.target_size` for its shape.
-
-        That is its own if `size` is too large: no key may end a call.
-        """
+        """Return the ``(width, height)`` to bring a frame to; for its shape see `scaling.target_size`."""
         size = self.size
         if size == WINDOW:
             size = self.window_size and Size(*self.window_size)
         try:
             return target_size(size, *shape)
-        except SizeError:
+        except SizeError:  # too large, but no key may end a call
             return shape[:2]
 
 
 def key_name(code):
-    """Return the key that a code of `cv2.waitKeyEx` means: a lower-case character, ``esc``, or "" for any other."""
+    """Return the key of a code of `cv2.waitKeyEx`: a lower-case character, ``esc``, or "" for any other."""
     low = code & 0xFFFF  # GTK puts the state of shift and the like above
     return "esc" if low == 27 else chr(low).lower() if 32 <= low < 127 else ""
 
 
-class Window:
+class Window(contextlib.AbstractContextManager):
     """A live window, with numbers and messages over the picture; `KEYS` lists its keys.
 
     Args:
         controls: the `Controls` that keys and the mouse change.
         engine: description of the engine, for the overlay.
-        place: function of the window's width and height that returns where it goes, ``(x, y)``, or None for anywhere.
+        place: function of the window's width and height that returns its place ``(x, y)``, or None for anywhere.
 
     Raises:
         VideoError: there is no display, or OpenCV was built without windows.
@@ -138,7 +130,7 @@ class Window:
 
     def __init__(self, controls, engine="", place=None):
         self.controls, self._engine, self._place = controls, engine, place
-        check_display()
+        _check_display()
         self._shown, self._full_screen = None, False
         self._last_size, self._resized = None, -np.inf
         self._numbers, self._refreshed = "", -np.inf
@@ -146,13 +138,13 @@ class Window:
 
     def show(self, frame, milliseconds=1, note="", meter=None):
         """Show a uint8 BGR frame ``(H, W, 3)``, with a note and numbers, and handle keys for some milliseconds."""
-        if self._shown is None:  # not before, as the screen may be the source: its first picture is without a window
+        if self._shown is None:  # opened late, so that the first picture of the screen is without the window
             _open_window(self.title)
             cv2.setMouseCallback(self.title, self._drag)
         if self._shown is None or (self._shown.shape != frame.shape and self.controls.size != WINDOW):
             self._fit_window(*frame.shape[1::-1])
         self._shown = frame
-        picture = frame.copy()  # somebody may be encoding the frame
+        picture = frame.copy()  # the caller keeps the frame
         self._draw_overlay(picture, note, meter)
         cv2.imshow(self.title, picture)
         self.controls.press(key_name(cv2.waitKeyEx(max(round(milliseconds), 1))))
@@ -171,21 +163,18 @@ class Window:
         if self._shown is not None:
             self.show(self._shown)
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *error):
         _close_window(self.title)
 
     def _fit_window(self, width, height):
-        """Give the window a picture's size, as far as the screen has room; at first, put it where it goes."""
+        """Give the window a picture's size, as far as the screen has room, and at first its place."""
         size = _shrunk(width, height, (1280, 720) if self.controls.size in (None, WINDOW) else _window_room())
         cv2.resizeWindow(self.title, *size)
         if self._shown is None and self._place and (place := self._place(*size)):
             cv2.moveWindow(self.title, *place)
 
     def _save(self, frame):
-        """Write the picture to the working directory, and say so for some seconds."""
+        """Write the picture to the working directory, and show that for some seconds."""
         path, self.controls.snapshot = f"sharpened_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.png", False
         try:
             write_image(path, Picture(frame))
@@ -196,7 +185,7 @@ class Window:
         self._expires = time.perf_counter() + 4
 
     def _watch_size(self):
-        """Note the size that the window has for the picture, when it has settled, and not only rounds otherwise."""
+        """Note the size of the picture in the window, when it has settled and differs by more than rounding."""
         size, noted, now = None, self.controls.window_size or (0, 0), time.perf_counter()
         with contextlib.suppress(cv2.error):  # the window is closed
             size = cv2.getWindowImageRect(self.title)[2:]
@@ -207,21 +196,18 @@ class Window:
 
     def _draw_overlay(self, picture, note, meter):
         now, controls = time.perf_counter(), self.controls
-        if meter is not None and now - self._refreshed >= 0.5:  # faster, nobody could read them, and drawing takes time
+        if meter is not None and now - self._refreshed >= 0.5:  # to be readable
             self._numbers, self._refreshed = meter.text, now
         font_size = min(max(round(picture.shape[0] / 45), 11), 48)
-        lines = []
-        if controls.overlay:
-            state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
-            lines = [state, self._numbers, self._engine, note]
-        if now < self._expires:
-            lines.append(self._message)
+        state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
+        lines = [state, self._numbers, self._engine, note] if controls.overlay else []
+        lines += [self._message] if now < self._expires else []
         if lines := tuple(filter(None, lines)):
-            draw_panel(picture, text_panel(lines, font_size), font_size // 2, font_size // 2)
+            _draw_panel(picture, _text_panel(lines, font_size), font_size // 2, font_size // 2)
         if controls.help:
-            panel = text_panel(tuple(f"{key}:  {meaning}" for key, meaning in KEYS), round(1.2 * font_size))
+            panel = _text_panel(tuple(f"{key}:  {meaning}" for key, meaning in KEYS), round(1.2 * font_size))
             top, left = ((picture.shape[axis] - panel.shape[axis]) // 2 for axis in (0, 1))
-            draw_panel(picture, panel, max(left, 0), max(top, 0))
+            _draw_panel(picture, panel, max(left, 0), max(top, 0))
 
     def _drag(self, event, x, y, flags, _):
         if flags & cv2.EVENT_FLAG_LBUTTON and self._shown is not None:
@@ -229,8 +215,8 @@ class Window:
 
 
 @functools.lru_cache(maxsize=8)
-def text_panel(lines, font_size):
-    """Return white text on black, uint8 ``(H, W, 3)``, for `draw_panel`; `lines` is a tuple, `font_size` in pixels."""
+def _text_panel(lines, font_size):
+    """Return a tuple of lines as white text on black, uint8 ``(H, W, 3)``; `font_size` is in pixels."""
     font, step, margin = ImageFont.load_default(font_size), round(1.35 * font_size), round(0.5 * font_size)
     width = max(font.getlength(line) for line in lines)
     picture = Image.new("L", (round(width) + 2 * margin, step * len(lines) + 2 * margin))
@@ -240,20 +226,20 @@ def text_panel(lines, font_size):
     return cv2.merge([np.asarray(picture)] * 3)
 
 
-def draw_panel(picture, panel, left, top):
-    """Darken `picture` where the panel lies and draw the panel's text, in place."""
+def _draw_panel(picture, panel, left, top):
+    """Darken `picture` under the panel and draw its text, in place."""
     region = picture[top : top + panel.shape[0], left : left + panel.shape[1]]
     if region.size:
         region[:] = cv2.addWeighted(region, 0.3, panel[: region.shape[0], : region.shape[1]], 1, 0)
 
 
 def draw_rectangle(picture):
-    """Show a picture and let the user draw a rectangle on it with the mouse; return its ``(x, y, width, height)``.
+    """Show a picture on which the user draws a rectangle with the mouse; return its ``(x, y, width, height)``.
 
     Raises:
         VideoError: there is no display, or the user draws none.
     """
-    check_display()
+    _check_display()
     title = "Draw a rectangle with the mouse, then press Enter (Esc: quit)"
     _open_window(title)
     cv2.resizeWindow(title, *_shrunk(*picture.shape[1::-1], _window_room()))
@@ -264,33 +250,28 @@ def draw_rectangle(picture):
     return rectangle
 
 
-def check_display():
+def _check_display():
     """Raise `VideoError` if no display answers: OpenCV's Qt would abort the whole process."""
-    if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
-        if not os.environ.get("DISPLAY") or not _display_answers():
-            raise VideoError("there is no display to open a window on: name an output file with -o instead")
-
-
-def _display_answers():
-    if not (library := ctypes.util.find_library("X11")):
-        return True  # nobody can tell
-    x11 = ctypes.CDLL(library)
-    x11.XOpenDisplay.restype, x11.XCloseDisplay.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    display = x11.XOpenDisplay(None)
-    if display:
-        x11.XCloseDisplay(display)
-    return bool(display)
+    if not sys.platform.startswith("linux") or os.environ.get("WAYLAND_DISPLAY"):
+        return
+    display = os.environ.get("DISPLAY")
+    if display and (library := ctypes.util.find_library("X11")):
+        x11 = ctypes.CDLL(library)
+        x11.XOpenDisplay.restype, x11.XCloseDisplay.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        display = x11.XOpenDisplay(None)
+        if display:
+            x11.XCloseDisplay(display)
+    if not display:
+        raise VideoError("there is no display to open a window on: name an output file with -o instead")
 
 
 def _open_window(title):
-    os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # Qt complains about fonts that it does not need
+    os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")  # about fonts that Qt does not need
     try:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
     except cv2.error as error:
-        raise VideoError(
-            "no window can be opened, as OpenCV is a headless build: install opencv-python, or name an output file "
-            "with -o instead"
-        ) from error
+        advice = "install opencv-python, or name an output file with -o instead"
+        raise VideoError(f"no window can be opened, as OpenCV is a headless build: {advice}") from error
 
 
 def _close_window(title):
@@ -302,37 +283,32 @@ def _close_window(title):
 def _is_visible(title):
     try:
         return cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1
-    except cv2.error:  # Qt's answer if the last window is closed
+    except cv2.error:  # Qt, if the last window is closed
         return False
 
 
 @functools.cache
 def _window_room():
-    """The ``(width, height)`` that a window may have, its frame and the desktop's bars taken off."""
+    """Return the ``(width, height)`` that a window may have beside its frame and the desktop's bars."""
     width, height = desktop_size() or (1400, 850)
     return 0.92 * width, 0.86 * height
 
 
 def _shrunk(width, height, room):
-    """The ``(width, height)`` of a picture, made smaller if need be to fit into the room."""
+    """Return the ``(width, height)`` of a picture, scaled down to fit into the room."""
     scale = min(1, room[0] / width, room[1] / height)
     return round(scale * width), round(scale * height)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Recordings
-
-
 class Recorder(contextlib.ExitStack):
-    """Encodes live pictures to a file, in a thread of its own; their time stamps are when they were shown.
+    """Encodes live pictures to a file in a thread, stamped with the times at which they were shown.
 
-    Ctrl-C within the block ends it, and keeps the recording if there is one. Another error leaves no file.
+    Ctrl-C within the block ends it and keeps the recording, if there is one; other errors leave no file.
 
     Args:
-        path: see `video.VideoWriter`.
+        path, codec, quality: see `video.VideoWriter`.
         size: ``(width, height)`` of the pictures.
-        rate: frames per second, about.
-        codec, quality: see `video.VideoWriter`.
+        rate: approximate frames per second.
 
     Attributes:
         frames: number of frames encoded.
@@ -343,8 +319,7 @@ class Recorder(contextlib.ExitStack):
 
     def __init__(self, path, size, rate, codec=None, quality=None):
         super().__init__()
-        # Milliseconds as time base, as cameras slow down in the dark.
-        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)
+        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)  # cameras slow down in the dark
         self.frames, self._begin = 0, None
         self._writer = self.enter_context(VideoWriter(path, video_format, None, quality, codec))
         self._write = self.enter_context(write_behind(self._encode, _QUEUE_LENGTH))
@@ -356,7 +331,7 @@ class Recorder(contextlib.ExitStack):
         return super().__exit__(kind, error, traceback)
 
     def show(self, frame, milliseconds=0, note="", meter=None):
-        """Encode a uint8 BGR frame ``(H, W, 3)``, which must not change any more."""
+        """Encode a uint8 BGR frame ``(H, W, 3)``, which must not change afterwards."""
         now = time.perf_counter()
         self._begin = self._begin or now
         self._write((frame, round(1000 * (now - self._begin))))
@@ -370,14 +345,10 @@ class Recorder(contextlib.ExitStack):
         self.frames += 1
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The virtual camera
+class VirtualCamera(contextlib.AbstractContextManager):
+    """Offers pictures to other programs as a camera of `rate` frames per second, until Ctrl-C.
 
-
-class VirtualCamera:
-    """Offers pictures to other programs as a camera of so many frames per second, until Ctrl-C.
-
-    pyvirtualcam is under the GNU GPL 2 and no part of this project: it is only loaded if the user has installed it.
+    pyvirtualcam, which is under the GNU GPL 2, is only loaded if the user has installed it.
 
     Raises:
         VideoError: pyvirtualcam or a virtual camera is missing.
@@ -387,9 +358,8 @@ class VirtualCamera:
         try:
             import pyvirtualcam
         except ImportError as error:
-            raise VideoError(
-                "a virtual camera needs pyvirtualcam, software under the GNU GPL 2: pip install pyvirtualcam"
-            ) from error
+            advice = "pip install pyvirtualcam, software under the GNU GPL 2"
+            raise VideoError(f"a virtual camera needs pyvirtualcam: {advice}") from error
         self._library, self._rate, self._camera = pyvirtualcam, float(rate), None
 
     def show(self, frame, milliseconds=0, note="", meter=None):
@@ -401,10 +371,7 @@ class VirtualCamera:
         self._camera.send(resize_pixels(frame, size))
 
     def idle(self):
-        """Do nothing: programs keep seeing the last frame."""
-
-    def __enter__(self):
-        return self
+        """Do nothing: other programs keep the last frame."""
 
     def __exit__(self, kind, error, traceback):
         if self._camera is not None:
