@@ -469,7 +469,7 @@ def export_web(checkpoint, output=None):
 
 
 def main(argv=None):
-    """Run the command line; returns the exit code: 0, 2 for bad input."""
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 if stopped."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
     parser.add_argument(
         "checkpoint", nargs="?", default=str(runtime.RELEASED_STUDENT), help="the student (default: the released one)"
@@ -488,13 +488,12 @@ def main(argv=None):
     except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("export.py: stopped, nothing is written", file=sys.stderr)
+        return 130
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("export.py: stopped, nothing is written", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

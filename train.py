@@ -604,13 +604,12 @@ def main(argv=None):
     except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command goes on, with --resume after the first epoch", file=sys.stderr)
+        return 130
     print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("train.py: stopped; the same command goes on, with --resume after the first epoch", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())
