@@ -47,18 +47,8 @@ from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes, to_full_range, 
 from video import open_video, plane_pixels
 
 # scikit-image's own photos. The benchmark shows none of those that training or validation see.
-SKIMAGE_TRAINING = (
-    "brick",
-    "grass",
-    "gravel",
-    "moon",
-    "hubble_deep_field",
-    "retina",
-    "immunohistochemistry",
-    "stereo_motorcycle",
-    "cell",
-    "colorwheel",
-)
+SKIMAGE_TRAINING = ("brick", "grass", "gravel", "moon", "hubble_deep_field", "retina", "immunohistochemistry")
+SKIMAGE_TRAINING += ("stereo_motorcycle", "cell", "colorwheel")
 SKIMAGE_VALIDATION = ("camera", "coins")
 SKIMAGE_BENCHMARK = {
     "people": ("astronaut",),
@@ -68,18 +58,9 @@ SKIMAGE_BENCHMARK = {
 }
 SKLEARN_BENCHMARK = {"city": ("china",), "nature": ("flower",)}  # scikit-learn's two photos, 640x427
 
-FONTS = (  # that Matplotlib brings
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "cmss10",
-)
+# Matplotlib brings these.
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold")
+FONTS += ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmss10")
 
 CACHE_VERSION = 6  # raise when the same configuration would give other pairs
 PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
