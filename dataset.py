@@ -578,9 +578,10 @@ class PairDataset(Dataset):
         amount = 1.0 if pair.taught else config.crispness * pair.description["soft"]
         if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
-            draw = periodic_pattern if rng.random() < 0.5 else soft_lines
-            pattern, box = draw(crop, rng), tuple(map(slice, corner, corner + size))
-            source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
+            inside = np.zeros((crop, crop), bool)
+            inside[tuple(map(slice, corner, corner + size))] = True
+            pattern = (periodic_pattern if rng.random() < 0.5 else soft_lines)(crop, rng)
+            source, goal = ((np.where(inside, pattern, y), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
             source, kind = halve_with_noise(goal, rng), "image"
         elif not pair.taught and self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
@@ -611,13 +612,6 @@ class PairDataset(Dataset):
         """Whether it is ``rendered`` or from a source whose folder is called ``text``."""
         source = pair.description["source"]
         return source == "rendered" or source.startswith(self.text)
-
-
-def _painted(y, pattern, box):
-    """Luma with part of a pattern in it."""
-    y = y.copy()
-    y[box] = pattern[box]
-    return y
 
 
 def _turned(y, uv, flip, mirror, transpose):
