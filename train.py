@@ -143,13 +143,14 @@ def train(config, resume=False):
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
 
         candidate = collapse(average.module)
-        score, rows = validate(TorchEngine(candidate, device), validation_pairs)
+        engine = TorchEngine(candidate, device)
+        score, rows = validate(engine, validation_pairs)
         seconds += time.perf_counter() - started
         losses = {name: total.item() for name, total in totals.items()}
         figures = {f"{row['condition']} {name}": row[name] for row in rows for name in QUALITY}
         log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score, **figures})
         write_log(folder / "log.csv", log, rows)
-        write_pictures(folder / "validation.png", candidate, validation_pairs[:4], device)
+        write_pictures(folder / "validation.png", engine, validation_pairs[:4])
         meta = {
             "version": VERSION,
             "teacher": teacher_name,
@@ -578,9 +579,9 @@ def write_log(path, log, rows):
     tqdm.write("epoch {epoch}: loss {loss:.4f}, validation {score:.3f} dB: ".format(**log[-1]) + "; ".join(gains))
 
 
-def write_pictures(path, student, pairs, device):
+def write_pictures(path, engine, pairs):
     """Write a picture with a row for each pair: input, student, truth."""
-    engine, rows = TorchEngine(student, device), []
+    rows = []
     for pair in pairs:
         before = unpack_planes(pair.input)
         shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
