@@ -172,27 +172,22 @@ def detailed_box(y, size=(240, 180)):
 def describe_run(command, sharpener, started):
     """Describe a run of evaluate.py that ends now and began at `started` (of `time.perf_counter`), for a report."""
     packages = ("torch", "openvino", "av", "numpy", "scikit-image", "imageio-ffmpeg")
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     return {
         "command": ["python", "evaluate.py", *command],
         "checkpoint": {"checkpoint": sharpener.checkpoint.name, "sha256": checkpoint_digest(sharpener.checkpoint)},
         "commit": git_commit(),
         "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
+        "machine": {
+            "cpu": model[1] if model else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
-    }
-
-
-def describe_machine():
-    """Describe the machine that measured."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
-    return {
-        "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
