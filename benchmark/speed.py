@@ -163,12 +163,6 @@ def int8_peak(seconds):
     return channels**2 * side**2 / min(times) / 1e9
 
 
-def engine_steps(engines, size):
-    """Return functions that give engines (a dict by name) the next planes of some of a size, in memory, in and out."""
-    frames = itertools.cycle(list(pan(size, FRAMES)))
-    return {name: lambda engine=engine: engine(*next(frames)) for name, engine in engines.items()}
-
-
 def network_step(student, device, size):
     """Return a function that runs a student's convolutions alone, at `pick_precision`, on planes on a device."""
     dtype, _ = pick_precision(device)
@@ -291,7 +285,8 @@ def measure(sharpener, device, sizes, seconds, peers, files):
     student, rows = load_student(sharpener.checkpoint)[0], []
     gmac = count_macs(student, SIZES["1080p"]) / 1e9
     for size in tqdm(sizes, desc="engines", unit="size"):
-        steps = engine_steps(engines, SIZES[size])
+        frames = itertools.cycle(list(pan(SIZES[size], FRAMES)))
+        steps = {name: lambda engine=engine, frames=frames: engine(*next(frames)) for name, engine in engines.items()}
         if isinstance(sharpener.engine, TorchEngine):
             device_used = sharpener.engine.device
             steps[f"network alone, on {device_used}"] = network_step(student, device_used, SIZES[size])
