@@ -294,7 +294,7 @@ def make_real(sources, seed, index, region):
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
     y, uv = _pad_planes(*read_clip(name, int(rng.integers(LEAST_FRAMES, LATE_FRAMES)), rng)[-1], region)
-    crops = [crop_planes(y, uv, *_random_corner(y, region, rng), region) for _ in range(2)]
+    crops = [crop_planes(y, uv, *random_corner(y, region, rng), region) for _ in range(2)]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
     return pack_planes(*crop), None, {"source": name, "kind": "real", "scale": 1.0, "soft": True}
 
@@ -318,7 +318,7 @@ def _crisp_clip(name, count, region, rng):
         if 2 * min(size) < region:
             return None
         clip = [_pad_planes(*resample_planes(*planes, size, "area"), region) for planes in clip]
-        left, top = _random_corner(clip[0][0], region, rng)
+        left, top = random_corner(clip[0][0], region, rng)
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
@@ -329,14 +329,14 @@ def _crisp_clip(name, count, region, rng):
         size = tuple(round(side / shrink) for side in photo.shape[1::-1])
         if 2 * min(size) < region:
             return None
-        photo = _pad(resize(photo, size, "area" if rng.random() < 0.5 else "lanczos"), region)
+        photo = pad(resize(photo, size, "area" if rng.random() < 0.5 else "lanczos"), region)
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * rng.choice([0, 1, 0.1], p=[0.3, 0.5, 0.2])
     return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
 
 
-def _random_corner(y, side, rng):
+def random_corner(y, side, rng):
     """Left and top of a square in luma, of any even offset: the codec's grid is not always to be the network's."""
     return tuple(2 * int(rng.integers(0, (length - side) // 2 + 1)) for length in y.shape[::-1])
 
@@ -347,10 +347,10 @@ def _is_video(name):
 
 def _pad_planes(y, uv, side):
     """Mirror planes that are smaller than `side`, an even number, at their right and lower edge."""
-    return _pad(y, side), np.stack([_pad(plane, side // 2) for plane in uv])
+    return pad(y, side), np.stack([pad(plane, side // 2) for plane in uv])
 
 
-def _pad(picture, side):
+def pad(picture, side):
     """Mirror a frame or a plane that is smaller than `side` at its right and lower edge."""
     bottom, right = (max(0, side - length) for length in picture.shape[:2])
     return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REFLECT)
@@ -469,7 +469,7 @@ def read_teacher_pairs(folder, region):
         height, width = small.shape[:2]
         if large.shape[:2] != (4 * height, 4 * width):
             raise DataError(f"{path} is {large.shape[1]}x{large.shape[0]}, not four times its input {width}x{height}")
-        planes = [bgr_to_planes(_pad(picture, region)) for picture in (small, resize(large, (width, height), "area"))]
+        planes = [bgr_to_planes(pad(picture, region)) for picture in (small, resize(large, (width, height), "area"))]
         rows, columns = planes[0][0].shape
         description = {"source": path.name, "kind": "bsrgan", "scale": 1.0, "soft": True}
         for top in range(0, rows - region + 1, region):
@@ -569,7 +569,7 @@ class PairDataset(Dataset):
         pair, config = self.pairs[key[-1]], self.config
         rng = np.random.default_rng(key)
         planes, crop = [unpack_planes(picture) for picture in (pair.input, pair.goal)], config.crop
-        left, top = _random_corner(planes[0][0], crop, rng)
+        left, top = random_corner(planes[0][0], crop, rng)
         turns = rng.random(3) < 0.5
         source, goal = (crop_planes(y, uv, left, top, crop) for y, uv in planes)
         if pair.taught:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import runtime
 from config import Config, ConfigError, update
-from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs
+from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs, random_corner
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
 from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
@@ -286,8 +286,8 @@ def draw_inputs(pictures, steps, batch=12, crop=128):
     for _ in range(steps):
         crops = []
         for index in rng.integers(len(pictures), size=batch):
-            left, top = 2 * rng.integers(0, (pictures[index].shape[1] - crop) // 2 + 1, size=2)
-            crops.append(student_input(*crop_planes(*unpack_planes(pictures[index]), int(left), int(top), crop)))
+            y, uv = unpack_planes(pictures[index])
+            crops.append(student_input(*crop_planes(y, uv, *random_corner(y, crop, rng), crop)))
         yield torch.cat(crops)
 
 

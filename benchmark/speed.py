@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import imageio_ffmpeg
 import numpy as np
 import pandas as pd
@@ -102,9 +101,7 @@ def pan(size, count):
         `count` limited-range planes ``(y, uv)``.
     """
     width, height = size
-    photo = dataset.load_photo("skimage:astronaut")
-    bottom, right = (max(0, wanted - side) for wanted, side in zip((height, width), photo.shape, strict=False))
-    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[:height, :width]
+    photo = dataset.pad(dataset.load_photo("skimage:astronaut"), max(size))[:height, :width]
     y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
     for step in range(count):
         yield np.roll(y, (-2 * step, -4 * step), (0, 1)), np.roll(uv, (-step, -2 * step), (1, 2))
