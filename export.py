@@ -396,21 +396,19 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
             raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
         config = Config(data_root=str(data))
         update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
-    student, pictures = in_codes(original), calibration_pictures(frames)
-    samples = pictures + fine_patterns(frames)
-    quantised = quantise(student, [student_input(*unpack_planes(picture)) for picture in samples])
-    note = f"distilled in {steps} steps"
-    if data is not None:
         pairs = open_pairs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
             pairs += 4 * open_pairs(prepare_pairs(config, "real", progress))  # few, and what the network is for
-        pictures = [pair.input for pair in pairs]
-        note += " on the student's training pairs"
+    student, calibration = in_codes(original), calibration_pictures(frames)
+    samples = [student_input(*unpack_planes(picture)) for picture in calibration + fine_patterns(frames)]
+    quantised = quantise(student, samples)
+    pictures = calibration if data is None else [pair.input for pair in pairs]
     pictures += fine_patterns(len(pictures) // PATTERN_SHARE)
     distil(quantised, student, draw_inputs(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
     metadata = runtime.network_notes(checkpoint, answer) | {
-        "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; {note}",
+        "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; distilled in {steps} steps"
+        + (" on the student's training pairs" if data is not None else ""),
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
     }
