@@ -1,7 +1,6 @@
-"""Measure how fast a student is: alone on planes, beside its peers, and from file to file.
+"""Measure how fast a student is: alone on planes, beside its peers, and from file to file (`evaluate.py speed`).
 
-`python evaluate.py speed` runs it. All of it is measured on one machine in one go. What is compared runs in turns, a
-call of each, so that whatever else keeps the machine busy slows all alike. Times are those of the wall clock.
+What is compared runs in turns, a call of each, so that other load on the machine slows all alike. Times are wall time.
 """
 
 import functools
@@ -45,7 +44,7 @@ SIZES = {  # name: (width, height)
     "1440p": (2560, 1440),
     "2160p": (3840, 2160),
 }
-FRAMES = 5  # different ones that an engine is shown in turn
+FRAMES = 5  # different ones that an engine gets in turn
 RATE = 25  # frames per second of a clip
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,14 +54,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
-    """Time functions in rounds, a call of each; one that has had its time drops out.
+    """Time functions in rounds, a call of each, until each has had its time.
 
     Args:
         steps: dict of name -> function without arguments.
-        seconds: how long each is measured; at least `least` calls are.
-        warmup: calls of each that are not timed.
-        warm: call each once more before, untimed: in a video it follows itself, and after another function caches and
-            clock frequency cost it up to a sixth.
+        seconds: total for each function, but at least `least` calls.
+        warmup: untimed calls of each at first.
+        warm: make an untimed call before each timed one: in a video a function follows itself, and after another one
+            caches and clock frequency cost it up to a sixth.
 
     Returns:
         Dict of name -> list of seconds, one for each timed call.
@@ -85,21 +84,14 @@ def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
 
 
 def summarise(times, frames=1):
-    """Return median and 95th percentile of times in seconds, each of `frames` frames, in ms, and frames a second."""
+    """Return median and 95th percentile in ms a frame, and frames a second, of times in s of `frames` frames each."""
     milliseconds = 1000 * np.array(times) / frames
     median, p95 = float(np.median(milliseconds)), float(np.percentile(milliseconds, 95))
     return {"runs": len(times), "median_ms": median, "p95_ms": p95, "fps": 1000 / median}
 
 
 def pan(size, count):
-    """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
-
-    Args:
-        size: (width, height) of the frames, both even.
-
-    Yields:
-        `count` limited-range planes ``(y, uv)``.
-    """
+    """Yield `count` different limited-range planes of `size` = (width, height), both even: a pan over a soft photo."""
     width, height = size
     photo = dataset.pad(dataset.load_photo("skimage:astronaut"), max(size))[:height, :width]
     y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
@@ -112,9 +104,9 @@ def pan(size, count):
 
 
 def list_engines(sharpener, device):
-    """List the engines to measure: the sharpener's, with device ``"auto"`` every other one that works on the CPU.
+    """List the engines to measure: the sharpener's, and if the device is ``"auto"``, all others on the CPU.
 
-    On the CPU, PyTorch is measured at float32 besides the precision that it chooses.
+    On the CPU, PyTorch is measured at float32, too.
 
     Returns:
         ``(dict of description -> engine, list of reasons why others are left out)``.
@@ -142,7 +134,7 @@ def count_macs(student, size):
 
 
 def int8_peak(seconds):
-    """Return what this CPU reaches in int8: the GMAC/s of a 1x1 convolution of 2048 channels in OpenVINO, at best."""
+    """Return the peak int8 speed of this CPU: the GMAC/s of a 1x1 convolution of 2048 channels in OpenVINO."""
     import openvino
     from openvino import opset13 as ops
 
@@ -150,7 +142,7 @@ def int8_peak(seconds):
     planes = ops.parameter([1, channels, side, side], np.uint8)
     weights = ops.constant(rng.integers(-127, 128, (channels, channels, 1, 1), np.int8))
     scale = ops.constant(np.full((1, 1, 1, 1), 0.01, np.float32))
-    factors = [ops.multiply(ops.convert(x, "f32"), scale) for x in (planes, weights)]  # so written, int8 is multiplied
+    factors = [ops.multiply(ops.convert(x, "f32"), scale) for x in (planes, weights)]  # which runs in int8
     product = ops.convolution(*factors, [1, 1], [0, 0], [0, 0], [1, 1])
     steps = [ops.constant(np.float32(value)) for value in (0, 255, 0, 255)]
     network = openvino.Model([ops.fake_quantize(product, *steps, 256)], [planes])
@@ -161,7 +153,7 @@ def int8_peak(seconds):
 
 
 def network_step(student, device, size):
-    """Return a function that runs a student's convolutions alone, at `pick_precision`, on planes on a device."""
+    """Return a function that runs only a student's convolutions, at `pick_precision`, on planes on a device."""
     dtype, _ = pick_precision(device)
     student = student.eval().to(device, memory_format=torch.channels_last)
     width, height = size
@@ -176,13 +168,12 @@ def network_step(student, device, size):
 
 
 def time_methods(methods, size="1080p", seconds=2.0):
-    """Return by name the milliseconds that methods (`peers.Method`) take to make a 1080p frame, in memory.
+    """Return a dict of name -> median milliseconds that `peers.Method` objects take for a 1080p frame, in memory.
 
-    The median of short clips, in turns. A slow method would take minutes: it gets a frame of a quarter of the width and
-    height, and the time is multiplied by 16.
+    A slow method gets a frame of a quarter of the width and height, and its time is multiplied by 16.
 
     Args:
-        size: of the frames that they get, a key of `SIZES`; those of 1080p count as enlarged by 2.
+        size: of the input frames, a key of `SIZES`; those of 1080p count as enlarged by 2.
     """
 
     def clip(count, divisor):
@@ -191,7 +182,7 @@ def time_methods(methods, size="1080p", seconds=2.0):
 
     clips = {False: clip(FRAMES, 1), True: clip(1, 4)}
     times = time_in_turns({m.name: functools.partial(m.run, clips[m.is_slow]) for m in methods}, seconds)
-    frames = {m.name: 1 / 16 if m.is_slow else FRAMES for m in methods}  # that a run amounts to
+    frames = {m.name: 1 / 16 if m.is_slow else FRAMES for m in methods}  # of full size in a run
     return {name: summarise(found, frames[name])["median_ms"] for name, found in times.items()}
 
 
@@ -210,17 +201,13 @@ def make_clip(path, size, count):
 
 
 def time_files(sharpener, device, size, count, seconds):
-    """Time `process_video_stream` on an H.264 file with audio, and decoding and encoding by themselves.
+    """Time `process_video_stream` on an H.264 file of `count` frames with audio, and decoding and encoding alone.
 
-    The sharpened frames are encoded from memory. Opening and closing files counts.
-
-    Args:
-        size: a key of `SIZES`.
-        count: frames of the file.
+    Opening and closing files counts.
 
     Returns:
-        Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
-        frame, and ``peak_memory_mib`` of inference.py in a process of its own.
+        Dict: ``size`` (a key of `SIZES`), ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode`` (see
+        `summarise`), and ``peak_memory_mib`` of inference.py.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target, copy = (Path(folder) / name for name in ("source.mp4", "target.mp4", "copy.mp4"))
@@ -249,9 +236,9 @@ def time_files(sharpener, device, size, count, seconds):
 
 
 def peak_memory(code, *arguments):
-    """Run Python code in a process of its own and return its peak resident memory in MiB; None if this is not Linux.
+    """Run Python code in a new process and return its peak resident memory in MiB; None if this is not Linux.
 
-    Linux's VmHWM: the figure of `resource.getrusage` would begin with this process's own.
+    It is Linux's VmHWM, as `resource.getrusage` would begin with this process's own.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -266,7 +253,7 @@ def peak_memory(code, *arguments):
 
 
 def measure(sharpener, device, sizes, seconds, peers, files):
-    """Measure everything.
+    """Measure everything, and return it as plain data.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`, made for `device`.
@@ -274,9 +261,6 @@ def measure(sharpener, device, sizes, seconds, peers, files):
         seconds: time for each figure.
         peers: list of `peers.Method` to measure beside the student.
         files: dict of a key of `SIZES` -> number of frames of a video file.
-
-    Returns:
-        Dict of plain data: ``int8_peak``, ``gmac_1080p``, ``engine``, ``engines``, ``peers``, ``files``, ``left_out``.
     """
     engines, left_out = list_engines(sharpener, device)
     student, rows = load_student(sharpener.checkpoint)[0], []
