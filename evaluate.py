@@ -70,7 +70,7 @@ def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     name = command or "latest"
     parser.add_argument("--name", help=f"the report's folder under results/ (default: {name})")
     if not command:
-        parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute, to quick/")
+        parser.add_argument("--quick", action="store_true", help="a few pictures, under a minute, to quick/")
     parser.add_argument(
         "--protocol", nargs="+", choices=PROTOCOLS, default=protocols, help=f"default: {', '.join(protocols)}"
     )
