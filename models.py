@@ -19,21 +19,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
 
-from runtime import (
-    COARSE_SHARE,
-    DETAIL_GAIN,
-    DETAIL_RADIUS,
-    DETAIL_SIGMA,
-    FINE_LIMIT,
-    FINE_SHARE,
-    FINE_THRESHOLD,
-    HALO_SHARE,
-    NEIGHBOURS,
-    RELEASED_STUDENT,
-    CheckpointError,
-    existing_checkpoint,
-    scale_gain,
-)
+import runtime
+from runtime import HALO_SHARE, NEIGHBOURS, RELEASED_STUDENT, CheckpointError, existing_checkpoint, scale_gain
 from utils import first_line, write_bytes
 
 log = logging.getLogger(__name__)
@@ -87,14 +74,14 @@ def steepen(y, gain):
         gain: ``(N, 1, ceil(H/2), ceil(W/2))``, one for each 2x2 pixels.
     """
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
-        gain, (height, width) = gain.float().clamp(*DETAIL_GAIN), y.shape[-2:]
+        gain, (height, width) = gain.float().clamp(*runtime.DETAIL_GAIN), y.shape[-2:]
         y = F.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
-        half = F.avg_pool2d(y, 2)
-        smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
-        steep = (smooth + COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
-        fine = FINE_SHARE * gain
+        half, radius = F.avg_pool2d(y, 2), runtime.DETAIL_RADIUS
+        smooth = gaussian_blur(F.pad(half, [radius] * 4, mode="replicate"), runtime.DETAIL_SIGMA, radius)
+        steep = (smooth + runtime.COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
+        fine = runtime.FINE_SHARE * gain
         # The gradient ignores the threshold: otherwise the initial gain of 0 would stay 0.
-        fine = (fine + (F.softshrink(fine, FINE_THRESHOLD) - fine).detach()).clamp(-1, FINE_LIMIT)
+        fine = (fine + (F.softshrink(fine, runtime.FINE_THRESHOLD) - fine).detach()).clamp(-1, runtime.FINE_LIMIT)
         planes = smooth, steep, fine
         smooth, steep, fine = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in planes)
         return (y + (steep - smooth) + fine * (y - smooth)).clamp(0, 1)[..., :height, :width]
