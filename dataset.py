@@ -232,9 +232,7 @@ def list_sources(config, validation):
         else:
             folder = Path(config.data_root) / source
             if not folder.is_dir():
-                raise DataError(
-                    f"no folder {folder} (source {source!r}): change `data_root`, export's --data, or `sources`"
-                )
+                raise DataError(f"no folder {folder}: change `data_root`, export's --data, or `sources`")
             files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             names = [name for i, name in enumerate(files) if (i % 10 == 5) == validation]
             if not names:
@@ -438,15 +436,12 @@ def read_teacher_pairs(folder, region):
     Raises:
         DataError: a folder or an image is missing, or an output is not four times as large.
     """
-    folder = Path(folder)
-    outputs = sorted((folder / "sr").glob("*.png"))
-    if not outputs:
-        raise DataError(
-            f"no PNG images in {folder / 'sr'}: set bsrgan_pairs to a folder with lr/ and sr/, or leave it out"
-        )
-    pairs = []
-    for path in outputs:
-        small, large = load_photo(str(folder / "lr" / path.name)), load_photo(str(path))
+    inputs, outputs = Path(folder, "lr"), Path(folder, "sr")
+    paths, pairs = sorted(outputs.glob("*.png")), []
+    if not paths:
+        raise DataError(f"no PNG images in {outputs}: set bsrgan_pairs to a folder with lr/ and sr/, or leave it out")
+    for path in paths:
+        small, large = load_photo(str(inputs / path.name)), load_photo(str(path))
         height, width = small.shape[:2]
         if large.shape[:2] != (4 * height, 4 * width):
             raise DataError(f"{path} is {large.shape[1]}x{large.shape[0]}, not four times its input {width}x{height}")

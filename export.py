@@ -463,9 +463,8 @@ def export_web(checkpoint, output=None):
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if stopped."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
-    parser.add_argument(
-        "checkpoint", nargs="?", default=str(runtime.RELEASED_STUDENT), help="the student (default: the released one)"
-    )
+    released = str(runtime.RELEASED_STUDENT)
+    parser.add_argument("checkpoint", nargs="?", default=released, help="the student (default: the released one)")
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--data", help="folder with what it was trained on, data_root: loses less")

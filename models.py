@@ -408,10 +408,9 @@ def realesrgan_file():
 
 
 def _verified(path):
-    if hashlib.sha256(path.read_bytes()).hexdigest() != TEACHER_FILES[path.name]:
-        raise CheckpointError(
-            f"{path} is not the published file, whose SHA-256 is {TEACHER_FILES[path.name]}: delete it"
-        )
+    published = TEACHER_FILES[path.name]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != published:
+        raise CheckpointError(f"{path} is not the published file, whose SHA-256 is {published}: delete it")
     return path
 
 

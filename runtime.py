@@ -283,9 +283,8 @@ def fold_planes(y, u, v, cells=None, threads=1):
 
     def fold_stripe(top, bottom):
         begin = max(top - _MARGIN, 0)
-        means = [
-            quad[top - begin :][: bottom - top] for quad in _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
-        ]
+        means = _mean_quads(*_stripe((y, u, v), begin, bottom + _MARGIN))
+        means = [quad[top - begin :][: bottom - top] for quad in means]
         cv2.merge(_quads(*_stripe((y, u, v), top, bottom)) + means, cells.view(np.int32)[top:bottom])
 
     in_stripes(fold_stripe, rows, threads)

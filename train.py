@@ -289,9 +289,7 @@ def make_networks(config, crops):
     if config.initial:
         initial, origin = load_student(config.initial)
         if initial.args != student.args:
-            raise TrainingError(
-                f"{config.initial} holds a network of {initial.args}, not {student.args}: change either"
-            )
+            raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change one")
         student = initial.train()
     if config.larger:
         larger, _ = load_student(config.larger)
@@ -312,9 +310,7 @@ def narrow(larger, student, crops):
     chosen = np.random.default_rng(0).choice(len(crops.pairs), 64)
     inputs = [crops[0, position, index]["input"] for position, index in enumerate(chosen.tolist())]
     hidden = []
-    hooks = [
-        block.conv2.register_forward_hook(lambda _, inputs, output: hidden.append(inputs[0])) for block in larger.body
-    ]
+    hooks = [block.conv2.register_forward_pre_hook(lambda _, x: hidden.append(x[0])) for block in larger.body]
     larger.predict(*(torch.stack(planes) for planes in zip(*inputs, strict=True)))
     for hook in hooks:
         hook.remove()
