@@ -58,10 +58,6 @@ def choose_methods(sharpener, arguments):
     return methods + [peer(name, arguments.device) for name in arguments.peers]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Commands
-
-
 def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     """Run the benchmark, write its report and page, and print its tables."""
     parser = make_parser(command, "Measure what a student gains over its input, against its peers.")

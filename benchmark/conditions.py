@@ -106,10 +106,6 @@ class Sample:
         return (self.truth or self.input)[0][0].shape[::-1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources
-
-
 def list_sources(data=None, match=("*",)):
     """List the clean pictures and clips to measure on whose names fit one of the patterns `match`.
 
@@ -197,10 +193,6 @@ def _check_size(source, width, height):
         raise DataError(f"{source.path} is too small to be measured ({width}x{height}): leave it out")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Protocol image
-
-
 def blur_noise_jpeg(planes, rng):
     """Blur, add noise of sigma 6/255 and apply JPEG of quality 40."""
     noisy = each_plane(each_plane(planes, degradation.blur, 0.7), degradation.add_noise, 6, rng)
@@ -224,10 +216,6 @@ def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
         if not source.is_video
         for condition in conditions
     ]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Protocols of clips
 
 
 def real_units(sources):
@@ -294,10 +282,6 @@ def draw_units(units, share):
 def _rate_name(rate):
     kind, value = rate
     return f"qp {value}" if kind == "qp" else f"{value}k"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
 
 
 @functools.lru_cache(maxsize=1)  # methods are measured one after the other

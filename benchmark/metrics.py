@@ -25,9 +25,6 @@ class MetricError(RuntimeError):
     """A metric cannot be measured here. The message says why and what to do."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# libvmaf
-
 VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 
 
@@ -70,10 +67,6 @@ def vmaf_scores(clip, truth, full_range=True):
     return {name: [frame["metrics"][name] for frame in frames] for name in VMAF_MODELS}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ColorVideoVDP
-
-
 def jod(clip, truth, full_range=True, rate=25):
     """Measure ColorVideoVDP of a clip in just-objectionable differences: 10 is the truth, 9 is clearly worse.
 
@@ -90,9 +83,6 @@ def jod(clip, truth, full_range=True, rate=25):
     score, _ = metric.predict(*frames, dim_order="FHWC", frames_per_second=rate)
     return float(score)
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Temporal stability
 
 STILL_WINDOW = 5  # pixels: the side of the neighbourhood
 STILL_CHANGE = 2.0  # grey levels that noise changes in a still scene; more is motion
@@ -113,9 +103,6 @@ def flicker(clip, truth):
         pixels += np.count_nonzero(still)
     return float(changes / pixels) if pixels else float("nan")
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Clips without ground truth
 
 EDGE_SHARE, FLAT_SHARE = 0.05, 0.4  # of the pixels: the steepest slopes, the least activity
 STILL_BLURRED = 1.0  # grey levels that the blurred input may change at a static pixel
@@ -164,10 +151,6 @@ def _high_pass(y, sigma):
     return y - cv2.GaussianBlur(y, (0, 0), sigma)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Text
-
-
 def tesseract_available():
     """Return whether the program ``tesseract`` is installed."""
     return shutil.which("tesseract") is not None
@@ -206,10 +189,6 @@ def _edit_distance(words, expected):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
         above = row
     return above[-1]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Confidence
 
 
 def bootstrap_interval(clusters):

