@@ -26,19 +26,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from degradation import (
-    DataError,
-    animate,
-    crop_planes,
-    degrade_call,
-    degrade_image,
-    halve_with_noise,
-    low_resolution,
-    pack_planes,
-    resample_planes,
-    resize,
-    unpack_planes,
-)
+import degradation
+from degradation import DataError, crop_planes, pack_planes, resample_planes, resize, unpack_planes
 from images import VideoError, check_image
 from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes, to_full_range, usable_cores, write_bytes, write_text
@@ -269,9 +258,9 @@ def make_pair(sources, seed, index, region):
         raise DataError(f"{MOST_TRIES} pictures such as {name} are too small for region={region}: replace them")
     damaged, truth, description = clip[-1], clip[-1], {"scale": 1.0, "soft": False}
     if kind == "image":
-        damaged, description = degrade_image(truth, rng)
+        damaged, description = degradation.degrade_image(truth, rng)
     elif kind == "call":
-        damaged, description = degrade_call(clip, rng)
+        damaged, description = degradation.degrade_call(clip, rng)
     return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": kind, **description}
 
 
@@ -304,7 +293,7 @@ def _crisp_clip(name, count, region, rng):
         clip = read_clip(name, count, rng)
         height, width = clip[0][0].shape
         scale = max(CRISP_VIDEO, min(rng.uniform(CRISP_VIDEO, 2.4), min(height, width) / region))
-        size = low_resolution((width, height), scale)
+        size = degradation.low_resolution((width, height), scale)
         if 2 * min(size) < region:
             return None
         clip = [_pad_planes(*resample_planes(*planes, size, "area"), region) for planes in clip]
@@ -323,7 +312,7 @@ def _crisp_clip(name, count, region, rng):
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * rng.choice([0, 1, 0.1], p=[0.3, 0.5, 0.2])
-    return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+    return [bgr_to_planes(frame) for frame in degradation.animate(photo, count, (region, region), velocity, rng)]
 
 
 def random_corner(y, side, rng):
@@ -550,7 +539,7 @@ class PairDataset(Dataset):
             pattern = (periodic_pattern if rng.random() < 0.5 else soft_lines)(crop, rng)
             source, goal = ((np.where(inside, pattern, y), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
-            source, kind = halve_with_noise(goal, rng), "image"
+            source, kind = degradation.halve_with_noise(goal, rng), "image"
         elif not pair.taught and self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
             source, kind = goal, "clean"
         plain = config.larger or kind in ("clean", "image")

@@ -6,16 +6,8 @@ import logging
 import numpy as np
 import torch
 
-from runtime import (
-    FULL_RANGE_SCALE,
-    LIMITED_RANGE_SCALE,
-    STRENGTH_LIMIT,
-    DeviceError,
-    detail_shares,
-    limit_halo,
-    scale_gain,
-    steepen,
-)
+import runtime
+from runtime import DeviceError, detail_shares, limit_halo, scale_gain, steepen
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +89,7 @@ class TorchEngine:
         if strength == 0:
             return y.copy(), uv.copy()
         planes = [self._tensor(plane) for plane in (y, uv)]
-        scale, zeros = (FULL_RANGE_SCALE, (0, 0)) if full_range else (LIMITED_RANGE_SCALE, (16, 128))
+        scale, zeros = (runtime.FULL_RANGE_SCALE, (0, 0)) if full_range else (runtime.LIMITED_RANGE_SCALE, (16, 128))
         stretched = [
             plane.float().sub_(zero).mul_(1 / codes).add_(neutral)
             for plane, zero, codes, neutral in zip(planes, zeros, scale, (0, zeros[1] / 255), strict=True)
@@ -143,6 +135,6 @@ class TorchEngine:
                 changes = self._student.predict(y[None, None], uv[None])
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{self.device} has too little free memory: close programs, or use device cpu") from error
-        strength = min(strength, STRENGTH_LIMIT)
+        strength = min(strength, runtime.STRENGTH_LIMIT)
         dy, duv, gain = (change.float()[0] for change in changes)
         return strength * dy[0], strength * duv, detail_shares(scale_gain(gain[0].cpu().numpy(), strength))

@@ -28,24 +28,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import dataset
+import models
 from config import MACHINE_KEYS, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
-from models import (
-    CHECKPOINT_DIR,
-    INPUT_GAIN,
-    STUDENT_SIZES,
-    CheckpointError,
-    Student,
-    add_branches,
-    check_size,
-    collapse,
-    gaussian_blur,
-    load_student,
-    load_teacher,
-    read_weights,
-    save_student,
-    write_weights,
-)
+from models import CHECKPOINT_DIR, INPUT_GAIN, CheckpointError, Student, gaussian_blur, load_student, load_teacher
 from runtime import DeviceError
 from torch_engine import TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr, write_bytes
@@ -83,7 +69,7 @@ def train(config, resume=False):
     """
     for path in filter(None, (config.initial, config.larger)):
         load_student(path)  # so that a bad one is refused before an hour of preparation
-    check_size({name: getattr(config, name) for name in STUDENT_SIZES})
+    models.check_size({name: getattr(config, name) for name in models.STUDENT_SIZES})
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     folder = CHECKPOINT_DIR / config.name
@@ -139,7 +125,7 @@ def train(config, resume=False):
                 totals[name] += term.detach() / config.steps_per_epoch
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
 
-        candidate = collapse(average.module)
+        candidate = models.collapse(average.module)
         engine = TorchEngine(candidate, device)
         score, rows = validate(engine, validation_pairs)
         seconds += time.perf_counter() - started
@@ -159,7 +145,7 @@ def train(config, resume=False):
             "metrics": {"score": score, "validation": rows},
             "initial": origin,
         }
-        save_student(folder / "student.pth", candidate, meta)
+        models.save_student(folder / "student.pth", candidate, meta)
         state = {  # all that --resume needs: batches follow from seed and epoch
             "config": result_config(config),
             "teacher": teacher_name,
@@ -168,7 +154,7 @@ def train(config, resume=False):
             "optimizer": optimizer.state_dict(),
             "log": log,
         }
-        write_weights(folder / "last.pth", state)
+        models.write_weights(folder / "last.pth", state)
     return folder / "student.pth"
 
 
@@ -295,7 +281,7 @@ def make_networks(config, crops):
         larger, _ = load_student(config.larger)
         if not config.initial:
             narrow(larger, student, crops)
-    return add_branches(student, BRANCH_WIDTH), larger, origin
+    return models.add_branches(student, BRANCH_WIDTH), larger, origin
 
 
 @torch.no_grad()
@@ -530,7 +516,7 @@ def load_state(path, config):
     """Read the state of a run, or raise a `TrainingError` if it has another `config`."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
-    state, wanted = read_weights(path), result_config(config)
+    state, wanted = models.read_weights(path), result_config(config)
     saved = state["config"]
     different = [key for key in saved | wanted if saved.get(key) != wanted.get(key)]
     if different:
