@@ -363,7 +363,10 @@ def prepare_pairs(config, purpose="training", progress=True):
     total, seed = getattr(config, key), config.data_seed + offset
     sources, region, make = list_sources(config, purpose == "validation"), config.region, make_pair
     if purpose == "real":
-        sources, region, make = _videos(sources), REAL_REGION, make_real
+        videos = sorted(name for _, names in sources for name in names if _is_video(name))
+        if not videos:
+            raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
+        sources, region, make = [(1.0, videos)], REAL_REGION, make_real
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
@@ -382,14 +385,6 @@ def prepare_pairs(config, purpose="training", progress=True):
         made = pool.map(prepare, missing)
         list(tqdm(made, f"{purpose} pairs", len(missing), unit="part", disable=not (progress and missing)))
     return folder
-
-
-def _videos(sources):
-    """Return the videos among `sources`, all of one weight."""
-    names = sorted(name for _, names in sources for name in names if _is_video(name))
-    if not names:
-        raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
-    return [(1.0, names)]
 
 
 def save_array(path, array):
