@@ -12,7 +12,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2  # before av: see video.py
 
@@ -65,23 +64,15 @@ GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it tha
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input, which has the subject's own texture
 
 
-class Answer(NamedTuple):
-    """How `train.answers` turns a larger student's output into a target, for one kind of crop."""
-
-    residual: float  # factor
-    gain: float  # factor
-    texture: float  # gain added to texture
-    natural: float  # share of the changes that make a picture look natural
-    truth: float  # share of the known truth
-
-
+# How `train.answers` turns a larger student's output into a target, by kind of crop: factors of residual and gain, gain
+# added to texture, share of the changes that make a picture look natural, share of the known truth.
 ANSWERS = {
-    "real": Answer(residual=1.1, gain=1.5, texture=0.9, natural=1.0, truth=0.0),
-    "soft": Answer(residual=1.0, gain=1.0, texture=0.5, natural=1.0, truth=0.3),
-    "crisp": Answer(residual=0.7, gain=0.6, texture=0.1, natural=1.0, truth=0.4),
-    "image": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.3),
-    "text": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.5),
-    "undamaged": Answer(residual=0.0, gain=0.0, texture=0.0, natural=0.0, truth=1.0),
+    "real": (1.1, 1.5, 0.9, 1.0, 0.0),
+    "soft": (1.0, 1.0, 0.5, 1.0, 0.3),
+    "crisp": (0.7, 0.6, 0.1, 1.0, 0.4),
+    "image": (1.0, 1.0, 0.0, 0.0, 0.3),
+    "text": (1.0, 1.0, 0.0, 0.0, 0.5),
+    "undamaged": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
 CLEAN_TEXT_SHARE = 0.25  # of otherwise unchanged crops of text: shown undamaged, like a shared screen
 CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # least factors by which photos and videos are shrunk to be crisp
