@@ -545,10 +545,6 @@ def write_pictures(path, engine, pairs):
     write_bytes(path, cv2.imencode(".png", np.vstack(rows))[1].tobytes())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):

@@ -107,10 +107,9 @@ def list_engines(sharpener, device):
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
             engine = make_engine(sharpener.checkpoint, name)
+            engines.setdefault(engine.description, engine)
         except DeviceError as error:
             left_out.append(str(error).replace(f"{sharpener.checkpoint.parent}{os.sep}", ""))
-        else:
-            engines.setdefault(engine.description, engine)
     if device in ("auto", "cpu"):
         engine = TorchEngine(load_student(sharpener.checkpoint)[0], "cpu", torch.float32)
         engines.setdefault(engine.description, engine)
