@@ -44,7 +44,7 @@ SKIMAGE_BENCHMARK = {
 }
 SKLEARN_BENCHMARK = {"city": ("china",), "nature": ("flower",)}  # scikit-learn's two photos, 640x427
 
-# Matplotlib brings these.
+# Fonts that Matplotlib brings.
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold")
 FONTS += ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmss10")
 
@@ -56,13 +56,12 @@ PURPOSES = {  # of pairs: the key of `Config` with their number, and an offset t
 }
 PART_SIZE = 32  # pairs in one file of the cache
 LEAST_FRAMES = 12  # of a video to learn from
-LATE_FRAMES = 30  # of a clip after whose first frames rate control has settled
+LATE_FRAMES = 30  # encoded before the last one is taken, so that rate control has settled
 MOST_TRIES = 100  # to find a picture that is large enough
 FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # share of the halo that `crisp` keeps
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
 TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input, which has the subject's own texture
-
 
 # How `train.answers` turns a larger student's output into a target, by kind of crop: factors of residual and gain, gain
 # added to texture, share of the changes that make a picture look natural, share of the known truth.
