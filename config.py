@@ -12,7 +12,7 @@ from typing import Literal, NewType, get_args
 
 import yaml
 
-MACHINE_KEYS = {"device", "data_root", "cache_dir", "loader_workers"}  # do not affect the result
+MACHINE_KEYS = {"device", "data_root", "cache_dir", "loader_workers"}  # they do not affect the result
 
 
 class ConfigError(ValueError):
@@ -25,10 +25,7 @@ Share = NewType("Share", float)  # from 0 to 1
 
 @dataclass
 class Config:
-    """Everything that decides what `train.py` produces. The defaults train a usable student in minutes on two cores.
-
-    The comments beside the keys are the reference for `configs/*.yaml`. Shares are probabilities.
-    """
+    """All that decides what `train.py` produces; the reference for `configs/*.yaml`. Shares are probabilities."""
 
     # Run
     name: str = "quick"  # the run writes to checkpoints/<name>/
@@ -61,7 +58,7 @@ class Config:
     blocks: int = 4  # number of residual blocks
     wide: int = 0  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
-    larger: str = ""  # checkpoint of a wider student, whose answers this one learns instead; "": none
+    larger: str = ""  # checkpoint of a wider student to learn from instead of the truth and the teacher; "": none
 
     # Optimisation
     epochs: Count = 8
@@ -80,7 +77,7 @@ class Config:
 
 
 def load_config(argv):
-    """Build a `Config` from command-line arguments: YAML files and ``key=value`` pairs, later ones win.
+    """Build a `Config` from command-line arguments, YAML files and ``key=value`` pairs; later ones win.
 
     Raises:
         ConfigError: unknown key, wrong type or range, unreadable file.
@@ -109,11 +106,7 @@ def _parse(text, origin):
 
 
 def update(config, values, origin):
-    """Set keys of `config` to values of the dict `values`, in place; `origin` names it in messages.
-
-    Raises:
-        ConfigError: unknown key, wrong type or range.
-    """
+    """Set keys of `config` from the dict `values`, in place; raise `ConfigError`, which names `origin`, on mistakes."""
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must hold `key: value` lines")
     types = {key.name: key.type for key in fields(config)}

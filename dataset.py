@@ -1,9 +1,7 @@
-"""Training pairs: crisp pictures, what degradation.py makes of them, and crops of real video whose truth is unknown.
+"""Training pairs: crisp pictures degraded by degradation.py, and crops of real video, whose ground truth is unknown.
 
-A *pair* is an input with its ground truth. Pairs are prepared once, in parallel, into a cache of memory-mapped files
-(`prepare_pairs`); training streams random crops from it (`PairDataset`).
-
-All randomness comes from a `np.random.Generator` seeded with (seed, index): the same pair for any number of threads.
+Pairs are prepared once, in parallel, into a cache of memory-mapped files (`prepare_pairs`). Training draws random crops
+from them (`PairDataset`). A generator seeded with (seed, index) decides each pair, however many threads there are.
 """
 
 import dataclasses
@@ -14,7 +12,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2  # before av: see video.py
 
@@ -28,37 +25,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from degradation import (
-    DataError,
-    animate,
-    crop_planes,
-    degrade_call,
-    degrade_image,
-    halve_with_noise,
-    low_resolution,
-    pack_planes,
-    resample_planes,
-    resize,
-    unpack_planes,
-)
+import degradation
+from degradation import DataError, crop_planes, pack_planes, resample_planes, resize, unpack_planes
 from images import VideoError, open_image
 from runtime import limit_halo
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes, to_full_range, usable_cores, write_bytes, write_text
 from video import open_video, plane_pixels
 
-# scikit-image's own photos. The benchmark shows none of those that training or validation see.
-SKIMAGE_TRAINING = (
-    "brick",
-    "grass",
-    "gravel",
-    "moon",
-    "hubble_deep_field",
-    "retina",
-    "immunohistochemistry",
-    "stereo_motorcycle",
-    "cell",
-    "colorwheel",
-)
+# scikit-image's photos. The benchmark uses none that training or validation use.
+SKIMAGE_TRAINING = ("brick", "grass", "gravel", "moon", "hubble_deep_field", "retina", "immunohistochemistry")
+SKIMAGE_TRAINING += ("stereo_motorcycle", "cell", "colorwheel")
 SKIMAGE_VALIDATION = ("camera", "coins")
 SKIMAGE_BENCHMARK = {
     "people": ("astronaut",),
@@ -68,57 +44,39 @@ SKIMAGE_BENCHMARK = {
 }
 SKLEARN_BENCHMARK = {"city": ("china",), "nature": ("flower",)}  # scikit-learn's two photos, 640x427
 
-FONTS = (  # that Matplotlib brings
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "cmss10",
-)
+# Fonts that Matplotlib brings.
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold")
+FONTS += ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmss10")
 
-CACHE_VERSION = 6  # raise when the same configuration would give other pairs
-PURPOSES = {  # of pairs: the key of `Config` that counts them, and what is added to `data_seed`
+CACHE_VERSION = 6  # raise if the same configuration would give other pairs
+PURPOSES = {  # of pairs: the key of `Config` with their number, and an offset to `data_seed`
     "training": ("pairs", 0),
     "validation": ("validation_pairs", 1_000_003),
     "real": ("real_pairs", 2_000_003),
 }
 PART_SIZE = 32  # pairs in one file of the cache
-LEAST_FRAMES = 12  # that a video to learn from must have
-LATE_FRAMES = 30  # of a clip whose last frame stands for a call that has gone on for a while
+LEAST_FRAMES = 12  # of a video to learn from
+LATE_FRAMES = 30  # encoded before the last one is taken, so that rate control has settled
 MOST_TRIES = 100  # to find a picture that is large enough
 FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
-GOAL_HALO = 0.5  # of what would be seen as halo that stays in the goal
+GOAL_HALO = 0.5  # share of the halo that `crisp` keeps
 GRAIN, CORING = 1.2, 0.8  # codes of the faintest grain, and the share of it that `crisp` removes
-TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input itself, whose texture is the subject's own
+TEACHER_WEIGHT = 0.5  # in the goal of a real pair; the rest is the input, which has the subject's own texture
 
-
-class Answer(NamedTuple):
-    """How `train.answers` turns a larger student's output into a target, for one kind of crop."""
-
-    residual: float  # factor
-    gain: float  # factor
-    texture: float  # gain that is added where there is texture
-    natural: float  # share of the changes that make a picture look natural
-    truth: float  # share of the truth, if it is known
-
-
+# How `train.answers` turns a larger student's output into a target, by kind of crop: factors of residual and gain, gain
+# added to texture, share of the changes that make a picture look natural, share of the known truth.
 ANSWERS = {
-    "real": Answer(residual=1.1, gain=1.5, texture=0.9, natural=1.0, truth=0.0),
-    "soft": Answer(residual=1.0, gain=1.0, texture=0.5, natural=1.0, truth=0.3),
-    "crisp": Answer(residual=0.7, gain=0.6, texture=0.1, natural=1.0, truth=0.4),
-    "image": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.3),
-    "text": Answer(residual=1.0, gain=1.0, texture=0.0, natural=0.0, truth=0.5),
-    "undamaged": Answer(residual=0.0, gain=0.0, texture=0.0, natural=0.0, truth=1.0),
+    "real": (1.1, 1.5, 0.9, 1.0, 0.0),
+    "soft": (1.0, 1.0, 0.5, 1.0, 0.3),
+    "crisp": (0.7, 0.6, 0.1, 1.0, 0.4),
+    "image": (1.0, 1.0, 0.0, 0.0, 0.3),
+    "text": (1.0, 1.0, 0.0, 0.0, 0.5),
+    "undamaged": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
-CLEAN_TEXT_SHARE = 0.25  # of crops of text not changed otherwise: shown undamaged, as a shared screen is
-CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # factors by which photos and videos must shrink to be crisp at their own size
-REAL_REGION = 160  # side of a crop of real video in pixels: the teacher takes a second for each
-MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 takes without damage
+CLEAN_TEXT_SHARE = 0.25  # of otherwise unchanged crops of text: shown undamaged, like a shared screen
+CRISP_PHOTO, CRISP_VIDEO = 1.3, 1.6  # least factors by which photos and videos are shrunk to be crisp
+REAL_REGION = 160  # pixels a side of a crop of real video: the teacher takes a second for each
+MIN_REGION = 256  # a quarter of it is 64 pixels, the least that SVT-AV1 encodes without damage
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -126,14 +84,11 @@ MIN_REGION = 256  # scaled down by 4 that is 64 pixels, the least that SVT-AV1 t
 
 
 def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
-    """Draw a page of words, numbers, thin lines at all slants and boxes, in random fonts and colours.
+    """Draw a page of words, lines and boxes in random fonts and colours, `(height, width, 3)` uint8 BGR.
 
     Args:
         size: (width, height) in pixels.
-        font_sizes: to choose from for each line, in pixels.
-
-    Returns:
-        The page `(height, width, 3)`, uint8 BGR.
+        font_sizes: in pixels, drawn anew for each line.
     """
     width, height = size
     paper, ink = rng.integers(190, 256, 3), rng.integers(0, 80, 3)
@@ -155,7 +110,7 @@ def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
             words = ("".join(rng.choice(alphabet, rng.integers(1, 11))) for _ in range(width // 20))
             font = ImageFont.truetype(str(font_path), font_size)
             draw.text((int(rng.integers(0, 40)), y), " ".join(words), fill=colour, font=font)
-        else:  # lines and boxes: the codec's ringing and the shuffle's grid show on these first
+        else:  # lines, on which ringing and the folding grid show first
             for _ in range(8):
                 ends = rng.uniform(0, width, 4)
                 ends[1::2] = y + rng.uniform(0, font_size * 4, 2)
@@ -199,10 +154,10 @@ def load_photo(source):
 
 
 def read_clip(path, count, rng):
-    """Decode `count` consecutive frames from a random place of a video to full-range planes; of a short one all it has.
+    """Decode up to `count` consecutive frames from a random place of a video to full-range planes.
 
     Raises:
-        DataError: the video cannot be decoded or is shorter than `LEAST_FRAMES`, or than `count` if that is less.
+        DataError: the video cannot be decoded, or has fewer frames than both `LEAST_FRAMES` and `count`.
     """
     try:
         with open_video(path) as container:
@@ -238,13 +193,12 @@ def _decode_planes(container, count):
 
 
 def list_sources(config, validation):
-    """The clean pictures of each source in `config.sources`, every tenth one set apart for validation.
+    """List the clean pictures of each source in `config.sources`; every tenth is for validation only.
 
-    A source is ``skimage`` (scikit-image's own photos), ``rendered`` (drawn text), or a folder of images or videos
-    under `config.data_root`.
+    A source is ``skimage`` (scikit-image's photos), ``rendered`` (drawn text), or a folder under `config.data_root`.
 
     Returns:
-        List of (weight, [names]), names as `load_photo` and `read_clip` take them; ``rendered`` stands for itself.
+        List of (weight, [names]); names are for `load_photo` and `read_clip`, or ``rendered``.
 
     Raises:
         DataError: a folder is missing or holds too little.
@@ -258,9 +212,7 @@ def list_sources(config, validation):
         else:
             folder = Path(config.data_root) / source
             if not folder.is_dir():
-                raise DataError(
-                    f"no folder {folder} (source {source!r}): change `data_root`, export's --data, or `sources`"
-                )
+                raise DataError(f"no folder {folder}: change `data_root`, export's --data, or `sources`")
             files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             names = [name for i, name in enumerate(files) if (i % 10 == 5) == validation]
             if not names:
@@ -278,11 +230,11 @@ def make_pair(sources, seed, index, region):
 
     Args:
         sources: result of `list_sources`.
-        region: side of the pair in pixels, a multiple of 8 and at least `MIN_REGION`.
+        region: side in pixels, a multiple of 8 and at least `MIN_REGION`.
 
     Returns:
-        ``(input, truth, description)``: I420 pictures `(3*region/2, region)`, uint8, full range, and a dict with the
-        degradation (``kind``, ``scale``, ``soft`` and more).
+        ``(input, truth, description)``: full-range I420 pictures `(3*region/2, region)` uint8, and a dict with
+        ``source``, ``kind``, ``scale``, ``soft`` and more.
     """
     rng = np.random.default_rng((seed, index))
     kind = str(rng.choice(["clean", "image", "call"], p=[0.05, 0.22, 0.73]))
@@ -297,24 +249,22 @@ def make_pair(sources, seed, index, region):
         raise DataError(f"{MOST_TRIES} pictures such as {name} are too small for region={region}: replace them")
     damaged, truth, description = clip[-1], clip[-1], {"scale": 1.0, "soft": False}
     if kind == "image":
-        damaged, description = degrade_image(truth, rng)
+        damaged, description = degradation.degrade_image(truth, rng)
     elif kind == "call":
-        damaged, description = degrade_call(clip, rng)
+        damaged, description = degradation.degrade_call(clip, rng)
     return pack_planes(*damaged), pack_planes(*truth), {"source": name, "kind": kind, **description}
 
 
 def make_real(sources, seed, index, region):
-    """Cut one crop out of a video at its own size, soft and compressed as it is: nobody knows its truth.
-
-    The frame lies some way after a key frame, as most do. Of two random places the one with more detail is taken.
+    """Cut one crop out of a video at its own size, soft and compressed as it is: the one of two with more detail.
 
     Returns:
-        ``(input, None, description)``, see `make_pair`.
+        ``(input, None, description)``, see `make_pair`: the truth is unknown.
     """
     rng = np.random.default_rng((seed, index))
     name = _draw_name(sources, rng)
     y, uv = _pad_planes(*read_clip(name, int(rng.integers(LEAST_FRAMES, LATE_FRAMES)), rng)[-1], region)
-    crops = [crop_planes(y, uv, *_random_corner(y, region, rng), region) for _ in range(2)]
+    crops = [crop_planes(y, uv, *random_corner(y, region, rng), region) for _ in range(2)]
     crop = max(crops, key=lambda planes: cv2.Laplacian(planes[0], cv2.CV_32F).std())
     return pack_planes(*crop), None, {"source": name, "kind": "real", "scale": 1.0, "soft": True}
 
@@ -326,19 +276,19 @@ def _draw_name(sources, rng):
 
 
 def _crisp_clip(name, count, region, rng):
-    """Return `count` crisp frames of region x region pixels as full-range planes; photos are panned over.
+    """Return `count` crisp full-range frames of region x region pixels, of a photo a pan; None if it is too small.
 
-    What does not fill the region is mirrored at its edges; None if it does not fill half of it.
+    Pictures that fill at least half of the region are mirrored at their edges.
     """
     if _is_video(name):
         clip = read_clip(name, count, rng)
         height, width = clip[0][0].shape
         scale = max(CRISP_VIDEO, min(rng.uniform(CRISP_VIDEO, 2.4), min(height, width) / region))
-        size = low_resolution((width, height), scale)
+        size = degradation.low_resolution((width, height), scale)
         if 2 * min(size) < region:
             return None
         clip = [_pad_planes(*resample_planes(*planes, size, "area"), region) for planes in clip]
-        left, top = _random_corner(clip[0][0], region, rng)
+        left, top = random_corner(clip[0][0], region, rng)
         return [crop_planes(*planes, left, top, region) for planes in clip]
 
     if name == "rendered":
@@ -349,15 +299,15 @@ def _crisp_clip(name, count, region, rng):
         size = tuple(round(side / shrink) for side in photo.shape[1::-1])
         if 2 * min(size) < region:
             return None
-        photo = _pad(resize(photo, size, "area" if rng.random() < 0.5 else "lanczos"), region)
+        photo = pad(resize(photo, size, "area" if rng.random() < 0.5 else "lanczos"), region)
     if rng.random() < 0.5:
         photo = np.ascontiguousarray(photo[:, ::-1])
     velocity = rng.uniform(-4, 4, 2) * rng.choice([0, 1, 0.1], p=[0.3, 0.5, 0.2])
-    return [bgr_to_planes(frame) for frame in animate(photo, count, (region, region), velocity, rng)]
+    return [bgr_to_planes(frame) for frame in degradation.animate(photo, count, (region, region), velocity, rng)]
 
 
-def _random_corner(y, side, rng):
-    """Left and top of a square in luma, of any even offset: the codec's grid is not always to be the network's."""
+def random_corner(y, side, rng):
+    """Draw the even left and top of a square in luma; the codec's grid need not agree with the network's."""
     return tuple(2 * int(rng.integers(0, (length - side) // 2 + 1)) for length in y.shape[::-1])
 
 
@@ -366,11 +316,11 @@ def _is_video(name):
 
 
 def _pad_planes(y, uv, side):
-    """Mirror planes that are smaller than `side`, an even number, at their right and lower edge."""
-    return _pad(y, side), np.stack([_pad(plane, side // 2) for plane in uv])
+    """Apply `pad` to planes; `side`, that of luma, is even."""
+    return pad(y, side), np.stack([pad(plane, side // 2) for plane in uv])
 
 
-def _pad(picture, side):
+def pad(picture, side):
     """Mirror a frame or a plane that is smaller than `side` at its right and lower edge."""
     bottom, right = (max(0, side - length) for length in picture.shape[:2])
     return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REFLECT)
@@ -381,13 +331,11 @@ def _pad(picture, side):
 
 
 def prepare_pairs(config, purpose="training", progress=True):
-    """Make all pairs that `config` asks for, once, and return the folder that holds them.
+    """Make all pairs of a purpose that are not in the cache yet, and return the folder that holds them.
 
-    The purpose is ``"training"`` or ``"validation"`` (see `make_pair`), or ``"real"`` (see `make_real`).
-
-    Parts of the cache that exist are kept, so an interrupted preparation goes on where it stopped. Each part is a
-    ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth), of real ones `(n, 1, ...)`, and a
-    ``.json`` beside it. Threads suffice: codecs, filters and random numbers work without Python's lock.
+    The purpose is ``"training"`` or ``"validation"`` (see `make_pair`), or ``"real"`` (see `make_real`). Each part of
+    the cache is a ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth), of real pairs
+    `(n, 1, ...)`, with descriptions in a ``.json`` beside it. Codecs, filters and NumPy release Python's lock.
 
     Raises:
         DataError: a source is missing or unreadable, or `config.region` and `config.crop` do not go together.
@@ -406,7 +354,10 @@ def prepare_pairs(config, purpose="training", progress=True):
     total, seed = getattr(config, key), config.data_seed + offset
     sources, region, make = list_sources(config, purpose == "validation"), config.region, make_pair
     if purpose == "real":
-        sources, region, make = _videos(sources), REAL_REGION, make_real
+        videos = sorted(name for _, names in sources for name in names if _is_video(name))
+        if not videos:
+            raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
+        sources, region, make = [(1.0, videos)], REAL_REGION, make_real
     identity = {"version": CACHE_VERSION, "sources": sources, "seed": seed, "region": region, "total": total}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache_dir) / f"{purpose}-{digest}"
@@ -416,7 +367,7 @@ def prepare_pairs(config, purpose="training", progress=True):
         pairs = [make(sources, seed, index, region) for index in range(start, min(start + PART_SIZE, total))]
         pictures = [[picture for picture in pair[:2] if picture is not None] for pair in pairs]
         save_array(folder / f"pairs-{part:05d}.npy", np.array(pictures))
-        # Last: it says that the part is complete.
+        # Written last: it marks the part as complete.
         write_text(folder / f"pairs-{part:05d}.json", json.dumps([pair[2] for pair in pairs]))
 
     parts = range(-(-total // PART_SIZE))
@@ -427,40 +378,25 @@ def prepare_pairs(config, purpose="training", progress=True):
     return folder
 
 
-def _videos(sources):
-    """The videos among `sources`, each with the same weight."""
-    names = sorted(name for _, names in sources for name in names if _is_video(name))
-    if not names:
-        raise DataError("real_pairs needs videos: name a folder with some in `sources`, or set real_pairs=0")
-    return [(1.0, names)]
-
-
 def save_array(path, array):
     """Write an array as a ``.npy`` file, completely or not at all."""
     buffer = io.BytesIO()
-    np.save(buffer, array)  # to a file NumPy would not say why it cannot write
+    np.save(buffer, array)  # into a file, NumPy would hide the reason of a failure
     write_bytes(path, buffer.getbuffer())
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One stored pair, memory-mapped: I420 pictures `(3*region/2, region)` uint8, full range.
+    """One stored pair, memory-mapped: full-range I420 pictures `(3*region/2, region)` uint8."""
 
-    Attributes:
-        input: what the student sees.
-        goal: the truth; of real video the teacher's output, or the input again if there is none.
-        taught: whether the truth is unknown: that of real video, and of images with the official BSRGAN's outputs.
-        description: see `make_pair`.
-    """
-
-    input: np.ndarray
-    goal: np.ndarray
-    taught: bool
-    description: dict
+    input: np.ndarray  # what the student sees
+    goal: np.ndarray  # the truth, or the teacher's output if it is unknown, or the input if there is no teacher
+    taught: bool  # whether the truth is unknown
+    description: dict  # see `make_pair`
 
 
 def open_pairs(folder):
-    """List the `Pair` objects of a prepared folder in order; where the truth is unknown the goal is the input."""
+    """List the `Pair` objects of a prepared folder in order; if the truth is unknown, the goal is the input."""
     pairs = []
     for listing in sorted(Path(folder).glob("pairs-*.json")):
         pictures = np.load(listing.with_suffix(".npy"), mmap_mode="r")
@@ -470,26 +406,21 @@ def open_pairs(folder):
 
 
 def read_teacher_pairs(folder, region):
-    """Cut images and a x4 teacher's outputs for them (``lr/NAME``, ``sr/NAME``) into pairs without truth.
-
-    The outputs are brought back to the images' size by an area kernel: see `train.teach`.
+    """Cut images ``lr/NAME`` and a x4 teacher's outputs for them ``sr/NAME`` into pairs, see `train.teach`.
 
     Raises:
-        DataError: a folder or an image is missing, or sizes are not in the ratio of 1 to 4.
+        DataError: a folder or an image is missing, or an output is not four times as large.
     """
-    folder = Path(folder)
-    outputs = sorted((folder / "sr").glob("*.png"))
-    if not outputs:
-        raise DataError(
-            f"no PNG images in {folder / 'sr'}: set bsrgan_pairs to a folder with lr/ and sr/, or leave it out"
-        )
-    pairs = []
-    for path in outputs:
-        small, large = load_photo(str(folder / "lr" / path.name)), load_photo(str(path))
+    inputs, outputs = Path(folder, "lr"), Path(folder, "sr")
+    paths, pairs = sorted(outputs.glob("*.png")), []
+    if not paths:
+        raise DataError(f"no PNG images in {outputs}: set bsrgan_pairs to a folder with lr/ and sr/, or leave it out")
+    for path in paths:
+        small, large = load_photo(str(inputs / path.name)), load_photo(str(path))
         height, width = small.shape[:2]
         if large.shape[:2] != (4 * height, 4 * width):
             raise DataError(f"{path} is {large.shape[1]}x{large.shape[0]}, not four times its input {width}x{height}")
-        planes = [bgr_to_planes(_pad(picture, region)) for picture in (small, resize(large, (width, height), "area"))]
+        planes = [bgr_to_planes(pad(picture, region)) for picture in (small, resize(large, (width, height), "area"))]
         rows, columns = planes[0][0].shape
         description = {"source": path.name, "kind": "bsrgan", "scale": 1.0, "soft": True}
         for top in range(0, rows - region + 1, region):
@@ -504,20 +435,16 @@ def read_teacher_pairs(folder, region):
 
 
 def crisp(y, source, amount=1.0):
-    """Calm what is flat in luma, and make its edges steeper without halo.
+    """Remove the faintest grain of luma and make its edges steeper without much halo: `(H, W)` float32 in codes.
 
-    Faint grain goes (coring). Then, twice, an unsharp mask of two radii is limited to the range of the neighbours, so
-    that edges become steeper and not higher. That is done at twice the size and averaged down again: at the picture's
-    own size, steep edges become staircases. Of what still leaves the range that the 7x7 neighbours have in `source`,
-    and so would be seen as halo, half stays.
+    Twice, an unsharp mask of two radii is limited to the range of the neighbours, which makes edges steeper but not
+    higher. This happens at twice the size: at the picture's own, steep edges become staircases. Half is kept of what
+    then leaves the range of the 7x7 neighbours in `source`.
 
     Args:
         y: luma `(H, W)` uint8 or float32 in codes.
         source: what the student sees of it, uint8.
-        amount: of the steepening; 0 only takes the grain.
-
-    Returns:
-        `(H, W)` float32 in codes.
+        amount: of the steepening; 0 only removes grain.
     """
     y = y.astype(np.float32)
     calm = y - CORING * np.clip(y - cv2.GaussianBlur(y, (0, 0), 1.5), -GRAIN, GRAIN)
@@ -535,10 +462,10 @@ def crisp(y, source, amount=1.0):
 
 
 def periodic_pattern(side, rng):
-    """Stripes and chequers of 1 to 6 pixels, or waves 2 to 12 long, `(side, side)` uint8, of any contrast.
+    """Draw stripes or chequers of 1 to 6 pixels, or waves of 2 to 12, of any contrast, `(side, side)` uint8.
 
-    Fine cloth and dithered screens have them, photos nearly never, and to a folded network a period of its cells can
-    look like damage: a student that saw none turned chequers of 2 pixels into their negative.
+    Photos have few of them, and their period can look like damage to a folded network: a student that had seen none
+    turned chequers of 2 pixels into their negative.
     """
     rows, columns = np.mgrid[:side, :side]
     if rng.random() < 0.4:
@@ -555,10 +482,9 @@ def periodic_pattern(side, rng):
 
 
 def soft_lines(side, rng):
-    """Soft parallel lines, half of them along the frame, `(side, side)` uint8.
+    """Draw soft parallel lines, half of them along the frame, `(side, side)` uint8.
 
-    Doors and shelves have them. What the student says of a cell's four rows must agree along such a line: one that saw
-    too few of them turned the frame of a door into rows of dots.
+    The four rows of a cell must agree along such a line: a student that had seen too few turned a door frame into dots.
     """
     rows, columns = np.mgrid[:side, :side]
     angle = rng.choice([0, np.pi / 2]) if rng.random() < 0.5 else rng.uniform(0, np.pi)
@@ -571,13 +497,9 @@ def soft_lines(side, rng):
 class PairDataset(Dataset):
     """Random crops of pairs, flipped and turned; an item is decided by its key alone.
 
-    A key is a tuple of integers, the last of them the pair's index. An item is a dict of float32 tensors in [0, 1]:
+    A key is a tuple of integers that ends with the pair's index. An item is a dict of float32 tensors in [0, 1]:
     ``input`` and ``goal``, planes `(y (1, S, S), uv (2, S/2, S/2))`; ``target`` `(1, S, S)`, the goal's luma made
     `crisp`; ``taught``, 1 for real video; and ``answer`` `(5,)`, see `ANSWERS`.
-
-    Args:
-        pairs: list of `Pair`.
-        config: `config.Config`.
     """
 
     def __init__(self, pairs, config):
@@ -589,7 +511,7 @@ class PairDataset(Dataset):
         pair, config = self.pairs[key[-1]], self.config
         rng = np.random.default_rng(key)
         planes, crop = [unpack_planes(picture) for picture in (pair.input, pair.goal)], config.crop
-        left, top = _random_corner(planes[0][0], crop, rng)
+        left, top = random_corner(planes[0][0], crop, rng)
         turns = rng.random(3) < 0.5
         source, goal = (crop_planes(y, uv, left, top, crop) for y, uv in planes)
         if pair.taught:
@@ -598,11 +520,12 @@ class PairDataset(Dataset):
         amount = 1.0 if pair.taught else config.crispness * pair.description["soft"]
         if rng.random() < config.pattern_share:
             corner, size = rng.integers(0, crop // 2, 2), rng.integers(crop // 4, crop + 1, 2)
-            draw = periodic_pattern if rng.random() < 0.5 else soft_lines
-            pattern, box = draw(crop, rng), tuple(map(slice, corner, corner + size))
-            source, goal = ((_painted(y, pattern, box), uv) for y, uv in (source, goal))
+            inside = np.zeros((crop, crop), bool)
+            inside[tuple(map(slice, corner, corner + size))] = True
+            pattern = (periodic_pattern if rng.random() < 0.5 else soft_lines)(crop, rng)
+            source, goal = ((np.where(inside, pattern, y), uv) for y, uv in (source, goal))
         elif not pair.taught and rng.random() < config.classic_share:
-            source, kind = halve_with_noise(goal, rng), "image"
+            source, kind = degradation.halve_with_noise(goal, rng), "image"
         elif not pair.taught and self._is_text(pair) and rng.random() < CLEAN_TEXT_SHARE:
             source, kind = goal, "clean"
         plain = config.larger or kind in ("clean", "image")
@@ -633,19 +556,11 @@ class PairDataset(Dataset):
         return source == "rendered" or source.startswith(self.text)
 
 
-def _painted(y, pattern, box):
-    """Luma with part of a pattern in it."""
-    y = y.copy()
-    y[box] = pattern[box]
-    return y
-
-
 def _turned(y, uv, flip, mirror, transpose):
-    """Planes as float32 tensors `(C, H, W)` in [0, 1], turned as asked."""
+    """Return planes as float32 tensors `(C, H, W)` in [0, 1], turned as asked."""
     tensors = []
     for plane in (y[None], uv):
-        plane = plane[:, ::-1] if flip else plane
-        plane = plane[:, :, ::-1] if mirror else plane
+        plane = plane[:, :: -1 if flip else 1, :: -1 if mirror else 1]
         plane = plane.transpose(0, 2, 1) if transpose else plane
         tensors.append(torch.from_numpy(plane.astype(np.float32)) / 255)
     return tuple(tensors)

@@ -1,9 +1,7 @@
 """What a camera and a call do to a picture: optics, sensor, scaling, noise, JPEG, real video codecs.
 
-Training pairs (dataset.py) and the benchmark (benchmark/) are made by the same functions. Images are uint8 arrays
-`(H, W)` or `(H, W, 3)`; planes are `(y, uv)` as in utils.py; a clip is a list of planes, consecutive frames.
-
-All randomness comes from the `np.random.Generator` that is passed in.
+Training pairs and the benchmark are made by the same functions. Images are uint8 arrays `(H, W)` or `(H, W, 3)`, planes
+`(y, uv)` are as in utils.py, and a clip is a list of planes. Randomness comes from the generator that is passed in.
 """
 
 import dataclasses
@@ -30,10 +28,7 @@ class DataError(RuntimeError):
 
 
 def resize(image, size, kernel="lanczos"):
-    """Resample to `size` = (width, height); the kernel widens when shrinking, so nothing aliases.
-
-    Kernels: area, bilinear, bicubic, lanczos (three lobes, as FFmpeg's).
-    """
+    """Resample to `size` = (width, height) without aliasing; kernels: area, bilinear, bicubic, lanczos (3 lobes)."""
     method = Image.Resampling["BOX" if kernel == "area" else kernel.upper()]
     return np.asarray(Image.fromarray(image).resize(size, method))
 
@@ -66,7 +61,7 @@ def resample_planes(y, uv, size, kernel="lanczos"):
 
 
 def low_resolution(size, scale):
-    """The even (width, height) that `size` has when scaled down by `scale`, as encoders want it."""
+    """Return the even (width, height) of `size` scaled down by `scale`; encoders need even sides."""
     return tuple(2 * max(1, round(side / scale / 2)) for side in size)
 
 
@@ -90,7 +85,7 @@ def at_scale(planes, scale, damage):
 
 
 def halve_with_noise(planes, rng):
-    """Gaussian noise of sigma 2/255 at half size: the classic condition of super-resolution, and the default one."""
+    """Add noise of sigma 2/255 at half the size: super-resolution's classic condition, the benchmark's default."""
     return at_scale(planes, 2, lambda small: each_plane(small, add_noise, 2, rng))
 
 
@@ -100,7 +95,7 @@ class Codec:
 
     encoder: str
     decoder: str
-    quantisers: tuple  # lightest and heaviest damage of constant quantisers that calls know
+    quantisers: tuple  # range of constant quantisers, from lightest to heaviest damage
     options: dict  # always set
     constant: dict  # set for a constant quantiser {qp}
     controlled: dict  # set for rate control at {kbps} kbit/s with a buffer of one second
@@ -110,7 +105,7 @@ X265 = "log-level=none:pools=none:frame-threads=1"
 AV1 = "pred-struct=1:rtc=1:lp=1"
 BUFFERED = {"b": "{kbps}k", "maxrate": "{kbps}k", "bufsize": "{kbps}k"}
 VPX = {"deadline": "realtime", "lag-in-frames": "0"}
-# libvpx wants a bit rate beside its quantisers: a ceiling that is never reached.
+# libvpx needs a bit rate beside its quantisers: a ceiling that is never reached.
 VPX_RATES = {"qmin": "{qp}", "qmax": "{qp}", "b": "50M"}, {"minrate": "{kbps}k", **BUFFERED}
 CODECS = {
     "x264": Codec("libx264", "h264", (16, 40), {"preset": "veryfast", "tune": "zerolatency"}, {"qp": "{qp}"}, BUFFERED),
@@ -136,15 +131,12 @@ CODECS = {
 
 
 def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
-    """Encode a clip of even size with a real low-delay codec, in memory; one thread, so it repeats exactly.
+    """Encode a clip of even size in memory, repeatably (in one thread), and return a list of packets as bytes.
 
     Args:
         codec: a key of `CODECS`.
         qp: the codec's own constant quantiser, or None.
-        kbps: without `qp`: kbit/s for the encoder's rate control.
-
-    Returns:
-        List of bytes, the packets in order.
+        kbps: kbit/s for the encoder's rate control, if `qp` is None.
 
     Raises:
         DataError: the codec does not take frames of this size; some are too small for AV1 and x265.
@@ -170,7 +162,7 @@ def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
 
 
 def decode_clip(packets, codec):
-    """Decode what `encode_clip` made to a list of planes."""
+    """Decode packets of `encode_clip` to a list of planes."""
     decoder = av.CodecContext.create(CODECS[codec].decoder, "r")
     decoder.thread_count = 1
     frames = [frame for packet in [*map(av.Packet, packets), None] for frame in decoder.decode(packet)]
@@ -198,15 +190,13 @@ def unpack_planes(packed):
 
 
 def animate(photo, count, size, velocity, rng):
-    """Pan over a photo with sub-pixel motion, as a slow camera would.
+    """Pan over a photo with sub-pixel motion: a list of `count` frames, the last of them an exact crop.
 
     Args:
-        photo: `(H, W, 3)` uint8, at least `size` = (height, width).
+        photo: `(H, W, 3)` uint8, at least as large as `size`.
+        size: (height, width) of the frames.
         velocity: (x, y) in pixels a frame.
-        rng: chooses where the pan ends. The last frame is an exact crop of the photo, not resampled.
-
-    Returns:
-        List of `count` uint8 frames of `size`.
+        rng: chooses where the pan ends.
     """
     height, width = size
     end = rng.integers(0, [photo.shape[1] - width + 1, photo.shape[0] - height + 1])
@@ -221,10 +211,10 @@ def animate(photo, count, size, velocity, rng):
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedCamera:
-    """What a camera does to a crisp scene before any codec sees it. The defaults do nothing.
+    """What a camera does to a crisp scene before encoding. The defaults do nothing.
 
-    In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (a
-    crop of it, enlarged at the end) and noise, the camera's denoiser smears, and its sharpener overshoots.
+    In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (it
+    is enlarged at the end) and adds noise, the denoiser smears, and the sharpener overshoots.
     """
 
     lens: str = "gaussian"  # point spread function, or "disc"
@@ -233,7 +223,7 @@ class SimulatedCamera:
     motion: float = 0.0  # pixels that the scene moves in the direction of `angle` during the exposure
     angle: float = 0.0  # in radians
     crop: float = 1.0  # factor by which the sensor's pixels are enlarged to the frame
-    upscaler: str = "bicubic"  # kernel of that, see `resize`
+    upscaler: str = "bicubic"  # kernel for that, see `resize`
     noise: float = 0.0  # standard deviation of the sensor's noise, in 255ths
     denoise: float = 0.0  # strength of the bilateral denoiser, relative to the noise
     sharpen: float = 0.0  # amount of the camera's own unsharp mask
@@ -241,11 +231,11 @@ class SimulatedCamera:
 
     @property
     def is_soft(self):
-        """Whether the frame holds visibly less than its size can."""
+        """Whether the frame holds visibly less detail than its size allows."""
         return self.blur >= 0.4 or self.crop >= 1.15 or self.motion >= 2
 
     def __call__(self, clip, rng):
-        """Return what the camera makes of a clip; each frame has noise of its own, drawn from `rng`."""
+        """Return the clip as the camera sees it; each frame gets its own noise, drawn from `rng`."""
         return [self._expose(planes, rng) for planes in clip]
 
     def _expose(self, planes, rng):
@@ -266,7 +256,7 @@ class SimulatedCamera:
         return resample_planes(*planes, size, self.upscaler) if self.crop > 1 else planes
 
     def _kernel(self, size):
-        """What lens and motion spread a point to, `(S, S)` float32, where a pixel counts `size`; None if nothing."""
+        """Point spread function of lens and motion, `(S, S)` float32, scaled by `size`; None if it is a point."""
         lens = blur_kernel(self.lens, size * self.blur, self.stretch, self.angle)
         motion = motion_kernel(size * self.motion, self.angle)
         if lens is None or motion is None:
@@ -276,10 +266,9 @@ class SimulatedCamera:
 
 
 def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
-    """Return the point spread function of a lens, `(S, S)` float32 with sum 1; None for a perfect one.
+    """Return the point spread function of a lens (see `SimulatedCamera`), `(S, S)` float32 with sum 1, or None.
 
-    See `SimulatedCamera`. A ``"disc"`` is out of focus: its radius is twice `sigma`, so that its standard deviation in
-    each direction is `sigma`.
+    A ``"disc"`` is out of focus; its radius of twice `sigma` gives it the standard deviation `sigma` in each direction.
     """
     if sigma <= 0:
         return None
@@ -296,7 +285,7 @@ def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
 
 
 def motion_kernel(length, angle):
-    """Return the trace of a scene that moves `length` pixels during the exposure, `(S, S)` float32 with sum 1."""
+    """Return the blur of a scene that moves `length` pixels during the exposure, `(S, S)` float32 with sum 1."""
     if length <= 0:
         return None
     radius = int(np.ceil(length / 2))
@@ -344,9 +333,7 @@ def draw_camera(rng, soft):
 def degrade_call(clip, rng):
     """Degrade a crisp clip as a call does: a camera, perhaps JPEG, perhaps fewer pixels, a codec, enlarging.
 
-    Returns:
-        ``(planes, description)`` of the last frame, a predicted one; ``soft`` says whether it lacks detail that its
-        size could hold.
+    Returns ``(planes, description)`` of the last frame; ``soft`` says whether it has less detail than its size allows.
     """
     size = clip[0][0].shape[::-1]
     camera = draw_camera(rng, soft=rng.random() < 0.7)
@@ -370,7 +357,7 @@ def degrade_call(clip, rng):
 
 
 def _draw_rate(size, rng):
-    """Draw a codec, and a constant quantiser or, for a third, a bit rate: arguments of `codec_roundtrip`."""
+    """Draw a codec, and a constant quantiser or (for a third) a bit rate: arguments of `codec_roundtrip`."""
     codec = str(rng.choice(list(CODECS), p=[0.44, 0.15, 0.13, 0.16, 0.12]))
     if rng.random() < 0.33:
         bits = 10 ** rng.uniform(-2, -0.5)  # for a pixel of a frame
@@ -380,11 +367,7 @@ def _draw_rate(size, rng):
 
 
 def degrade_image(truth, rng):
-    """Degrade planes as super-resolution does: blur, shrink, noise, JPEG, enlarge; or the classic, halved with noise.
-
-    Returns:
-        ``(planes, description)``.
-    """
+    """Degrade planes as in super-resolution: blur, shrink, noise, JPEG, enlarge; returns ``(planes, description)``."""
     classic = rng.random() < 0.35
     scale = rng.choice([1.0, 2.0, rng.uniform(1, 4)], p=[0.1, 0.6, 0.3])
     down = str(rng.choice(["bicubic", "area", "bilinear"], p=[0.5, 0.3, 0.2]))

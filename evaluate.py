@@ -1,7 +1,7 @@
-"""Measure what a student gains over its input, against what people use today, and how fast it is.
+"""Measure what a student gains over its input, beside other methods, and how fast it is.
 
     python evaluate.py                            # pictures and pans that the packages ship: no download
-    python evaluate.py --quick                    # a glance at pictures, under a minute
+    python evaluate.py --quick                    # a few pictures, under a minute
     python evaluate.py --data FOLDER              # your own pictures and videos, one sub-folder a category
     python evaluate.py --checkpoint FILE --name mine
     python evaluate.py compare results/a/report.json results/b/report.json
@@ -10,7 +10,6 @@
     python evaluate.py size --data FOLDER         # 360, 540 and 720 lines brought to full size, beside other scalers
 
 A run writes results/NAME/report.json and report.html. It can be stopped with Ctrl-C; the same command goes on.
-What is measured, on what, is in benchmark/conditions.py.
 """
 
 import argparse
@@ -39,7 +38,7 @@ SCALERS = [BICUBIC.name, *(name for name in (*FILTERS, *NETWORKS) if name.starts
 
 
 def choose_units(arguments):
-    """Return the units (see `conditions.Unit`) that a command line asks for; a DataError says that nothing fits."""
+    """Return the units (see `conditions.Unit`) that a command line asks for, or raise `DataError` if nothing fits."""
     sources = conditions.list_sources(arguments.data, arguments.match)
     if arguments.quick:
         units = conditions.image_units(sources, ("clean", conditions.DEFAULT_CONDITION))
@@ -52,15 +51,11 @@ def choose_units(arguments):
 
 
 def choose_methods(sharpener, arguments):
-    """Return the methods that a command line asks for, in order of display: the input, the student and its peers."""
+    """Return the methods that a command line asks for, in order of display."""
     methods = [INPUT, student(sharpener, STUDENT, sharpener.strength)]
     if arguments.crisp:
         methods.append(student(sharpener, f"{STUDENT}, crisp", arguments.crisp))
     return methods + [peer(name, arguments.device) for name in arguments.peers]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Commands
 
 
 def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
@@ -71,7 +66,7 @@ def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     name = command or "latest"
     parser.add_argument("--name", help=f"the report's folder under results/ (default: {name})")
     if not command:
-        parser.add_argument("--quick", action="store_true", help="a glance at pictures, under a minute, to quick/")
+        parser.add_argument("--quick", action="store_true", help="a few pictures, under a minute, to quick/")
     parser.add_argument(
         "--protocol", nargs="+", choices=PROTOCOLS, default=protocols, help=f"default: {', '.join(protocols)}"
     )

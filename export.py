@@ -1,16 +1,15 @@
-"""Write a student as an int8 network, which OpenVINO runs several times as fast on a CPU as PyTorch does.
+"""Write a student as an int8 network, which OpenVINO runs several times as fast on a CPU as PyTorch.
 
     python export.py checkpoints/mine/student.pth                 writes student.int8.onnx beside it
     python export.py checkpoints/mine/student.pth --data FOLDER   the same, distilled on the student's training pairs
     python export.py checkpoints/mine/student.pth --web           writes web/student.bin, for browsers
 
-Needs the packages of requirements-dev.txt, and no data: it measures on degraded photos of scikit-image and on rendered
-text, and takes some minutes; with the data that the student was trained on it loses less. On one machine the same
-student gives the same file.
+It needs requirements-dev.txt and some minutes, but no data: it uses photos of scikit-image and rendered text. With the
+student's own training data it loses less. On one machine, the same student gives the same file.
 
-The network is written node by node, quantised in the way of ONNX (pairs of QuantizeLinear and DequantizeLinear);
-docs/design.md says why it is as it is. When the float student is distilled into it, rounding is part of the loss
-(straight-through estimator of Bengio et al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153).
+The float student is distilled into a network that rounds like the int8 one (straight-through estimator of Bengio et
+al., arXiv 1308.3432; learned steps as in Esser et al., LSQ, arXiv 1902.08153). That is written node by node as ONNX,
+with pairs of QuantizeLinear and DequantizeLinear. docs/design.md explains the design.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 import runtime
 from config import Config, ConfigError, update
-from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs
+from dataset import list_sources, make_pair, open_pairs, periodic_pattern, prepare_pairs, random_corner
 from degradation import DataError, crop_planes, pack_planes, unpack_planes
 from models import INPUT_GAIN, load_student
 from runtime import FOLDED, GAIN_STEPS, GAINS, MEANS, RESIDUAL_STEPS, UNUSED, CheckpointError, DeviceError
@@ -40,21 +39,21 @@ from utils import write_bytes
 
 OPSET, IR_VERSION = 21, 10
 WEIGHT_LIMIT = 63  # of 7-bit weights: 255 * 2 * 63 < 2**15, as CPUs without VNNI add two products in 16 bits
-FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail below which a picture is flat; what errors count there
+FLAT_VARIANCE, FLAT_WEIGHT = 10, 6  # squared codes of detail in a flat area; extra weight of errors there
 CALIBRATION_SEED = 20261122
-PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # of a configuration: what decides its pairs
+PAIR_KEYS = {"sources", "data_seed", "pairs", "real_pairs", "region"}  # keys of `Config` that decide its pairs
 STEPS = 6000
-PATTERN_SHARE = 32  # pictures to learn from, for each of `fine_patterns`
-CLOSENESS, NEAR = 0.004, 3  # weight of what answers differ by beyond so many codes, as at letters' edges
+PATTERN_SHARE = 32  # training pictures for each of `fine_patterns`
+CLOSENESS, NEAR = 0.004, 3  # weight of errors beyond so many codes, as at the edges of letters
 WEB_MAGIC, WEB_VERSION = b"RTSS", 4  # of `web_file`; web/network.js reads it
 WEB_FILE = Path(__file__).resolve().parent / "web" / "student.bin"
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The student in codes: planes in 0..255 go in, the residual in the same unit comes out
+# The student in codes: planes in 0..255 go in, a residual in the same unit comes out
 
 
 def student_input(y, uv):
-    """What the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
+    """Return what the student sees of uint8 planes: folded, less their local means, `(1, 24, H/4, W/4)` in codes."""
     cells = torch.from_numpy(runtime.fold_planes(*runtime.pad_planes(y, uv))).permute(2, 0, 1)[None].float()
     folded, *means = cells.split([sum(FOLDED), *MEANS], dim=1)
     means = [mean.mean(dim=1, keepdim=True).expand(-1, n, -1, -1) for mean, n in zip(means, FOLDED, strict=True)]
@@ -62,9 +61,10 @@ def student_input(y, uv):
 
 
 def in_codes(student):
-    """Copy a student for codes, its scales in head and tail: its `convolve` takes `student_input` and gives a change.
+    """Copy a student with its scales merged into head and tail, so that it works in codes.
 
-    That is `(N, 28, h, w)`: what is added to the planes, and the gain in `runtime.GAIN_STEPS`.
+    Its `convolve` takes `student_input` and returns `(N, 28, h, w)`: the residual, and the gain in
+    `runtime.GAIN_STEPS`.
     """
     student = copy.deepcopy(student).requires_grad_(False)
     student.head.weight.mul_(INPUT_GAIN / 255)
@@ -79,7 +79,7 @@ def in_codes(student):
 
 
 def round_through(x):
-    """Round to the nearest integer; the gradient passes as if it were not rounded."""
+    """Round to the nearest integer with the gradient of the identity."""
     return x + (x.round() - x).detach()
 
 
@@ -88,10 +88,7 @@ class QuantisedConv(nn.Module):
 
     Args:
         conv: the convolution to start from, 3x3 or 1x1.
-        low, high: `(I,)`, the least and the greatest value of each channel of its input.
-
-    Attributes:
-        signed: whether the input's integers are -128 to 127, and not 0 to 255.
+        low, high: `(I,)`, the range of each input channel; if any is negative, integers are -128 to 127, else 0 to 255.
     """
 
     def __init__(self, conv, low, high):
@@ -104,25 +101,25 @@ class QuantisedConv(nn.Module):
         self.log_scale = nn.Parameter(_weight_scales(conv.weight * steps[:, None, None]).log())  # (O,) of the weights
 
     def input_integers(self, x):
-        """The input as the integers that are multiplied."""
+        """Return the input as the integers that are multiplied."""
         low, high = (-128, 127) if self.signed else (0, 255)
         return round_through(x / self.steps()[:, None, None]).clamp(low, high)
 
     def rounded(self, x):
-        """The input as the multiples of its steps that the integers stand for."""
+        """Return the input rounded to multiples of its steps."""
         return self.input_integers(x) * self.steps()[:, None, None]
 
     def weight_integers(self):
-        """The weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
+        """Return the weights as integers `(O, I, k, k)`, which multiply `input_integers`."""
         steps, scales = self.steps()[:, None, None], self.scales()[:, None, None, None]
         return round_through(self.weight * steps / scales).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
 
     def steps(self):
-        """What the integers of each input channel are multiples of, `(I,)`."""
+        """Return the step of each input channel's integers, `(I,)`."""
         return self.log_step.exp()
 
     def scales(self):
-        """The same of each output channel's weights, `(O,)`."""
+        """Return the step of each output channel's weights, `(O,)`."""
         return self.log_scale.exp()
 
     def forward(self, x):
@@ -131,10 +128,10 @@ class QuantisedConv(nn.Module):
 
 
 class QuantisedHead(QuantisedConv):
-    """The first convolution, whose input are whole codes: planes less their local means.
+    """The first convolution, whose input is in whole codes: planes less their local means.
 
-    The network has both, and multiplies the means by the sum of their planes' weights, so that nothing is cut off. They
-    come in several channels, which share that (`mean_weights`); the scales are such that the shares have 7 bits, too.
+    The int8 network reads both and multiplies the means by minus the sum of their planes' weights, so that their
+    difference is never clipped. Several channels of means share that product (`mean_weights`), each with 7 bits.
     """
 
     def __init__(self, conv, low, high):
@@ -148,7 +145,7 @@ class QuantisedHead(QuantisedConv):
         return torch.ones(self.weight.shape[1])
 
     def scales(self):
-        # No weight is cut off, so that rounding changes a sum of weights by half a step of each at most.
+        # No weight is clipped, so rounding changes a sum of weights by at most half a step of each.
         needed = [self.weight.abs().flatten(1).amax(dim=1) / WEIGHT_LIMIT]
         for weights, shares in zip(self.weight.split(FOLDED, dim=1), MEANS, strict=True):
             sums = weights.sum(dim=1).abs().flatten(1).amax(dim=1)
@@ -156,7 +153,7 @@ class QuantisedHead(QuantisedConv):
         return torch.stack(needed).amax(dim=0).clamp(min=1e-9)
 
     def mean_weights(self):
-        """What the channels of means in `runtime.fold_planes` are multiplied by: integers `(O, sum(MEANS), k, k)`."""
+        """Return the integer weights `(O, sum(MEANS), k, k)` of the channels of means in `runtime.fold_planes`."""
         shared = []
         for weights, shares in zip(self.weight_integers().split(FOLDED, dim=1), MEANS, strict=True):
             rest = -weights.sum(dim=1)
@@ -167,7 +164,7 @@ class QuantisedHead(QuantisedConv):
 
 
 def _weight_scales(weight):
-    """The scale `(O,)` per output channel that rounds `weight` to integers with the least squared error."""
+    """Return the scale `(O,)` of each output channel that rounds `weight` with the least squared error."""
     flat = weight.flatten(1)
     candidates = flat.abs().amax(dim=1).clamp(min=1e-9) / WEIGHT_LIMIT * torch.linspace(0.7, 1, 31)[:, None]  # (31, O)
     rounded = (flat / candidates[..., None]).round().clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT) * candidates[..., None]
@@ -176,15 +173,15 @@ def _weight_scales(weight):
 
 
 def calibration_pictures(count):
-    """`count` I420 pictures of 256x256 pixels: degraded photos and pages of text."""
+    """Make `count` I420 pictures of 256x256 pixels: degraded photos and pages of text."""
     sources = list_sources(Config(sources={"skimage": 3.0, "rendered": 1.5}), validation=False)
     return [make_pair(sources, CALIBRATION_SEED, index, 256)[0] for index in range(count)]
 
 
 def fine_patterns(count):
-    """`count` grey I420 pictures of 256x256 pixels: each a `dataset.periodic_pattern` of full contrast.
+    """Make `count` grey I420 pictures of 256x256 pixels, each a `dataset.periodic_pattern` of full contrast.
 
-    Nothing drives the student's layers further; if their range clips such peaks, black turns white.
+    Nothing drives the layers further: if their ranges clip such peaks, black turns white.
     """
     rng, neutral = np.random.default_rng(CALIBRATION_SEED), np.full((2, 128, 128), 128, np.uint8)
     patterns = (cv2.normalize(periodic_pattern(256, rng), None, 0, 255, cv2.NORM_MINMAX) for _ in range(count))
@@ -194,7 +191,7 @@ def fine_patterns(count):
 def quantise(student, samples):
     """Copy a student `in_codes` with `QuantisedConv` for convolutions, their ranges measured on `samples`.
 
-    What the blocks add to has the same steps from the first of them to the last layer: see `predict_quantised`.
+    Blocks and tail share the steps of their input, to which the blocks add: see `predict_quantised`.
     """
     ranges = {}
 
@@ -224,7 +221,7 @@ def quantise(student, samples):
 
 
 def predict_quantised(quantised, x):
-    """What the int8 network makes of `student_input`, but for `runtime.FAINT`."""
+    """Return what the int8 network makes of `student_input`, before `runtime.FAINT` is applied."""
     rounded = quantised.tail.rounded
     x = rounded(F.relu(quantised.head(x)))
     for block in quantised.body:
@@ -236,11 +233,11 @@ def predict_quantised(quantised, x):
 
 
 def rounding_loss(answer, expected, x):
-    """How far a quantised student's answer to `student_input` `x` is from that of the float one.
+    """Compute the loss of a quantised student's answer to `student_input` `x` against the float student's.
 
-    The root of the mean squared error of each crop; with `FLAT_WEIGHT` the same of the error weighed by how flat the
-    picture is there, since on a wall the smallest error is seen as noise that flickers; and the squares of what answers
-    differ by beyond `NEAR` codes. An error of the gain counts as what it does to detail as strong as it is there.
+    Its terms are the root mean square of each crop's errors; with `FLAT_WEIGHT` that of errors weighted by flatness, as
+    the smallest error on a wall flickers visibly; and squared errors beyond `NEAR` codes. Errors of the gain are
+    multiplied by the detail that they act on.
     """
     variance = F.avg_pool2d(x[:, :16].square().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
     flatness = FLAT_VARIANCE / (variance + FLAT_VARIANCE)
@@ -253,11 +250,10 @@ def rounding_loss(answer, expected, x):
 
 
 def distil(quantised, student, batches, steps, progress=True):
-    """Train a quantised student, in place, to answer like the float one: its weights, their scales and its steps.
+    """Train a quantised student in place to answer like the float one: its weights, scales and steps.
 
     Args:
-        batches: iterable of `student_input`, `(N, 24, h, w)`.
-        steps: how many there are.
+        batches: iterable of `steps` batches of `student_input`, `(N, 24, h, w)`.
     """
     groups, steps_of_inputs = [], set()
     for module in quantised.modules():
@@ -269,7 +265,7 @@ def distil(quantised, student, batches, steps, progress=True):
                 steps_of_inputs.add(module.log_step)
     groups.append({"params": list(steps_of_inputs), "lr": 1e-2})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    # Warm-up, then the half of a cosine.
+    # Warm-up, then half a cosine.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1, (k + 1) / 20) * 0.5 * (1 + np.cos(np.pi * k / steps))
     )
@@ -286,8 +282,8 @@ def draw_inputs(pictures, steps, batch=12, crop=128):
     for _ in range(steps):
         crops = []
         for index in rng.integers(len(pictures), size=batch):
-            left, top = 2 * rng.integers(0, (pictures[index].shape[1] - crop) // 2 + 1, size=2)
-            crops.append(student_input(*crop_planes(*unpack_planes(pictures[index]), int(left), int(top), crop)))
+            y, uv = unpack_planes(pictures[index])
+            crops.append(student_input(*crop_planes(y, uv, *random_corner(y, crop, rng), crop)))
         yield torch.cat(crops)
 
 
@@ -296,7 +292,7 @@ def draw_inputs(pictures, steps, batch=12, crop=128):
 
 
 class _Graph:
-    """Collects nodes and constants of an ONNX graph; values are known by their names."""
+    """Collects nodes and constants of an ONNX graph; values are known by name."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -311,7 +307,7 @@ class _Graph:
         return output
 
     def round(self, x, zero):
-        """Round to integers of the type of `zero`, which stands for 0, with a step of 1."""
+        """Round to integers of the type of `zero`."""
         arguments = self.constant(np.float32(1)), self.constant(zero)
         return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *arguments), *arguments)
 
@@ -326,16 +322,15 @@ class _Graph:
 def build_model(quantised, metadata):
     """Write a quantised student as an ONNX model.
 
-    Its input ``cells (1, h, w, 32)``, uint8, is what `runtime.fold_planes` gives of a frame; its output ``change``
-    likewise, int8, what `runtime.apply_change` takes. The other input ``stretch`` `(1, 1, 1, 1)`, float, multiplies the
-    details that the student sees, which makes limited range full. That is done after the first convolution, so that it
-    reads whole codes; for chroma the factor of luma is 2 % too much.
+    Its input ``cells`` `(1, h, w, 32)` uint8 comes from `runtime.fold_planes`, and its output ``change`` of the same
+    shape, int8, goes to `runtime.apply_change`. The input ``stretch`` `(1, 1, 1, 1)` float brings limited range to full
+    range. It is applied after the first convolution, which so reads whole codes; for chroma it is 2 % too large.
 
-    Channels are last in all that is not convolved, and all that a layer writes has 8 bits: moving floats is slow. What
-    a block adds is therefore rounded before it is added; OpenVINO makes one operation of convolution, rounding and sum.
+    All layers write 8 bits, because moving floats is slow. So each block's output is rounded before it is added, and
+    OpenVINO fuses convolution, rounding and sum.
     """
     graph = _Graph()
-    steps = quantised.tail.steps().detach().numpy()  # of what the blocks add to: its integers are what is added
+    steps = quantised.tail.steps().detach().numpy()  # of the blocks' inputs and outputs
 
     def arrays(module, outputs=1):
         weights, scales, bias = (t.detach().numpy() for t in (module.weight_integers(), module.scales(), module.bias))
@@ -344,8 +339,8 @@ def build_model(quantised, metadata):
     def stream(x):
         return graph.round(x, np.int8(0))
 
-    cells = graph.round(graph.add("Cast", "cells", to=TensorProto.FLOAT), np.uint8(0))  # says that it has 8 bits
-    cells = graph.add("Transpose", cells, perm=[0, 3, 1, 2])  # the other way round, OpenVINO would convolve floats
+    cells = graph.round(graph.add("Cast", "cells", to=TensorProto.FLOAT), np.uint8(0))  # tells that it has 8 bits
+    cells = graph.add("Transpose", cells, perm=[0, 3, 1, 2])  # if it came first, OpenVINO would convolve floats
     weights, scales, bias = arrays(quantised.head, steps)
     weights = np.concatenate([weights, quantised.head.mean_weights().detach().numpy()], axis=1)
     x = graph.add("Mul", graph.convolve(cells, weights, scales), "stretch")
@@ -381,10 +376,9 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
 
     Args:
         checkpoint: file written by `models.save_student`.
-        output: file to write; by default the one beside the checkpoint where `engines.make_engine` looks for it.
-        data: folder with what the student was trained on, `data_root` of its configuration, to learn on its own pairs.
-        frames: how many `calibration_pictures`, and as many `fine_patterns`, to measure on; to train on, if there is no
-            data.
+        output: file to write; by default the one beside the checkpoint, where `engines.make_engine` looks for it.
+        data: `data_root` of the student's configuration, to train on its own pairs; None: on `calibration_pictures`.
+        frames: number of `calibration_pictures`, and of `fine_patterns`, to measure ranges on.
         steps: of training.
 
     Raises:
@@ -396,21 +390,19 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
             raise CheckpointError(f"{checkpoint} does not say how it was trained: leave out --data")
         config = Config(data_root=str(data))
         update(config, {key: value for key, value in meta["config"].items() if key in PAIR_KEYS}, checkpoint)
-    student, pictures = in_codes(original), calibration_pictures(frames)
-    samples = pictures + fine_patterns(frames)
-    quantised = quantise(student, [student_input(*unpack_planes(picture)) for picture in samples])
-    note = f"distilled in {steps} steps"
-    if data is not None:
         pairs = open_pairs(prepare_pairs(config, progress=progress))
         if config.real_pairs:
             pairs += 4 * open_pairs(prepare_pairs(config, "real", progress))  # few, and what the network is for
-        pictures = [pair.input for pair in pairs]
-        note += " on the student's training pairs"
+    student, calibration = in_codes(original), calibration_pictures(frames)
+    samples = [student_input(*unpack_planes(picture)) for picture in calibration + fine_patterns(frames)]
+    quantised = quantise(student, samples)
+    pictures = calibration if data is None else [pair.input for pair in pairs]
     pictures += fine_patterns(len(pictures) // PATTERN_SHARE)
     distil(quantised, student, draw_inputs(pictures, steps), steps, progress)
     answer = TorchEngine(original, "cpu", torch.float32).difference(*runtime.probe_planes())
     metadata = runtime.network_notes(checkpoint, answer) | {
-        "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; {note}",
+        "calibration": f"{frames} pictures of 256x256, seed {CALIBRATION_SEED}; distilled in {steps} steps"
+        + (" on the student's training pairs" if data is not None else ""),
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
     }
@@ -424,11 +416,11 @@ def export(checkpoint, output=None, data=None, frames=256, steps=STEPS, progress
 
 
 def web_file(checkpoint):
-    """The student of a checkpoint as web/network.js reads it, as bytes.
+    """Return the student of a checkpoint as bytes for web/network.js.
 
-    `WEB_MAGIC`, then two little-endian uint32: `WEB_VERSION` and the length of a header in JSON, then the header and
-    float16 numbers. They are 4x4 matrices, of four inputs and four outputs each: of every convolution those of its
-    kernel ``(k*k, ceil(I/4), ceil(O/4))``, input after input, and its biases, filled with zeros.
+    They are `WEB_MAGIC`, two little-endian uint32 (`WEB_VERSION` and the length of a JSON header), the header, and
+    float16 numbers. For each convolution, these are 4x4 matrices (four inputs, four outputs) of its kernel
+    ``(k*k, ceil(I/4), ceil(O/4))``, input after input, and its biases, padded with zeros.
     """
     student, _ = load_student(checkpoint)
     header = {
@@ -467,18 +459,17 @@ def _matrices(conv):
 
 
 def export_web(checkpoint, output=None):
-    """Write a checkpoint's `web_file`, by default the one that the page in web/ loads; returns its path."""
+    """Write a checkpoint's `web_file`, by default the one that web/ loads, and return its path."""
     path = Path(output or WEB_FILE)
     write_bytes(path, web_file(checkpoint))
     return path
 
 
 def main(argv=None):
-    """Run the command line; returns the exit code: 0, 2 for bad input."""
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 if stopped."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
-    parser.add_argument(
-        "checkpoint", nargs="?", default=str(runtime.RELEASED_STUDENT), help="the student (default: the released one)"
-    )
+    released = str(runtime.RELEASED_STUDENT)
+    parser.add_argument("checkpoint", nargs="?", default=released, help="the student (default: the released one)")
     parser.add_argument("-o", "--output", help="file to write (default: beside the checkpoint)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--data", help="folder with what it was trained on, data_root: loses less")
@@ -493,13 +484,12 @@ def main(argv=None):
     except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("export.py: stopped, nothing is written", file=sys.stderr)
+        return 130
     print(f"written: {path} ({path.stat().st_size / 1024:.0f} KiB)")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("export.py: stopped, nothing is written", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

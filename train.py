@@ -6,8 +6,8 @@
     python train.py epochs=4 name=try                      # any key of config.Config
     python train.py epochs=4 name=try --resume             # go on where a run was stopped
 
-A run writes under checkpoints/<name>/: student.pth (the average of the weights; what inference.py loads), last.pth (for
---resume), log.csv and validation.png (input, student and truth). It never touches the released checkpoint.
+A run writes to checkpoints/<name>/: student.pth (averaged weights, which inference.py loads), last.pth (for --resume),
+log.csv and validation.png (input, student and truth). It never touches the released checkpoint.
 """
 
 import csv
@@ -28,41 +28,27 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import dataset
+import models
 from config import MACHINE_KEYS, ConfigError, load_config
 from degradation import DataError, pack_planes, resize, unpack_planes
-from models import (
-    CHECKPOINT_DIR,
-    INPUT_GAIN,
-    STUDENT_SIZES,
-    CheckpointError,
-    Student,
-    add_branches,
-    check_size,
-    collapse,
-    gaussian_blur,
-    load_student,
-    load_teacher,
-    read_weights,
-    save_student,
-    write_weights,
-)
+from models import CHECKPOINT_DIR, INPUT_GAIN, CheckpointError, Student, gaussian_blur, load_student, load_teacher
 from runtime import DeviceError
 from torch_engine import TorchEngine, pick_device
 from utils import atomic_path, bgr_to_planes, luma_metrics, planes_to_bgr, write_bytes
 
 VERSION = "0.2.0.dev0"  # of this program, for `meta`
-BRANCH_WIDTH = 128  # of the branches that `models.add_branches` adds for training
+BRANCH_WIDTH = 128  # of `models.add_branches`
 CLIP_NORM = 1.0  # largest norm of the gradient
 EMA_DECAY = 0.999  # of the moving average of the weights, which becomes the student
 TYPICAL_DAMAGE, MINIMAL_DAMAGE = 0.02, 0.01  # mean absolute error of an input's luma, in [0, 1]
 MINIMAL_DETAIL = 0.02  # standard deviation of high-pass luma, in [0, 1]
-ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # of luma, chroma and gain, by which their errors become comparable
-ANSWER_BETA = 0.1  # scaled error from which on it counts linearly
-# Standard deviation of detail from which there is texture, and from which it counts fully: in the restored picture, to
-# which gain is added there, and in the input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
+ANSWER_SCALES = INPUT_GAIN, INPUT_GAIN, 0.2  # make the errors of luma, chroma and gain comparable
+ANSWER_BETA = 0.1  # scaled error from which the loss is linear
+# Deviation of detail at which texture begins and counts fully: in the restored picture, where gain is added, and in the
+# input, whose finest detail is kept. Beyond OUTLINE, gain is reduced.
 TEXTURE, FINE_TEXTURE, OUTLINE = (1 / 255, 3 / 255), (0.8 / 255, 2 / 255), 7 / 255
-TEXTURE_SIGMA, FINE_SIGMA = 1.5, 0.8  # of the Gaussians that take away detail, and only the finest of it
-INVISIBLE = 45.0  # dB; beyond it nobody sees a difference
+TEXTURE_SIGMA, FINE_SIGMA = 1.5, 0.8  # of the Gaussian blurs that remove detail and the finest detail
+INVISIBLE = 45.0  # dB of PSNR, beyond which no difference is visible
 QUALITY = ("psnr_input", "ssim_input", "psnr", "ssim")  # what `validate` measures
 
 
@@ -75,18 +61,15 @@ class TrainingError(RuntimeError):
 
 
 def train(config, resume=False):
-    """Distil a student as `config` says.
-
-    Returns:
-        Path of the student's checkpoint.
+    """Distil a student as `config` says, and return the path of its checkpoint.
 
     Raises:
         TrainingError, DataError, CheckpointError, DeviceError: see their messages.
-        OSError: a file cannot be written; what was written before is whole.
+        OSError: a file cannot be written; files written before are complete.
     """
     for path in filter(None, (config.initial, config.larger)):
-        load_student(path)  # refused now, and not after an hour of preparation
-    check_size({name: getattr(config, name) for name in STUDENT_SIZES})
+        load_student(path)  # so that a bad one is refused before an hour of preparation
+    models.check_size({name: getattr(config, name) for name in models.STUDENT_SIZES})
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     folder = CHECKPOINT_DIR / config.name
@@ -142,14 +125,15 @@ def train(config, resume=False):
                 totals[name] += term.detach() / config.steps_per_epoch
             bar.set_postfix(loss=f"{terms['loss'].item():.4f}", refresh=False)
 
-        candidate = collapse(average.module)
-        score, rows = validate(TorchEngine(candidate, device), validation_pairs)
+        candidate = models.collapse(average.module)
+        engine = TorchEngine(candidate, device)
+        score, rows = validate(engine, validation_pairs)
         seconds += time.perf_counter() - started
         losses = {name: total.item() for name, total in totals.items()}
         figures = {f"{row['condition']} {name}": row[name] for row in rows for name in QUALITY}
         log.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **losses, "score": score, **figures})
         write_log(folder / "log.csv", log, rows)
-        write_pictures(folder / "validation.png", candidate, validation_pairs[:4], device)
+        write_pictures(folder / "validation.png", engine, validation_pairs[:4])
         meta = {
             "version": VERSION,
             "teacher": teacher_name,
@@ -161,7 +145,7 @@ def train(config, resume=False):
             "metrics": {"score": score, "validation": rows},
             "initial": origin,
         }
-        save_student(folder / "student.pth", candidate, meta)
+        models.save_student(folder / "student.pth", candidate, meta)
         state = {  # all that --resume needs: batches follow from seed and epoch
             "config": result_config(config),
             "teacher": teacher_name,
@@ -170,17 +154,17 @@ def train(config, resume=False):
             "optimizer": optimizer.state_dict(),
             "log": log,
         }
-        write_weights(folder / "last.pth", state)
+        models.write_weights(folder / "last.pth", state)
     return folder / "student.pth"
 
 
 def autocast(config, device):
-    """The forward pass's precision: bfloat16 where `config.precision` says so."""
+    """Context of the forward pass: in bfloat16 if `config.precision` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def learning_rate(config, step):
-    """Linear warm-up, then a cosine to zero."""
+    """Return the learning rate at `step`: linear warm-up, then a cosine to zero."""
     total = config.epochs * config.steps_per_epoch
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -195,16 +179,15 @@ def to_device(batch, device):
 
 
 def validate(engine, pairs):
-    """Measure what runs a student on prepared pairs, against the truth as it is.
+    """Measure an engine on prepared pairs, against their truths.
 
     Args:
         engine: function ``(y, uv, full_range) -> (y, uv)`` on uint8 planes.
         pairs: list of `dataset.Pair`.
 
     Returns:
-        ``(score, rows)``: mean PSNR of the output in dB; and for each degradation a dict of ``condition``, ``pairs``
-        (how many), and the mean PSNR and SSIM of luma before and after: ``psnr_input``, ``psnr``, ``ssim_input``,
-        ``ssim``. PSNR above `INVISIBLE` counts as that, so that equal pictures have a figure.
+        ``(score, rows)``: mean PSNR of the output in dB; and for each kind of damage a dict of ``condition``, ``pairs``
+        (their number) and the means of `QUALITY` on luma. PSNR is limited to `INVISIBLE`, to be finite.
     """
     found = defaultdict(list)
     for pair in pairs:
@@ -225,14 +208,14 @@ def validate(engine, pairs):
 
 
 def prepare_data(config, device, progress=True):
-    """Prepare or find all data: returns ``(pairs to train on, pairs to validate with, name of the teacher)``."""
+    """Prepare or find all data: returns ``(training pairs, validation pairs, name of the teacher)``."""
     pairs = dataset.open_pairs(dataset.prepare_pairs(config, "training", progress))
     validation_pairs = dataset.open_pairs(dataset.prepare_pairs(config, "validation", progress))
     names = []
     if config.real_pairs and (config.larger or config.teacher != "none"):
         folder = dataset.prepare_pairs(config, "real", progress)
         real = dataset.open_pairs(folder)
-        if not config.larger:  # else its answers take the teacher's place
+        if not config.larger:  # whose answers replace the teacher's
             real, name = teach_pairs(config, real, folder, device, progress)
             names.append(name)
         pairs += real
@@ -243,7 +226,7 @@ def prepare_data(config, device, progress=True):
 
 
 def teach_pairs(config, pairs, folder, device, progress=True):
-    """Give pairs the teacher's outputs, computed once into `folder`, for goals: returns ``(new pairs, its name)``."""
+    """Make the teacher's outputs, cached in `folder`, the goals of pairs: returns ``(new pairs, its name)``."""
     teacher, name = load_teacher(config.teacher)
     teacher = teacher.to(device, memory_format=torch.channels_last)
     taught = []
@@ -258,7 +241,7 @@ def teach_pairs(config, pairs, folder, device, progress=True):
 
 @torch.inference_mode()
 def teach(teacher, packed, device):
-    """Sharpen a full-range I420 picture `(3*H/2, W)` with a x4 teacher, whose output an area kernel brings back."""
+    """Sharpen a full-range I420 picture `(3*H/2, W)`: enlarge it with a x4 teacher, shrink it with an area kernel."""
     frame = planes_to_bgr(*unpack_planes(packed))
     rgb = torch.from_numpy(np.ascontiguousarray(frame[:, :, ::-1])).to(device).permute(2, 0, 1)[None] / 255
     large = teacher(rgb.contiguous(memory_format=torch.channels_last))[0].float().clamp(0, 1)  # (3, 4H, 4W)
@@ -267,17 +250,14 @@ def teach(teacher, packed, device):
 
 
 def epoch_keys(config, epoch, pairs):
-    """The crops of an epoch as keys of `PairDataset`, decided by the seed and the epoch alone.
-
-    With probability `config.teacher_share` a key is drawn from the pairs whose goal is the teacher's, else from others.
-    """
+    """Draw an epoch's keys of `PairDataset`, decided by seed and epoch; `teacher_share` of them are taught pairs."""
     rng = np.random.default_rng((config.seed, epoch))
     count = config.steps_per_epoch * config.batch_size
     taught = np.array([pair.taught for pair in pairs])
     drawn = rng.choice(np.flatnonzero(~taught), count)
     if taught.any():
         drawn = np.where(rng.random(count) < config.teacher_share, rng.choice(np.flatnonzero(taught), count), drawn)
-    # The position makes two crops of one pair in one epoch differ.
+    # With the position, two crops of one pair in one epoch differ.
     return [(config.seed, epoch, position, int(index)) for position, index in enumerate(drawn)]
 
 
@@ -286,44 +266,37 @@ def epoch_keys(config, epoch, pairs):
 
 
 def make_networks(config, crops):
-    """Make the student to train, with its training-only branches: new, as in `config.initial`, or by `narrow`.
+    """Make the student to train, with branches: new, from `config.initial`, or from `config.larger` by `narrow`.
 
     Returns:
-        ``(student, the larger one or None, meta of the initial one or None)``.
+        ``(student, larger student or None, meta of the initial one or None)``.
     """
     student, larger, origin = Student(config.channels, config.blocks, config.wide), None, None
     if config.initial:
         initial, origin = load_student(config.initial)
         if initial.args != student.args:
-            raise TrainingError(
-                f"{config.initial} holds a network of {initial.args}, not {student.args}: change either"
-            )
+            raise TrainingError(f"{config.initial} holds a network of {initial.args}, not {student.args}: change one")
         student = initial.train()
     if config.larger:
         larger, _ = load_student(config.larger)
         if not config.initial:
             narrow(larger, student, crops)
-    return add_branches(student, BRANCH_WIDTH), larger, origin
+    return models.add_branches(student, BRANCH_WIDTH), larger, origin
 
 
 @torch.no_grad()
 def narrow(larger, student, crops):
-    """Initialise a student from one that is wider within its blocks, in place, by what it does on some crops.
-
-    Args:
-        crops: `dataset.PairDataset`.
+    """Initialise a student in place from one that is only wider within its blocks, by its activations on some crops.
 
     Raises:
-        TrainingError: it is not wider, or differs in more than that.
+        TrainingError: the other one is not wider, or differs in more than that.
     """
     if larger.args != student.args | {"wide": max(larger.args["wide"], student.args["wide"])}:
         raise TrainingError(f"larger: a network of {larger.args} is no wider one than {student.args}: change either")
     chosen = np.random.default_rng(0).choice(len(crops.pairs), 64)
     inputs = [crops[0, position, index]["input"] for position, index in enumerate(chosen.tolist())]
     hidden = []
-    hooks = [
-        block.conv2.register_forward_hook(lambda _, inputs, output: hidden.append(inputs[0])) for block in larger.body
-    ]
+    hooks = [block.conv2.register_forward_pre_hook(lambda _, x: hidden.append(x[0])) for block in larger.body]
     larger.predict(*(torch.stack(planes) for planes in zip(*inputs, strict=True)))
     for hook in hooks:
         hook.remove()
@@ -339,15 +312,15 @@ def narrow(larger, student, crops):
 
 
 def choose_channels(covariance, weight, count):
-    """Choose the channels from which a weighted sum of all of them can be reconstructed best, one after the other.
+    """Choose channels greedily, so that weighted sums of all channels are best reconstructed from them.
 
     Args:
         covariance: of the channels, `(C, C)`.
-        weight: of the sum, `(O, C)`.
-        count: how many to choose.
+        weight: of the sums, `(O, C)`.
+        count: number of channels to choose.
 
     Returns:
-        ``(kept, fitted)``: their indices, and the weight `(O, count)` on them, by least squares.
+        ``(kept, fitted)``: their indices, and their weights `(O, count)`, by least squares.
     """
 
     def fit(kept):
@@ -367,14 +340,12 @@ def choose_channels(covariance, weight, count):
 
 
 def distillation_loss(output, batch, config, step):
-    """The student's loss: fidelity to a crisper truth, and high frequencies of the teacher.
+    """Compute the loss of a student that learns truths and the high frequencies of a teacher, means over the batch.
 
-    Where the truth is known, L1 (as `charbonnier`) and 1 - SSIM to it, its luma made `dataset.crisp`; for L1 chroma
-    counts half. Where it is not, L1 and channel-wise KL between the high-pass luma of the student's output and of the
-    teacher's, made crisp likewise. Terms are averaged over the batch.
-
-    Errors are divided by the input's own error (plus `MINIMAL_DAMAGE`): otherwise the small ones that a student adds to
-    good video are lost among the large ones that it removes from bad video.
+    For a known truth, made `dataset.crisp`: L1 (as `charbonnier`; chroma counts half), 1 - SSIM and `edge_deficit`. For
+    real video: L1 and channel-wise KL divergence of high-pass luma to the teacher's, made crisp too, and
+    `edge_deficit`. Errors to a truth are divided by the input's own error (plus `MINIMAL_DAMAGE`): otherwise the small
+    errors added to good video vanish among the large ones removed from bad video.
 
     Args:
         output: the student's planes `(y (N, 1, S, S), uv (N, 2, S/2, S/2))`.
@@ -400,33 +371,26 @@ def distillation_loss(output, batch, config, step):
 
 
 def charbonnier(x, y, epsilon):
-    """L1 distance `(N,)` of planes `(N, C, H, W)`, rounded off below `epsilon` (Lai et al., LapSRN, CVPR 2017)."""
+    """Return L1 distance `(N,)` of planes `(N, C, H, W)`, smooth below `epsilon` (LapSRN, Lai et al., CVPR 2017)."""
     return (((x - y).square() + epsilon**2).sqrt() - epsilon).mean(dim=(1, 2, 3))
 
 
 def charbonnier_epsilon(config, step):
-    """Where L1 is rounded off at `step`: from 0.01, over the first third of the training, to 0.001.
+    """Return the epsilon of `charbonnier` at `step`: from 0.01 to 0.001 over the first third of the training.
 
-    Plain L1 has a kink where the output equals a clean input, and the untrained student, the identity, never gets out
-    of it: its ReLUs die first. But left rounded, L1 hardly minds the small errors that a student adds to good video,
-    and the other terms pull it back to the identity: a student that starts from another one has 0.001 at once.
+    An untrained student, the identity, sits in the kink of plain L1 for clean inputs, and its ReLUs die there. But a
+    large epsilon hardly punishes small errors added to good video, so trained students begin with 0.001.
     """
     progress = 1.0 if config.initial else min(1.0, 3 * step / (config.epochs * config.steps_per_epoch))
     return 0.01 ** (1 - progress) * 0.001**progress
 
 
 def ssim(x, y):
-    """Compute the structural similarity of each pair in a batch; differentiable.
+    """Compute the structural similarity `(N,)` of tensors `(N, C, H, W)` in [0, 1], H and W at least 11.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004:
     11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, averaged over the positions where the window fits.
-    Agrees with ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)``.
-
-    Args:
-        x, y: tensors ``(N, C, H, W)`` in [0, 1], H and W at least 11. Use float64 for exact values.
-
-    Returns:
-        Tensor ``(N,)``.
+    Equals ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False)`` in float64.
     """
     maps = torch.stack([x, y, x * x + y * y, x * y])
     mean_x, mean_y, squares, xy = gaussian_blur(maps, sigma=1.5, radius=5)
@@ -440,10 +404,10 @@ def ssim(x, y):
 
 
 def edge_deficit(y, target):
-    """How much the edges of luma `(N, 1, H, W)` are flatter (or steeper) than the target's around each pixel: `(N,)`.
+    """Return how much flatter or steeper the edges of luma `(N, 1, H, W)` are than the target's, `(N,)`.
 
-    The gradient counts in the direction of the target's only. Its length would reward any pattern along an edge: thin
-    soft lines became rows of dots.
+    Only the gradient along the target's counts. Its length would reward any pattern along an edge: thin soft lines
+    became rows of dots.
     """
     slope = gradient(target)
     length = (slope.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()
@@ -452,34 +416,27 @@ def edge_deficit(y, target):
 
 
 def gradient(y):
-    """Gradient of luma `(N, 1, H, W)`, blurred a little, across and down: `(N, 2, H - 5, W - 5)`."""
+    """Return the gradient of slightly blurred luma `(N, 1, H, W)`, across and down: `(N, 2, H - 5, W - 5)`."""
     y = gaussian_blur(y, 0.7, 2)
     return torch.cat([y[..., :-1, 1:] - y[..., :-1, :-1], y[..., 1:, :-1] - y[..., :-1, :-1]], dim=1)
 
 
 def high_pass(y, sigma=2.0, radius=6):
-    """Luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side: what a GAN teacher knows best."""
+    """Return luma `(..., H, W)` less its Gaussian blur, `radius` smaller on each side."""
     return y[..., radius:-radius, radius:-radius] - gaussian_blur(y, sigma, radius)
 
 
 def detail(y, sigma):
-    """What a Gaussian blur of up to 3 pixels takes from luma `(N, 1, H, W)`."""
+    """Return luma `(N, 1, H, W)` less its Gaussian blur within 3 pixels, at the same size."""
     return high_pass(F.pad(y, [3] * 4, mode="reflect"), sigma, 3)
 
 
 def channel_distillation(student, teacher, temperature):
-    """Channel-wise knowledge distillation (Shu et al., ICCV 2021, arXiv 2011.13256).
+    """Distil maps `(N, C, H, W)` channel by channel (Shu et al., ICCV 2021, arXiv 2011.13256): a loss `(N,)`.
 
-    Each channel becomes a distribution over its H*W positions, by a softmax at `temperature`; the loss is
-    temperature^2 times the Kullback-Leibler divergence from the student's to the teacher's, averaged over channels.
-    Both maps are divided by the teacher's standard deviation, since the softmax of values near zero is flat;
-    by at least `MINIMAL_DETAIL`, so that crops without detail do not shout.
-
-    Args:
-        student, teacher: maps `(N, C, H, W)`, high-pass filtered.
-
-    Returns:
-        Tensor `(N,)`, zero where the maps agree up to a constant.
+    A softmax at `temperature` makes each channel a distribution over its positions; the loss is temperature^2 times the
+    KL divergence from the student's to the teacher's, averaged over channels, zero if maps differ by a constant. Both
+    are divided by the teacher's standard deviation (at least `MINIMAL_DETAIL`), as the softmax of small values is flat.
     """
     scale = teacher.flatten(2).std(dim=2, keepdim=True).clamp_min(MINIMAL_DETAIL) * temperature
     log_student = F.log_softmax(student.flatten(2) / scale, dim=2)
@@ -493,17 +450,17 @@ def channel_distillation(student, teacher, temperature):
 
 
 def answer_loss(predicted, expected):
-    """The loss of a student that learns what a larger one says, before the strength is applied.
+    """Compute the loss of a student that learns the output of a larger one.
 
-    A narrow student that learns from truths alone hedges, and falls back to the identity: detail that cannot be known
-    is safest left out. An answer follows from the input.
+    A narrow student that learns from truths alone hedges and falls back to the identity, as detail that cannot be known
+    is safest left out. The larger student's answers follow from the input.
 
     Args:
         predicted: `models.Student.predict` of the batch's input.
         expected: the batch's `answers`.
 
     Returns:
-        As `distillation_loss`.
+        Dict of scalar tensors: ``loss`` and its terms ``luma``, ``chroma`` and ``gain``.
     """
     errors = [
         F.smooth_l1_loss(scale * found.float(), scale * goal, beta=ANSWER_BETA)
@@ -516,11 +473,11 @@ def answer_loss(predicted, expected):
 
 @torch.no_grad()
 def answers(larger, batch):
-    """What a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
+    """Return what a student is to predict for a batch of `PairDataset`: residuals of luma and chroma, and the gain.
 
-    They are those of the `larger` one, as strong as `dataset.ANSWERS` says, but for two things that viewers dislike.
-    Skin, hair and cloth look painted, as its residual takes their finest detail and its gain stops at what is faint:
-    here that detail stays, and texture gets more gain. And strong outlines look cut out: here they get less.
+    These are the `larger` student's, scaled by `dataset.ANSWERS`, but for two changes. Its residual removes the finest
+    detail of skin, hair and cloth, which then look painted: that detail is kept, and texture gets more gain. Strong
+    outlines, which look cut out, get less gain.
     """
     residual, gain_share, more, natural, truth = batch["answer"][..., None, None, None].unbind(dim=1)  # (N, 1, 1, 1)
     dy, duv, gain = larger.predict(*batch["input"])
@@ -536,13 +493,13 @@ def answers(larger, batch):
 
 
 def deviation(y):
-    """Deviation of the detail in luma `(N, 1, H, W)` within a Gaussian of sigma 2.5: `(N, 1, H/2, W/2)`."""
+    """Return the deviation of detail in luma `(N, 1, H, W)` within a Gaussian of sigma 2.5, `(N, 1, H/2, W/2)`."""
     squares = F.pad(detail(y, TEXTURE_SIGMA).square(), [6] * 4, mode="reflect")
     return F.avg_pool2d(gaussian_blur(squares, sigma=2.5, radius=6), 2).sqrt() + 1e-6
 
 
 def texture(found, least, full):
-    """How much of a picture is texture, from 0 where its `deviation` is `least` to 1 where it is `full`."""
+    """Return the share of texture, from 0 at a `deviation` of `least` to 1 at `full`."""
     return ((found - least) / (full - least)).clamp(0, 1)
 
 
@@ -551,15 +508,15 @@ def texture(found, least, full):
 
 
 def result_config(config):
-    """The part of a configuration that decides the result, as plain data."""
+    """Return the part of a configuration that decides the result, as plain data."""
     return {key: value for key, value in dataclasses.asdict(config).items() if key not in MACHINE_KEYS}
 
 
 def load_state(path, config):
-    """Read the state of a run, and check that it belongs to `config`."""
+    """Read the state of a run, or raise a `TrainingError` if it has another `config`."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
-    state, wanted = read_weights(path), result_config(config)
+    state, wanted = models.read_weights(path), result_config(config)
     saved = state["config"]
     different = [key for key in saved | wanted if saved.get(key) != wanted.get(key)]
     if different:
@@ -569,7 +526,7 @@ def load_state(path, config):
 
 
 def write_log(path, log, rows):
-    """Write `log`, a dict for each epoch, as a table, and tell of the last one, also what `validate` says in `rows`."""
+    """Write `log`, a dict for each epoch, as a table, and print the last epoch with the `rows` of `validate`."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(log[-1]))
         table.writeheader()
@@ -578,18 +535,14 @@ def write_log(path, log, rows):
     tqdm.write("epoch {epoch}: loss {loss:.4f}, validation {score:.3f} dB: ".format(**log[-1]) + "; ".join(gains))
 
 
-def write_pictures(path, student, pairs, device):
+def write_pictures(path, engine, pairs):
     """Write a picture with a row for each pair: input, student, truth."""
-    engine, rows = TorchEngine(student, device), []
+    rows = []
     for pair in pairs:
         before = unpack_planes(pair.input)
         shown = before, engine(*before, full_range=True), unpack_planes(pair.goal)
         rows.append(np.hstack([planes_to_bgr(*planes) for planes in shown]))
     write_bytes(path, cv2.imencode(".png", np.vstack(rows))[1].tobytes())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
 
 
 def main(argv=None):
@@ -604,13 +557,12 @@ def main(argv=None):
     except (ConfigError, TrainingError, DataError, CheckpointError, DeviceError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; the same command goes on, with --resume after the first epoch", file=sys.stderr)
+        return 130
     print(f"student: {path}\ntry it: python inference.py VIDEO --checkpoint {path}")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("train.py: stopped; the same command goes on, with --resume after the first epoch", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Make the benchmark's input: soft, noisy and compressed pictures and clips.
+"""Make the benchmark's input: soft, noisy and compressed pictures and clips, by the protocols of docs/benchmark.md.
 
-Protocols are described in docs/benchmark.md. ``x4`` is much like Microsoft's video super-resolution challenge for
-conferencing (ICME 2025). A *unit* is one clip or photo under one condition.
+A *unit* is one clip or photo under one condition. ``x4`` resembles Microsoft's video super-resolution challenge for
+conferencing (ICME 2025).
 """
 
 import dataclasses
@@ -21,23 +21,23 @@ from degradation import DataError, SimulatedCamera, at_scale, each_plane, low_re
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, bgr_to_planes
 from video import VideoReader
 
-CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip, the last ones: rate control has settled by then
-LEAST_SIDE = 64  # pixels of what can be measured
+CLIP_FRAMES, MEASURED_FRAMES = 30, 8  # of a clip; the last ones, for which rate control has settled
+LEAST_SIDE = 64  # pixels
 PAN_SIDE = 1024  # photos are shrunk to this many pixels before the camera pans over them
 PAN_VELOCITY = (1.5, 0.5)  # pixels a frame
 SCALES = (1, 1.5, 2, 3, 4)
 CODECS = ("x264", "x265", "vp9", "av1")
-# From good to bad, alike in PSNR over the codecs; and kbit/s.
+# From good to bad, with similar PSNR for each codec.
 QUANTISERS = {"x264": (22, 27, 32, 37), "x265": (22, 27, 32, 37), "vp9": (22, 32, 44, 56), "av1": (22, 32, 44, 56)}
-BITRATES = (150, 300, 600)
-LINES = ("360p", "540p", "720p")  # protocols of calls of few lines: what is left of 1080
+BITRATES = (150, 300, 600)  # kbit/s
+LINES = ("360p", "540p", "720p")  # protocols of calls of few lines, named after what is left of 1080
 FEW_LINES = {  # protocol: (what sides are divided by, codec, quantisers)
     "x4": (4, "x265", (17, 22, 27, 32, 37, 42)),
     **{name: (scale, "x264", QUANTISERS["x264"]) for name, scale in zip(LINES, (3, 2, 1.5), strict=True)},
 }
-REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # of a real clip: measured, left out before, and needed in all
-VIDEO_SHRINK = 2  # factor by which videos are shrunk to be crisp at their own size; photos: `dataset.CRISP_PHOTO`
-CAMERAS = {  # name: what protocol camera sees through
+REAL_FRAMES, REAL_START, REAL_LEAST = 24, 10, 4  # frames of a real clip: measured, skipped before, and needed in all
+VIDEO_SHRINK = 2  # factor by which videos are shrunk to be crisp; photos: `dataset.CRISP_PHOTO`
+CAMERAS = {  # of the protocol camera
     "perfect": SimulatedCamera(),
     "crisp": SimulatedCamera(blur=0.25, noise=1.0, sharpen=0.2),
     "slightly soft": SimulatedCamera(blur=0.6),
@@ -51,12 +51,12 @@ CAMERAS = {  # name: what protocol camera sees through
     "moving": SimulatedCamera(blur=0.5, motion=4, angle=0.3),
 }
 DEFAULT_CONDITION = "bicubic+noise"  # of `IMAGE_CONDITIONS`, for which SSIM above 0.9 is promised
-SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # a shared screen, type as slides and pages have it
+SLIDE_SIZE, SLIDE_FONTS = (1280, 720), (16, 18, 20, 24, 28, 36, 48)  # of a shared screen
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A clean picture or video: its category, its name in reports, and what `load_frame` or `load_clip` reads."""
+    """A clean picture or video: its category, its name in reports, and a path for `load_frame` or `load_clip`."""
 
     category: str
     name: str
@@ -69,25 +69,18 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A source under one condition.
-
-    Attributes:
-        scale: what its sides are divided by.
-        codec: a key of `degradation.CODECS`, or None.
-        rate: of the codec: ``("qp", constant quantiser)`` or ``("kbps", kbit/s)``.
-        camera: a key of `CAMERAS`, or None.
-    """
+    """A source under one condition."""
 
     protocol: str
     source: Source
     condition: str
-    scale: float = 1
-    codec: str | None = None
-    rate: tuple | None = None
-    camera: str | None = None
+    scale: float = 1  # by which its sides are divided
+    codec: str | None = None  # a key of `degradation.CODECS`
+    rate: tuple | None = None  # of the codec: ("qp", constant quantiser) or ("kbps", kbit/s)
+    camera: str | None = None  # a key of `CAMERAS`
 
     def identity(self):
-        """Return what names the unit in a report."""
+        """Return the keys that identify the unit in a report, as a dict."""
         named = {"protocol": self.protocol, "category": self.source.category, "name": self.source.name}
         named["condition"] = self.condition
         if self.codec:
@@ -99,31 +92,26 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Degraded frames and their ground truth, lists of planes `(y (H, W), uv (2, H/2, W/2))`, consecutive frames."""
+    """Degraded frames and their ground truth: clips of planes `(y (H, W), uv (2, H/2, W/2))`."""
 
     input: list
     truth: list | None  # None if it is unknown
     full_range: bool = True  # of both
     scale: float = 1  # by which the input was enlarged
-    words: list | None = None  # what is written in the truth, for pictures of text
+    words: list | None = None  # that tesseract reads in the truth
 
     @property
     def size(self):
-        """The (width, height) of the truth, to which methods bring the input, whose frames may be smaller."""
+        """The (width, height) of a method's output, that of the truth; input frames may be smaller."""
         return (self.truth or self.input)[0][0].shape[::-1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources
-
-
 def list_sources(data=None, match=("*",)):
-    """List the clean pictures and clips to measure on.
+    """List the clean pictures and clips to measure on whose names fit one of the patterns `match`.
 
     Args:
-        data: folder with one sub-folder of images and videos a category, at any depth; None: the photos of scikit-image
-            and scikit-learn, and drawn slides.
-        match: only those whose name fits one of these patterns.
+        data: folder with a sub-folder of images and videos for each category, at any depth; None: the photos of
+            scikit-image and scikit-learn, and drawn slides.
 
     Raises:
         DataError: nothing matches.
@@ -151,12 +139,12 @@ def list_sources(data=None, match=("*",)):
 
 
 def can_be_read(source):
-    """Return whether tesseract is here to read what a picture says."""
+    """Return whether a picture shows text and tesseract is installed."""
     return source.category == "text" and metrics.tesseract_available()
 
 
 def load_frame(source):
-    """Read a picture, from a path, ``slide:SEED`` or whatever `dataset.load_photo` takes: a BGR frame of even size."""
+    """Read a picture, ``slide:SEED`` or anything that `dataset.load_photo` takes, as a BGR frame of even size."""
     if source.path.startswith("slide:"):
         rng = np.random.default_rng(int(source.path.removeprefix("slide:")))
         return dataset.render_text(rng, SLIDE_SIZE, SLIDE_FONTS)
@@ -168,10 +156,10 @@ def load_frame(source):
 
 @functools.lru_cache(maxsize=1)  # the units of a source follow each other
 def load_clip(source, count=CLIP_FRAMES, least=CLIP_FRAMES, crisp=False, step=2):
-    """Read the first `count` frames of a video, or pan over a photo; `crisp` shrinks them until they are.
+    """Read the first `count` frames of a video, or pan over a photo; `crisp` shrinks them until they are crisp.
 
     Returns:
-        ``(clip, full_range)``: planes of even size, of a video cut to multiples of `step`.
+        ``(clip, full_range)``: planes of even size, those of a video first cut to multiples of `step`.
 
     Raises:
         DataError: the video has fewer than `least` frames, or a side of them fewer than `LEAST_SIDE` pixels.
@@ -205,10 +193,6 @@ def _check_size(source, width, height):
         raise DataError(f"{source.path} is too small to be measured ({width}x{height}): leave it out")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Protocol image
-
-
 def blur_noise_jpeg(planes, rng):
     """Blur, add noise of sigma 6/255 and apply JPEG of quality 40."""
     noisy = each_plane(each_plane(planes, degradation.blur, 0.7), degradation.add_noise, 6, rng)
@@ -225,7 +209,7 @@ IMAGE_CONDITIONS = {  # name: (scale by which the picture is shrunk, what damage
 
 
 def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
-    """Return every picture of `sources` under each condition."""
+    """Return each picture of `sources` under each condition."""
     return [
         Unit("image", source, condition, scale=IMAGE_CONDITIONS[condition][0])
         for source in sources
@@ -234,17 +218,13 @@ def image_units(sources, conditions=tuple(IMAGE_CONDITIONS)):
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Protocols of clips
-
-
 def real_units(sources):
-    """Return every video as it is."""
+    """Return each video as it is."""
     return [Unit("real", source, "as it is") for source in sources if source.is_video]
 
 
 def camera_units(sources):
-    """Return every source seen by each camera, with codecs and quantisers in turn; every fifth is scaled by 1.5."""
+    """Return each source seen by each camera, with codecs and quantisers in turn; every fifth is scaled by 1.5."""
     units = []
     for i, source in enumerate(sources):
         for j, camera in enumerate(CAMERAS):
@@ -257,7 +237,7 @@ def camera_units(sources):
 
 
 def few_lines_units(sources, protocol):
-    """Return every video with fewer lines, at each quantiser: see `FEW_LINES`."""
+    """Return each video with fewer lines, at each quantiser of `FEW_LINES`."""
     scale, codec, quantisers = FEW_LINES[protocol]
     return [
         Unit(protocol, source, f"{codec} qp {qp}", scale, codec, ("qp", qp))
@@ -268,7 +248,7 @@ def few_lines_units(sources, protocol):
 
 
 def call_units(sources):
-    """Return every source at each codec and rate, with scales in turn: over a few sources each meets every scale."""
+    """Return each source at each codec and rate, with scales in turn, so that a few sources cover all combinations."""
     units = []
     for i, source in enumerate(sources):
         for j, codec in enumerate(CODECS):
@@ -291,7 +271,7 @@ UNITS = {  # protocol: function of sources
 
 
 def draw_units(units, share):
-    """Return about `share` of `units`, chosen by a hash: a larger share contains a smaller one; real ones all stay."""
+    """Return about `share` of `units`, chosen by a hash (larger shares contain smaller ones), and all real ones."""
 
     def place(unit):
         return int(hashlib.sha256(repr(unit.identity()).encode()).hexdigest()[:8], 16) / 2**32
@@ -304,15 +284,11 @@ def _rate_name(rate):
     return f"qp {value}" if kind == "qp" else f"{value}k"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
 @functools.lru_cache(maxsize=1)  # methods are measured one after the other
 def make_sample(unit):
-    """Degrade a unit's source as its condition says, deterministically; of a clip keep the last `MEASURED_FRAMES`.
+    """Degrade a unit's source deterministically, and keep the last `MEASURED_FRAMES` of a clip.
 
-    A call of few lines (`LINES`) is left as it is decoded, everything else enlarged with Lanczos.
+    Calls of few lines (`LINES`) stay as decoded; everything else is enlarged with Lanczos.
     """
     rng = np.random.default_rng(0)
     if unit.protocol == "image":

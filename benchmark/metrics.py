@@ -1,10 +1,7 @@
-"""Full-reference quality of pictures and clips: how near an output comes to its ground truth.
+"""Quality of pictures and clips, against their ground truth, or against the input if there is none (`visible_change`).
 
-PSNR and SSIM are `utils.luma_metrics`. VMAF comes from libvmaf in the ffmpeg that imageio-ffmpeg ships, JOD from cvvdp,
-words from tesseract. Defined here are temporal stability (`flicker`), the share of words read correctly
-(`word_accuracy`), and what changes in a clip without ground truth (`visible_change`).
-
-A clip is a list of planes `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8, consecutive frames of one size.
+PSNR and SSIM are `utils.luma_metrics`. A clip is a list of planes `(y (H, W), uv (2, ceil(H/2), ceil(W/2)))` uint8,
+consecutive frames of one size.
 """
 
 import json
@@ -28,29 +25,20 @@ class MetricError(RuntimeError):
     """A metric cannot be measured here. The message says why and what to do."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# libvmaf
-
 VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 
 
 def vmaf_scores(clip, truth, full_range=True):
-    """Measure VMAF and VMAF NEG of each frame of a clip with ffmpeg's libvmaf filter, on luma.
+    """Measure ``vmaf`` and ``vmaf_neg`` of luma with ffmpeg's libvmaf filter: a dict of lists, one float a frame.
 
-    VMAF (Netflix, model v0.6.1) predicts opinions from 0 to 100; NEG ("no enhancement gain") denies the credit that
-    VMAF gives to sharpening and contrast beyond the truth.
-
-    * VMAF was trained on limited-range video, so full-range planes are converted first.
-    * It assumes a screen seen from three times its height, whatever that is: figures of different sizes do not compare.
-    * It weighs the truth's motion since the frame before: give consecutive frames. The first frame has no motion, and
-      without motion identical clips score 97.4 instead of 100.
+    VMAF (Netflix, model v0.6.1) predicts opinions from 0 to 100; NEG ("no enhancement gain") gives no credit for
+    sharpening and contrast beyond the truth. It was trained on limited-range video, to which full range is converted.
+    It assumes a screen seen from three times its height, so figures of different sizes do not compare. The first frame
+    has no motion, and without motion identical clips score 97.4 instead of 100.
 
     Args:
         clip, truth: of one length and size, even sides of at least 32 pixels.
         full_range: range of both; False is limited (video) range.
-
-    Returns:
-        Dict of ``vmaf`` and ``vmaf_neg``, each a list with one float a frame.
 
     Raises:
         MetricError: ffmpeg has no libvmaf, or fails.
@@ -67,7 +55,7 @@ def vmaf_scores(clip, truth, full_range=True):
             inputs += [*source, "-i", name]
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error", *inputs]
         command += ["-lavfi", f"[0:v][1:v]libvmaf={options}", "-f", "null", "-"]
-        # Run in the folder: paths in filter options would need quoting that differs between systems.
+        # Run in the folder, as quoting of paths in filter options differs between systems.
         finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
         if finished.returncode:
             reason = first_line(finished.stderr or f"exit code {finished.returncode}")
@@ -79,20 +67,11 @@ def vmaf_scores(clip, truth, full_range=True):
     return {name: [frame["metrics"][name] for frame in frames] for name in VMAF_MODELS}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# ColorVideoVDP
-
-
 def jod(clip, truth, full_range=True, rate=25):
     """Measure ColorVideoVDP of a clip in just-objectionable differences: 10 is the truth, 9 is clearly worse.
 
     Mantiuk et al., ACM Transactions on Graphics 43(4), 2024, for a 24 inch full HD screen at 0.6 m
-    (``standard_fhd``); colours as `utils.planes_to_bgr` makes them.
-
-    Args:
-        clip, truth: of one length and size.
-        full_range: range of both.
-        rate: frames per second.
+    (``standard_fhd``); `full_range` is the range of both clips, and `rate` in frames per second.
     """
     import pycvvdp  # slow to import
 
@@ -105,25 +84,15 @@ def jod(clip, truth, full_range=True, rate=25):
     return float(score)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Temporal stability
-
 STILL_WINDOW = 5  # pixels: the side of the neighbourhood
-STILL_CHANGE = 2.0  # grey levels: what a camera's noise changes in a still scene; above is motion
+STILL_CHANGE = 2.0  # grey levels that noise changes in a still scene; more is motion
 
 
 def flicker(clip, truth):
     """Measure how much the error of luma changes from frame to frame where the truth stands still, in grey levels.
 
-    With e = output - truth it is the mean of ``|e[t] - e[t-1]|`` over all static pixels of all pairs of successive
-    frames. A pixel is static in a pair if the truth's absolute change, averaged over the 5x5 pixels around it, is at
-    most 2 grey levels. A constant error counts as zero.
-
-    Args:
-        clip, truth: of one length and size, in one range.
-
-    Returns:
-        A float, 0 is best; NaN if nothing is static.
+    With e = output - truth it is the mean of ``|e[t] - e[t-1]|`` over all static pixels, at which the truth's absolute
+    change, averaged over 5x5 pixels, is at most 2 grey levels; NaN if there are none. Both clips have one range.
     """
     changes, pixels = 0, 0
     errors = [y.astype(np.int16) - truth_y for (y, _), (truth_y, _) in zip(clip, truth, strict=True)]
@@ -135,18 +104,12 @@ def flicker(clip, truth):
     return float(changes / pixels) if pixels else float("nan")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Clips without ground truth
-
 EDGE_SHARE, FLAT_SHARE = 0.05, 0.4  # of the pixels: the steepest slopes, the least activity
 STILL_BLURRED = 1.0  # grey levels that the blurred input may change at a static pixel
 
 
 def visible_change(clip, source):
-    """Compare the luma of a sharpened clip with that of its input; no ground truth is needed.
-
-    Args:
-        clip, source: of one length and size, in one range.
+    """Compare the luma of a sharpened clip with that of its input, in the same range.
 
     Returns:
         Dict of lists, one float a frame:
@@ -154,8 +117,8 @@ def visible_change(clip, source):
         * ``edges``: mean gradient at the source's steepest 5 % of pixels, relative to the source's; 1 is unchanged.
         * ``noise``: standard deviation of the high-pass in the source's calmest 40 %, relative to the source's.
         * ``halo``: codes by which pixels near those edges leave the range of their 7x7 neighbours in the source.
-        * ``flicker``: absolute change since the frame before, in codes, at static pixels of the source; one entry
-          shorter than the clip, and NaN if no pixel is static.
+        * ``flicker``: absolute change since the previous frame, in codes, at static pixels of the source; one entry
+          fewer, and NaN if no pixel is static.
     """
     found = {"edges": [], "noise": [], "halo": [], "flicker": []}
     window, before = np.ones((7, 7), np.uint8), None
@@ -179,7 +142,7 @@ def visible_change(clip, source):
 
 
 def _gradient(y, sigma=0.7):
-    """Length of the gradient of blurred float32 luma, in codes a pixel."""
+    """Return the length of the gradient of blurred float32 luma, in codes a pixel."""
     y = cv2.GaussianBlur(y, (0, 0), sigma)
     return np.hypot(cv2.Sobel(y, cv2.CV_32F, 1, 0), cv2.Sobel(y, cv2.CV_32F, 0, 1)) / 8
 
@@ -188,27 +151,20 @@ def _high_pass(y, sigma):
     return y - cv2.GaussianBlur(y, (0, 0), sigma)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Text
-
-
 def tesseract_available():
-    """Whether the ``tesseract`` program can be run here."""
+    """Return whether the program ``tesseract`` is installed."""
     return shutil.which("tesseract") is not None
 
 
 def read_words(y):
-    """Return the words that tesseract reads in a uint8 luma plane `(H, W)`, in reading order.
-
-    The picture is enlarged by 2 first: tesseract was made for scans, whose letters are larger than those on a screen.
+    """Return the words that tesseract reads in a uint8 luma plane `(H, W)`, enlarged by 2 to the letters of scans.
 
     Raises:
         MetricError: tesseract fails.
     """
     _, png = cv2.imencode(".png", cv2.resize(y, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC))
     command = ["tesseract", "stdin", "stdout", "-l", "eng"]
-    # Its own threads gain next to nothing and make it slower on a busy machine.
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # its own threads gain nothing
     finished = subprocess.run(command, input=png.tobytes(), env=environment, capture_output=True, check=False)
     if finished.returncode:
         raise MetricError(f"tesseract failed: {first_line(finished.stderr.decode(errors='replace'))}")
@@ -216,20 +172,16 @@ def read_words(y):
 
 
 def word_accuracy(y, expected):
-    """Return the share of words that tesseract reads correctly: 1 less the word error rate, not below 0.
+    """Return 1 less the word error rate of tesseract on uint8 luma `(H, W)`, at least 0.
 
-    The word error rate is the edit distance in words (replaced, inserted, deleted) between what was read and what was
-    expected, over the number of words expected; case and punctuation count.
-
-    Args:
-        y: uint8 luma plane `(H, W)`.
-        expected: list of words, at least one.
+    The word error rate is the edit distance in words between what is read and `expected`, a list of at least one word,
+    over the number of words expected; case and punctuation count.
     """
     return max(0.0, 1 - _edit_distance(read_words(y), expected) / len(expected))
 
 
 def _edit_distance(words, expected):
-    """Levenshtein's distance between two lists, one row of its table after the other."""
+    """Return Levenshtein's distance between two lists."""
     above = list(range(len(expected) + 1))
     for i, word in enumerate(words, 1):
         row = [i]
@@ -239,21 +191,11 @@ def _edit_distance(words, expected):
     return above[-1]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Confidence
-
-
 def bootstrap_interval(clusters):
-    """Return the 95 % percentile bootstrap interval of a mean, resampling whole clusters (Efron and Tibshirani 1993).
+    """Return ``(low, high)``, the 95 % percentile bootstrap interval of a mean (Efron and Tibshirani 1993).
 
-    The frames of a clip resemble each other, so that drawing them one by one would give far too narrow an interval.
-    Instead clips are drawn with all that was measured in them; a longer clip weighs more.
-
-    Args:
-        clusters: list of lists of finite numbers, none of them empty.
-
-    Returns:
-        ``(low, high)``; NaN and NaN for fewer than two clusters. Equal values give equal intervals.
+    Clusters, non-empty lists of finite numbers, are drawn as a whole: frames of a clip resemble each other, and drawn
+    one by one would give far too narrow an interval. Fewer than two clusters give NaN.
     """
     if len(clusters) < 2:
         return float("nan"), float("nan")

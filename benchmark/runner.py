@@ -1,7 +1,7 @@
 """Measure methods on the units of `benchmark.conditions`, cut pictures for a report and describe the run.
 
-A unit's figures are cached under a hash of all that decides them, this program's code included. So a run that was
-interrupted goes on from there, and another student is measured without measuring its peers again.
+A unit's figures are cached under a hash of all that decides them, including code. So an interrupted run goes on, and
+another student is measured without its peers.
 """
 
 import contextlib
@@ -33,22 +33,17 @@ from utils import luma_metrics, planes_to_bgr, to_full_range, write_text
 
 log = logging.getLogger(__name__)
 
-CROPS = 16  # about so many before/after pictures in a report, spread over its units
-# What decides a unit's figures.
+CROPS = 16  # approximate number of before/after pictures in a report, spread over its units
+# Modules that decide a unit's figures.
 CODE = ["conversion", "dataset", "degradation", "images", "inference", "models", "runtime", "scaling", "torch_engine"]
 CODE += ["utils", "video", *(f"benchmark/{name}" for name in ("conditions", "metrics", "peers"))]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
 def evaluate(sample, method, thorough=True):
-    """Measure what a method (`peers.Method`) makes of a `conditions.Sample`.
+    """Measure a `peers.Method` on a `conditions.Sample`.
 
-    Returns:
-        Dict of metric -> list with one figure for each frame, or one for the clip. VMAF, VMAF NEG and ColorVideoVDP are
-        those of clips; they take long, and are left out unless `thorough`.
+    Returns a dict of metric -> list of figures, one for each frame or one for the clip. VMAF, VMAF NEG and JOD of clips
+    take long and are measured only if `thorough`.
     """
     output = method.run(sample)
     if sample.truth is None:
@@ -69,11 +64,11 @@ def evaluate(sample, method, thorough=True):
 
 
 def run(units, methods, cache_dir, thorough=True):
-    """Measure methods on units, with a progress bar; what is in the cache is not measured again.
+    """Measure methods on units, except for cached figures; units that cannot be made are left out with a warning.
 
     Returns:
-        One dict for each unit and method, in their order: the unit's identity, ``method`` and ``metrics``, see
-        `evaluate`; and the units that were measured. One that cannot be made is left out, with a warning.
+        ``(records, measured)``: a dict for each unit and method, in their order, of the unit's identity, ``method`` and
+        ``metrics`` (see `evaluate`); and the units that were measured.
 
     Raises:
         DataError: all are left out.
@@ -90,7 +85,7 @@ def run(units, methods, cache_dir, thorough=True):
 
 @contextlib.contextmanager
 def leave_out(unit):
-    """Warn if a unit cannot be made: one bad file must not cost the hours of the others."""
+    """Warn if a unit cannot be made, so that a bad file does not end a run of hours."""
     try:
         yield
     except (DataError, VideoError) as error:
@@ -101,7 +96,7 @@ def _measure(unit, method, cache_dir, thorough):
     of_unit = (unit, _fingerprint(unit.source.path), can_be_read(unit.source))
     decides = (_code_digest(), *of_unit, method.name, method.description, thorough)
     path = cache_dir / "figures" / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is measured anew
+    with contextlib.suppress(FileNotFoundError, ValueError):  # if it is damaged, measure again
         return json.loads(path.read_text("utf-8"))
     figures = evaluate(make_sample(unit), method, thorough)
     record = {**unit.identity(), "method": method.name, "metrics": figures}
@@ -120,12 +115,8 @@ def _fingerprint(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else path
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Pictures
-
-
 def write_crops(units, methods, folder):
-    """Write what methods make of the most detailed part of the last frames of some units; return their entries."""
+    """Write the most detailed crop of methods' last frames of some units, and return entries for the report."""
     entries, step = [], max(1, len(units) // CROPS)
     for number, unit in enumerate(units[step // 2 :: step]):
         ((box, crops),) = cut_crops(make_sample(unit), methods)
@@ -140,8 +131,8 @@ def cut_crops(sample, methods, count=1):
     """Cut the `count` most detailed places out of the last frames of a `conditions.Sample`.
 
     Returns:
-        List of at most `count` pairs: the box ``(x, y, width, height)``, and a dict of ``truth``, if there is one, and
-        the methods' names -> BGR uint8 `(180, 240, 3)` or smaller.
+        List of at most `count` pairs: a box ``(x, y, width, height)``, and a dict of a method's name (or ``truth``) ->
+        BGR uint8 `(180, 240, 3)` or smaller.
     """
     frames = {"truth": sample.truth[-1]} if sample.truth else {}
     frames |= {method.name: method.run(sample)[-1] for method in methods}
@@ -151,12 +142,12 @@ def cut_crops(sample, methods, count=1):
         box = x, y, width, height = detailed_box(seen)
         here = slice(y, y + height), slice(x, x + width)
         crops[box] = {name: np.ascontiguousarray(frame[here]) for name, frame in pixels.items()}
-        seen[here] = 128  # the next one lies elsewhere, unless the picture is small
+        seen[here] = 128  # so that the next one lies elsewhere, unless the picture is small
     return list(crops.items())
 
 
 def detailed_box(y, size=(240, 180)):
-    """Return the box ``(x, y, width, height)``, on even pixels, of most detail in luma `(H, W)`."""
+    """Return the box ``(x, y, width, height)`` of most detail in luma `(H, W)`, on even pixels."""
     width, height = (min(side, limit) // 2 * 2 for side, limit in zip(size, y.shape[::-1], strict=True))
     detail = np.minimum(np.abs(cv2.Laplacian(y, cv2.CV_32F)), 60)  # a hard edge counts no more than fine texture
     detail = cv2.boxFilter(detail, -1, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
@@ -165,39 +156,30 @@ def detailed_box(y, size=(240, 180)):
     return int(2 * column), int(2 * row), width, height
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Where a report comes from
-
-
 def describe_run(command, sharpener, started):
-    """Describe a run of evaluate.py that ends now and began at `started` (of `time.perf_counter`), for a report."""
+    """Describe a run of evaluate.py that began at `started` (of `time.perf_counter`) and ends now, for a report."""
     packages = ("torch", "openvino", "av", "numpy", "scikit-image", "imageio-ffmpeg")
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     return {
         "command": ["python", "evaluate.py", *command],
         "checkpoint": {"checkpoint": sharpener.checkpoint.name, "sha256": checkpoint_digest(sharpener.checkpoint)},
         "commit": git_commit(),
         "date": date.today().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),
-        "machine": describe_machine(),
+        "machine": {
+            "cpu": model[1] if model else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
     }
 
 
-def describe_machine():
-    """Describe the machine that measured."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
-    return {
-        "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 def git_commit():
-    """Return the commit that is checked out, marked if files differ from it; None outside a repository."""
+    """Return the current commit, marked if files differ from it; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     with contextlib.suppress(OSError):  # git is not installed
         found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

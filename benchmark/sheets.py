@@ -1,11 +1,10 @@
-"""Blind sheets: the same crop by several methods under letters in random order, and what viewers' scores say.
+"""Blind sheets: the same crop by several methods under letters in random order, and a summary of viewers' scores.
 
     python evaluate.py sheets --data FOLDER         writes results/sheets
-    python evaluate.py sheets --tally anna.csv ...  what viewers' scores say
+    python evaluate.py sheets --tally anna.csv ...  sums up viewers' scores
 
-A viewer opens ``index.html``, which shows ``pictures/``, gives each letter of each sheet a score from 1 (bad) to 5
-(excellent), and saves ``scores.csv``. The empty one can be filled in instead. ``key.json`` says which letter was which
-method; who scores must not see it.
+A viewer opens ``index.html``, gives each letter of each sheet a score from 1 (bad) to 5 (excellent), and saves
+``scores.csv``, or fills in the empty one. ``key.json``, which viewers must not see, maps letters to methods.
 """
 
 import hashlib
@@ -27,10 +26,9 @@ MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
 def make_sheets(folder, scenes, seed=0):
-    """Write a sheet for each scene, the page to score them on, and the key.
+    """Write ``pictures/sheet-NN.png`` for each scene, ``index.html``, an empty ``scores.csv`` and ``key.json``.
 
     Args:
-        folder: gets ``pictures/sheet-NN.png``, ``index.html``, ``scores.csv`` to fill in, and ``key.json``.
         scenes: list of ``(name, {method: crop})``, crops BGR uint8 `(H, W, 3)`; all have the same methods.
         seed: of the order of scenes and letters.
     """
@@ -51,7 +49,7 @@ def make_sheets(folder, scenes, seed=0):
 
 
 def draw_sheet(crops):
-    """Draw crops beside each other, three a row, each under its letter; `crops` is a dict of letter -> uint8 BGR."""
+    """Draw crops, a dict of letter -> uint8 BGR, three a row, each under its letter."""
     cells = []
     for letter, crop in crops.items():
         crop = cv2.resize(crop, None, fx=ENLARGEMENT, fy=ENLARGEMENT, interpolation=cv2.INTER_CUBIC)
@@ -64,10 +62,10 @@ def draw_sheet(crops):
 
 
 def read_scores(path, key):
-    """Read a viewer's scores: a table with a row for each sheet and a column for each method, NaN where none is given.
+    """Read a viewer's scores: a table with a row for each sheet and a column for each method, NaN if not given.
 
     Raises:
-        DataError: the file is no such table, names a sheet or letter that there is not, or a score is not from 1 to 5.
+        DataError: the file is no such table, names an unknown sheet or letter, or a score is not from 1 to 5.
     """
     try:
         table = pd.read_csv(path, index_col="sheet", encoding="utf-8-sig").astype(float)
@@ -84,8 +82,8 @@ def read_scores(path, key):
 def tally(folder, paths, method="student"):
     """Summarise viewers' ``scores.csv`` for the sheets in a folder, one file a viewer, as a Markdown table.
 
-    A row for each method has its mean score, in how many of the sheets it was worst, and how often `method` was before
-    it, ties counting half.
+    Each method has its mean score, the number of sheets on which it was worst, and how often `method` was before it,
+    ties counting half.
 
     Raises:
         DataError: a file is not a copy of ``scores.csv``, or the key is damaged.

@@ -1,7 +1,6 @@
-"""Measure how fast a student is: alone on planes, beside its peers, and from file to file.
+"""Measure how fast a student is: alone on planes, beside its peers, and from file to file (`evaluate.py speed`).
 
-`python evaluate.py speed` runs it. All of it is measured on one machine in one go. What is compared runs in turns, a
-call of each, so that whatever else keeps the machine busy slows all alike. Times are those of the wall clock.
+What is compared runs in turns, a call of each, so that other load on the machine slows all alike. Times are wall time.
 """
 
 import functools
@@ -16,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import imageio_ffmpeg
 import numpy as np
 import pandas as pd
@@ -46,24 +44,20 @@ SIZES = {  # name: (width, height)
     "1440p": (2560, 1440),
     "2160p": (3840, 2160),
 }
-FRAMES = 5  # different ones that an engine is shown in turn
+FRAMES = 5  # different ones that an engine gets in turn
 RATE = 25  # frames per second of a clip
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Timing
-
-
 def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
-    """Time functions in rounds, a call of each; one that has had its time drops out.
+    """Time functions in rounds, a call of each, until each has had its time.
 
     Args:
         steps: dict of name -> function without arguments.
-        seconds: how long each is measured; at least `least` calls are.
-        warmup: calls of each that are not timed.
-        warm: call each once more before, untimed: in a video it follows itself, and after another function caches and
-            clock frequency cost it up to a sixth.
+        seconds: total for each function, but at least `least` calls.
+        warmup: untimed calls of each at first.
+        warm: make an untimed call before each timed one: in a video a function follows itself, and after another one
+            caches and clock frequency cost it up to a sixth.
 
     Returns:
         Dict of name -> list of seconds, one for each timed call.
@@ -86,38 +80,25 @@ def time_in_turns(steps, seconds, warmup=2, least=3, warm=False):
 
 
 def summarise(times, frames=1):
-    """Return median and 95th percentile of times in seconds, each of `frames` frames, in ms, and frames a second."""
+    """Return median and 95th percentile in ms a frame, and frames a second, of times in s of `frames` frames each."""
     milliseconds = 1000 * np.array(times) / frames
     median, p95 = float(np.median(milliseconds)), float(np.percentile(milliseconds, 95))
     return {"runs": len(times), "median_ms": median, "p95_ms": p95, "fps": 1000 / median}
 
 
 def pan(size, count):
-    """Pan over a photo, mirrored at its edges and as soft as a call that was scaled down by 2; all frames differ.
-
-    Args:
-        size: (width, height) of the frames, both even.
-
-    Yields:
-        `count` limited-range planes ``(y, uv)``.
-    """
+    """Yield `count` different limited-range planes of `size` = (width, height), both even: a pan over a soft photo."""
     width, height = size
-    photo = dataset.load_photo("skimage:astronaut")
-    bottom, right = (max(0, wanted - side) for wanted, side in zip((height, width), photo.shape, strict=False))
-    photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)[:height, :width]
+    photo = dataset.pad(dataset.load_photo("skimage:astronaut"), max(size))[:height, :width]
     y, uv = to_limited_range(*degradation.at_scale(bgr_to_planes(photo), 2, lambda small: small))
     for step in range(count):
         yield np.roll(y, (-2 * step, -4 * step), (0, 1)), np.roll(uv, (-step, -2 * step), (1, 2))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The student alone, and its peers
-
-
 def list_engines(sharpener, device):
-    """List the engines to measure: the sharpener's, with device ``"auto"`` every other one that works on the CPU.
+    """List the engines to measure: the sharpener's, and if the device is ``"auto"``, all others on the CPU.
 
-    On the CPU, PyTorch is measured at float32 besides the precision that it chooses.
+    On the CPU, PyTorch is measured at float32, too.
 
     Returns:
         ``(dict of description -> engine, list of reasons why others are left out)``.
@@ -126,10 +107,9 @@ def list_engines(sharpener, device):
     for name in ("openvino", "cpu") if device == "auto" else ():
         try:
             engine = make_engine(sharpener.checkpoint, name)
+            engines.setdefault(engine.description, engine)
         except DeviceError as error:
             left_out.append(str(error).replace(f"{sharpener.checkpoint.parent}{os.sep}", ""))
-        else:
-            engines.setdefault(engine.description, engine)
     if device in ("auto", "cpu"):
         engine = TorchEngine(load_student(sharpener.checkpoint)[0], "cpu", torch.float32)
         engines.setdefault(engine.description, engine)
@@ -145,7 +125,7 @@ def count_macs(student, size):
 
 
 def int8_peak(seconds):
-    """Return what this CPU reaches in int8: the GMAC/s of a 1x1 convolution of 2048 channels in OpenVINO, at best."""
+    """Return the peak int8 speed of this CPU: the GMAC/s of a 1x1 convolution of 2048 channels in OpenVINO."""
     import openvino
     from openvino import opset13 as ops
 
@@ -153,7 +133,7 @@ def int8_peak(seconds):
     planes = ops.parameter([1, channels, side, side], np.uint8)
     weights = ops.constant(rng.integers(-127, 128, (channels, channels, 1, 1), np.int8))
     scale = ops.constant(np.full((1, 1, 1, 1), 0.01, np.float32))
-    factors = [ops.multiply(ops.convert(x, "f32"), scale) for x in (planes, weights)]  # so written, int8 is multiplied
+    factors = [ops.multiply(ops.convert(x, "f32"), scale) for x in (planes, weights)]  # which runs in int8
     product = ops.convolution(*factors, [1, 1], [0, 0], [0, 0], [1, 1])
     steps = [ops.constant(np.float32(value)) for value in (0, 255, 0, 255)]
     network = openvino.Model([ops.fake_quantize(product, *steps, 256)], [planes])
@@ -163,14 +143,8 @@ def int8_peak(seconds):
     return channels**2 * side**2 / min(times) / 1e9
 
 
-def engine_steps(engines, size):
-    """Return functions that give engines (a dict by name) the next planes of some of a size, in memory, in and out."""
-    frames = itertools.cycle(list(pan(size, FRAMES)))
-    return {name: lambda engine=engine: engine(*next(frames)) for name, engine in engines.items()}
-
-
 def network_step(student, device, size):
-    """Return a function that runs a student's convolutions alone, at `pick_precision`, on planes on a device."""
+    """Return a function that runs only a student's convolutions, at `pick_precision`, on planes on a device."""
     dtype, _ = pick_precision(device)
     student = student.eval().to(device, memory_format=torch.channels_last)
     width, height = size
@@ -185,13 +159,12 @@ def network_step(student, device, size):
 
 
 def time_methods(methods, size="1080p", seconds=2.0):
-    """Return by name the milliseconds that methods (`peers.Method`) take to make a 1080p frame, in memory.
+    """Return a dict of name -> median milliseconds that `peers.Method` objects take for a 1080p frame, in memory.
 
-    The median of short clips, in turns. A slow method would take minutes: it gets a frame of a quarter of the width and
-    height, and the time is multiplied by 16.
+    A slow method gets a frame of a quarter of the width and height, and its time is multiplied by 16.
 
     Args:
-        size: of the frames that they get, a key of `SIZES`; those of 1080p count as enlarged by 2.
+        size: of the input frames, a key of `SIZES`; those of 1080p count as enlarged by 2.
     """
 
     def clip(count, divisor):
@@ -200,12 +173,8 @@ def time_methods(methods, size="1080p", seconds=2.0):
 
     clips = {False: clip(FRAMES, 1), True: clip(1, 4)}
     times = time_in_turns({m.name: functools.partial(m.run, clips[m.is_slow]) for m in methods}, seconds)
-    frames = {m.name: 1 / 16 if m.is_slow else FRAMES for m in methods}  # that a run amounts to
+    frames = {m.name: 1 / 16 if m.is_slow else FRAMES for m in methods}  # of full size in a run
     return {name: summarise(found, frames[name])["median_ms"] for name, found in times.items()}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# From file to file
 
 
 def make_clip(path, size, count):
@@ -219,17 +188,13 @@ def make_clip(path, size, count):
 
 
 def time_files(sharpener, device, size, count, seconds):
-    """Time `process_video_stream` on an H.264 file with audio, and decoding and encoding by themselves.
+    """Time `process_video_stream` on an H.264 file of `count` frames with audio, and decoding and encoding alone.
 
-    The sharpened frames are encoded from memory. Opening and closing files counts.
-
-    Args:
-        size: a key of `SIZES`.
-        count: frames of the file.
+    Opening and closing files counts.
 
     Returns:
-        Dict: ``size``, ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode``, each `summarise` per
-        frame, and ``peak_memory_mib`` of inference.py in a process of its own.
+        Dict: ``size`` (a key of `SIZES`), ``frames``, ``kbps`` of the input, ``whole``, ``decode`` and ``encode`` (see
+        `summarise`), and ``peak_memory_mib`` of inference.py.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, target, copy = (Path(folder) / name for name in ("source.mp4", "target.mp4", "copy.mp4"))
@@ -258,9 +223,9 @@ def time_files(sharpener, device, size, count, seconds):
 
 
 def peak_memory(code, *arguments):
-    """Run Python code in a process of its own and return its peak resident memory in MiB; None if this is not Linux.
+    """Run Python code in a new process and return its peak resident memory in MiB; None if this is not Linux.
 
-    Linux's VmHWM: the figure of `resource.getrusage` would begin with this process's own.
+    It is Linux's VmHWM, as `resource.getrusage` would begin with this process's own.
     """
     if not sys.platform.startswith("linux"):
         return None
@@ -270,12 +235,8 @@ def peak_memory(code, *arguments):
     return int(re.search(r"^VmHWM:\s*(\d+) kB", finished.stderr, re.MULTILINE)[1]) / 1024
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The whole measurement and its pages
-
-
 def measure(sharpener, device, sizes, seconds, peers, files):
-    """Measure everything.
+    """Measure everything, and return it as plain data.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`, made for `device`.
@@ -283,15 +244,13 @@ def measure(sharpener, device, sizes, seconds, peers, files):
         seconds: time for each figure.
         peers: list of `peers.Method` to measure beside the student.
         files: dict of a key of `SIZES` -> number of frames of a video file.
-
-    Returns:
-        Dict of plain data: ``int8_peak``, ``gmac_1080p``, ``engine``, ``engines``, ``peers``, ``files``, ``left_out``.
     """
     engines, left_out = list_engines(sharpener, device)
     student, rows = load_student(sharpener.checkpoint)[0], []
     gmac = count_macs(student, SIZES["1080p"]) / 1e9
     for size in tqdm(sizes, desc="engines", unit="size"):
-        steps = engine_steps(engines, SIZES[size])
+        frames = itertools.cycle(list(pan(SIZES[size], FRAMES)))
+        steps = {name: lambda engine=engine, frames=frames: engine(*next(frames)) for name, engine in engines.items()}
         if isinstance(sharpener.engine, TorchEngine):
             device_used = sharpener.engine.device
             steps[f"network alone, on {device_used}"] = network_step(student, device_used, SIZES[size])
