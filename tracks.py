@@ -71,8 +71,11 @@ def _add_track(source, stream, container, path):
             raise ValueError("none but .mkv keeps it")
         track = _Track(stream, name, container, path)
     except ValueError as error:
-        if stream.codec_context is None:
+        context = stream.codec_context
+        if context is None:
             raise
+        if " channels (" in source.read_description(stream):  # in an unusual order, which PyAV frees twice: a crash
+            context.layout = f"{context.channels}c"
         track = (_ConvertedAudio if stream.type == "audio" else _ConvertedSubtitles)(stream, name, container, path)
         log.warning("%s: %s is converted to %s: %s", path, name, track.form, error)
     _copy_tags(stream, track.stream)

@@ -221,14 +221,14 @@ class VideoReader(contextlib.AbstractContextManager):
         details = ", ".join(filter(None, (codec, language if language != "und" else None)))
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
-    def _read_description(self):
-        """Return FFmpeg's verbose description of the video stream, which alone has chroma location and cropping."""
+    def read_description(self, stream):
+        """Return FFmpeg's verbose description of a stream; only there PyAV tells chroma location and cropping."""
         with _describing:
             level = av.logging.get_level()
             av.logging.set_level(av.logging.VERBOSE)
             av.logging.set_libav_level(av.logging.VERBOSE)
             try:
-                text = self._container.dumps_format().partition(f"Stream #0:{self.video_stream.index}")[2]
+                text = self._container.dumps_format().partition(f"Stream #0:{stream.index}")[2]
             finally:
                 av.logging.set_libav_level(av.logging.INFO)
                 av.logging.set_level(level)
@@ -379,7 +379,7 @@ class VideoReader(contextlib.AbstractContextManager):
         if self.video_stream.metadata.get("alpha_mode") == "1":
             log.warning("%s: its transparency is not kept", self.name)
         beside = {data.type.name: bytes(data) for data in frame.side_data}
-        description = self._read_description()
+        description = self.read_description(self.video_stream)
         width, height = self._uncropped = max((frame.width, frame.height), self._largest, key=np.prod)
         crop = re.search(r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)", description)
         left, right, top, bottom = map(int, crop.groups()) if crop else (0, 0, 0, 0)
