@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import logging
 import os
 import re
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from images import VideoError, existing_file, is_image
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural
 
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 _READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"_sharpened(_partial\d*)?(\.\w+)?$")  # the end of names of outputs
+
+log = logging.getLogger(__name__)
 
 
 def plan_files(sources, output=None):
@@ -61,14 +64,18 @@ def _targets(source, output):
         return [] if _OUTPUT.search(path.name) and path.exists() else [(path, target)]
 
     inside = root and folder.resolve() in root.resolve().parents  # the output lies within the source
-    files = [
+    visible = [
         path
         for path in found
-        if path.suffix.lower() in _READ_SUFFIXES
-        and not any(part.startswith(".") or _OUTPUT.search(part) for part in path.relative_to(folder).parts)
+        if not any(part.startswith(".") or _OUTPUT.search(part) for part in path.relative_to(folder).parts)
         and not (inside and path.resolve().is_relative_to(root.resolve()))
         and path.is_file()
     ]
+    files = [path for path in visible if path.suffix.lower() in _READ_SUFFIXES]
+    others = [path for path in visible if path.suffix.lower() not in _READ_SUFFIXES]
+    if others and folder.is_dir():
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
+        log.warning("%s: %s of other types left out (%s)", source, plural(len(others), "file"), kinds)
     if not files:
         raise VideoError(f"{source} names no image or video ({', '.join(_READ_SUFFIXES)}): check the name")
     targets = [(path, default_output(path)) for path in files]

@@ -196,7 +196,7 @@ def shift_time(path, seconds):
     os.utime(path, (status.st_atime, status.st_mtime + seconds))
 
 
-def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
+def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path, caplog):
     folder = tmp_path / "holiday"
     make_images(folder, "one.png", "deeper/two.jpg", "deeper/.hidden.png", ".thumbnails/one.png")
     encode(folder / "deeper" / "clip.mp4", times=CONSTANT)
@@ -208,6 +208,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_listed(sharpen, tmp_path):
     assert names_below(tmp_path / "holiday_sharpened") == ["deeper/clip.mp4", "deeper/two.jpg", "one.png"]
     assert "3 written, 0 already there, 2 failed" in out
     assert len(err) == 2 and "broken.mp4" in err[0] and "broken.png is empty" in err[1]
+    assert "1 file of other types left out (.txt)" in caplog.text
 
 
 def test_videos_of_a_folder_that_can_only_be_read_become_mp4(tmp_path):
