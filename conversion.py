@@ -17,9 +17,6 @@ from utils import bgr_to_planes, double_chroma
 _YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]], np.float32)
 _NEUTRAL_CHROMA = np.float32(128 / 255)
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Arrays, PIL images and tensors
-
 
 def to_pixels(picture, rgb=False):
     """Convert one picture to pixels, and return the way back.
@@ -109,10 +106,6 @@ def _from_tensor(tensor):
         return torch.from_numpy(rgb).to(tensor)
 
     return np.ascontiguousarray(values[::-1].transpose(1, 2, 0)), restore
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pixels and planes
 
 
 def pixels_to_planes(pixels):

@@ -373,9 +373,6 @@ def _say_shrunk(source, size, width, height, *shape):
     return target
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
-
 _KEYS = "\n".join(f"  {key:<12} {meaning}" for key, meaning in KEYS)
 _EXPLANATIONS = f"""keys in the window:
 {_KEYS}

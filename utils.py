@@ -17,9 +17,6 @@ import numpy as np
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Metrics
-
 
 def luma_metrics(y, truth):
     """Return PSNR in dB and SSIM (see `train.ssim`) of a uint8 luma plane ``(H, W)`` against its ground truth.
@@ -47,14 +44,10 @@ def luma_metrics(y, truth):
     return float(psnr), float((luminance * structure).mean())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Colour planes (ITU-T T.871: full-range BT.601, as in JPEG)
-
-
 def bgr_to_planes(frame):
-    """Convert a BGR frame ``(H, W, 3)`` to full-range planes: ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``.
+    """Convert a BGR frame ``(H, W, 3)`` to full-range planes ``y (H, W)``, ``uv (2, ceil(H/2), ceil(W/2))``.
 
-    Neutral chroma is 128 for uint8 frames, 0.5 for float32 ones in [0, 1].
+    ITU-T T.871, BT.601 as in JPEG. Neutral chroma is 128 for uint8 frames, 0.5 for float32 ones in [0, 1].
     """
     y, v, u = cv2.split(cv2.cvtColor(frame, cv2.COLOR_BGR2YCrCb))
     return y, np.stack([halve_chroma(u), halve_chroma(v)])
@@ -108,10 +101,6 @@ _LUMA_TO_LIMITED = _lookup_table(lambda v: v * 219 / 255 + 16)
 _CHROMA_TO_LIMITED = _lookup_table(lambda v: (v - 128) * 224 / 255 + 128)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Processors
-
-
 def usable_cores():
     """Return how many cores this process may use, by its affinity and its container's quota (Linux cgroups 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -137,10 +126,6 @@ def open_encoder(context):
             for thread in os.listdir("/proc/self/task"):
                 with contextlib.suppress(ProcessLookupError):  # the thread has ended
                     os.sched_setscheduler(int(thread), *usual)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Files
 
 
 def first_line(error):
