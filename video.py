@@ -217,7 +217,8 @@ class VideoReader(contextlib.AbstractContextManager):
             return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
-        codec, language = stream.codec_context and stream.codec_context.codec.canonical_name, stream.language
+        tag, language = re.search(r"\((\w{4}) / 0x", self.read_description(stream)), stream.language
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
         details = ", ".join(filter(None, (codec, language if language != "und" else None)))
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
