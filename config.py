@@ -58,7 +58,7 @@ class Config:
     blocks: int = 4  # number of residual blocks
     wide: int = 0  # channels within a block; 0: 1.5 times `channels`
     initial: str = ""  # checkpoint of the same architecture to start from; "": random weights
-    larger: str = ""  # checkpoint of a wider student to learn from instead of the truth and the teacher; "": none
+    larger: str = ""  # checkpoint of a wider student to learn from, see `train.answers`; "": none
 
     # Optimisation
     epochs: Count = 8

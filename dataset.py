@@ -56,7 +56,7 @@ PURPOSES = {  # of pairs: the key of `Config` with their number, and an offset t
 }
 PART_SIZE = 32  # pairs in one file of the cache
 LEAST_FRAMES = 12  # of a video to learn from
-LATE_FRAMES = 30  # encoded before the last one is taken, so that rate control has settled
+LATE_FRAMES = 30  # of a clip whose last one stands for a call that has gone on for a while
 MOST_TRIES = 100  # to find a picture that is large enough
 FAINT_DETAIL = 4  # codes of detail that `crisp` does not sharpen
 GOAL_HALO = 0.5  # share of the halo that `crisp` keeps
@@ -88,7 +88,7 @@ def render_text(rng, size, font_sizes=(10, 11, 12, 13, 14, 16, 18, 22, 28, 40)):
 
     Args:
         size: (width, height) in pixels.
-        font_sizes: in pixels, drawn anew for each line.
+        font_sizes: in pixels; each line gets a random one.
     """
     width, height = size
     paper, ink = rng.integers(190, 256, 3), rng.integers(0, 80, 3)
@@ -258,6 +258,8 @@ def make_pair(sources, seed, index, region):
 def make_real(sources, seed, index, region):
     """Cut one crop out of a video at its own size, soft and compressed as it is: the one of two with more detail.
 
+    The frame lies some way after a key frame, as most do.
+
     Returns:
         ``(input, None, description)``, see `make_pair`: the truth is unknown.
     """
@@ -335,7 +337,8 @@ def prepare_pairs(config, purpose="training", progress=True):
 
     The purpose is ``"training"`` or ``"validation"`` (see `make_pair`), or ``"real"`` (see `make_real`). Each part of
     the cache is a ``pairs-NNNNN.npy`` of shape `(n, 2, 3*region/2, region)` uint8 (input, truth), of real pairs
-    `(n, 1, ...)`, with descriptions in a ``.json`` beside it. Codecs, filters and NumPy release Python's lock.
+    `(n, 1, ...)`, with descriptions in a ``.json`` beside it. Threads suffice, as codecs, filters and
+    NumPy release Python's lock.
 
     Raises:
         DataError: a source is missing or unreadable, or `config.region` and `config.crop` do not go together.
@@ -391,7 +394,7 @@ class Pair:
 
     input: np.ndarray  # what the student sees
     goal: np.ndarray  # the truth, or the teacher's output if it is unknown, or the input if there is no teacher
-    taught: bool  # whether the truth is unknown
+    taught: bool  # whether the truth is unknown: real video, and images with BSRGAN's outputs
     description: dict  # see `make_pair`
 
 
@@ -406,7 +409,7 @@ def open_pairs(folder):
 
 
 def read_teacher_pairs(folder, region):
-    """Cut images ``lr/NAME`` and a x4 teacher's outputs for them ``sr/NAME`` into pairs, see `train.teach`.
+    """Cut images ``lr/NAME`` and a x4 teacher's outputs ``sr/NAME``, brought to their size, into pairs without a truth.
 
     Raises:
         DataError: a folder or an image is missing, or an output is not four times as large.

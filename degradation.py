@@ -131,7 +131,7 @@ CODECS = {
 
 
 def encode_clip(clip, codec, qp=None, kbps=None, rate=FRAME_RATE):
-    """Encode a clip of even size in memory, repeatably (in one thread), and return a list of packets as bytes.
+    """Encode a clip of even size with a real codec at low delay, repeatably (in one thread); return packets as bytes.
 
     Args:
         codec: a key of `CODECS`.
@@ -213,8 +213,8 @@ def animate(photo, count, size, velocity, rng):
 class SimulatedCamera:
     """What a camera does to a crisp scene before encoding. The defaults do nothing.
 
-    In this order: the lens blurs, the scene moves during the exposure, the sensor has fewer pixels than the frame (it
-    is enlarged at the end) and adds noise, the denoiser smears, and the sharpener overshoots.
+    In this order: the lens blurs, the scene moves during the exposure, the sensor, which has fewer pixels than the
+    frame, adds noise, the denoiser smears, the sharpener overshoots, and the picture is enlarged to the frame.
     """
 
     lens: str = "gaussian"  # point spread function, or "disc"
@@ -266,7 +266,7 @@ class SimulatedCamera:
 
 
 def blur_kernel(lens, sigma, stretch=1.0, angle=0.0):
-    """Return the point spread function of a lens (see `SimulatedCamera`), `(S, S)` float32 with sum 1, or None.
+    """Return a lens's point spread function (see `SimulatedCamera`), `(S, S)` float32 of sum 1; None if it is perfect.
 
     A ``"disc"`` is out of focus; its radius of twice `sigma` gives it the standard deviation `sigma` in each direction.
     """

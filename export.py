@@ -324,10 +324,10 @@ def build_model(quantised, metadata):
 
     Its input ``cells`` `(1, h, w, 32)` uint8 comes from `runtime.fold_planes`, and its output ``change`` of the same
     shape, int8, goes to `runtime.apply_change`. The input ``stretch`` `(1, 1, 1, 1)` float brings limited range to full
-    range. It is applied after the first convolution, which so reads whole codes; for chroma it is 2 % too large.
+    range. It is applied after the first convolution, which therefore reads whole codes; for chroma it is 2 % too large.
 
-    All layers write 8 bits, because moving floats is slow. So each block's output is rounded before it is added, and
-    OpenVINO fuses convolution, rounding and sum.
+    Channels are last outside the convolutions. All layers write 8 bits, because moving floats is slow. So each block's
+    output is rounded before it is added, and OpenVINO fuses convolution, rounding and sum.
     """
     graph = _Graph()
     steps = quantised.tail.steps().detach().numpy()  # of the blocks' inputs and outputs
@@ -339,7 +339,7 @@ def build_model(quantised, metadata):
     def stream(x):
         return graph.round(x, np.int8(0))
 
-    cells = graph.round(graph.add("Cast", "cells", to=TensorProto.FLOAT), np.uint8(0))  # tells that it has 8 bits
+    cells = graph.round(graph.add("Cast", "cells", to=TensorProto.FLOAT), np.uint8(0))  # so OpenVINO knows of 8 bits
     cells = graph.add("Transpose", cells, perm=[0, 3, 1, 2])  # if it came first, OpenVINO would convolve floats
     weights, scales, bias = arrays(quantised.head, steps)
     weights = np.concatenate([weights, quantised.head.mean_weights().detach().numpy()], axis=1)

@@ -161,8 +161,11 @@ def open_image(path):
     formats = _READ_FORMATS
     try:
         if _is_heic(path):
-            import pillow_heif
-
+            try:
+                import pillow_heif
+            except ImportError:
+                advice = "pip install pillow-heif, or convert it to JPEG first"
+                raise VideoError(f"{path} is a HEIC picture: {advice}") from None
             pillow_heif.register_heif_opener()
             formats = ("HEIF",)
         with Image.open(path, formats=formats) as file:
@@ -173,8 +176,6 @@ def open_image(path):
             yield file
     except VideoError:
         raise
-    except ModuleNotFoundError:
-        raise VideoError(f"{path} is a HEIC picture: pip install pillow-heif, or convert it to JPEG first") from None
     except Image.DecompressionBombError as error:
         raise VideoError(f"{path} is too large ({first_line(error)}): scale it down or cut it first") from error
     except Exception as error:  # decoders of damaged files raise anything

@@ -253,7 +253,7 @@ def check_size(args):
 
 
 def _check_archive(path):
-    """Refuse an archive that is damaged, too large once unpacked, or whose pickle names other functions."""
+    """Refuse an archive that is damaged, too large once unpacked, or names anything but `STUDENT_GLOBALS`."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

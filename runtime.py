@@ -51,7 +51,7 @@ GAIN_STEPS = 42  # for a gain of 1, so that 8 bits end at a gain of 3
 FULL_RANGE_SCALE = (255, 255)
 LIMITED_RANGE_SCALE = (219, 224)
 _STRIPE, _MARGIN = 72, 2  # rows of cells of 4x4 pixels: at most in a stripe, and read above and below it
-STRENGTH_LIMIT = 200  # more has no further effect and would overflow 16 bits
+STRENGTH_LIMIT = 200  # more has no further effect and would overflow 16 bits; infinity times zero is NaN
 _SIZES_KEPT = 4  # sizes of frames whose networks stay in memory
 _BLOBS_KEPT = 64  # compiled networks on disk
 
@@ -59,7 +59,7 @@ _openvino_lock = threading.Lock()  # OpenVINO's readers briefly change the local
 
 
 def in_stripes(function, rows, threads):
-    """Call ``function(top, bottom)`` for stripes of `rows` of cells, equally many in each thread."""
+    """Divide rows of cells into stripes, as many for each thread, and call ``function(top, bottom)`` for each."""
     each = -(-rows // (threads * _STRIPE))  # stripes for a thread
     height = -(-rows // (threads * each))
     tops = range(0, rows, height)
@@ -136,21 +136,22 @@ def steady(y, previous, strength=1.0, threads=None):
     """Average luma with earlier frames where the picture stands still, so that noise is not sharpened.
 
     A change since the previous frame counts as noise if it is small at the pixel and close to zero in the mean of 3x3
-    cells of 4x4 pixels. Most of it is then taken away; what moves is left as it is, and leaves a trail of at most a few
-    codes. What is small depends on the noise, measured in the stillest tenth of the frame (none in black bars).
+    cells of 4x4 pixels. Most of it is then taken away. What moves is left as it is, but leaves a trail of a few codes if
+    it is as faint as the noise. What is small depends on the noise, which is measured in the stillest tenth of the
+    frame; if black bars fill that tenth, the frame counts as free of noise.
 
     What stands still settles to within a code, which is invisible in luma. Chroma is left alone: a code off, it would
     show rings on walls.
 
     Args:
         y: luma ``(H, W)`` uint8.
-        previous: the result for the previous frame; if it is None or of another shape, or if frames have less than 16
-            pixels a side, `y` is returned.
+        previous: the result for the previous frame; None, or of another shape: the frame stands alone, as do frames of
+            less than 16 pixels a side.
         strength: of the sharpening that follows; below 0.5, less is taken away in proportion.
         threads: number of threads; None for as many as the process may use cores.
 
     Returns:
-        Luma like `y`, to be kept unchanged for the next frame.
+        Luma like `y`, to be kept unchanged for the next frame; `y` itself if nothing is to be done.
     """
     if previous is None or previous.shape != y.shape or strength == 0 or min(y.shape) < 16:
         return y
@@ -527,8 +528,9 @@ def _compile(network, device, properties, rows, columns, stretch):
 def openvino_core():
     """Return OpenVINO's core, one for the whole process.
 
-    A core gives the thread that first uses its CPU device another stack for signal handlers, and frees it when it is
-    dropped. If cores are dropped in another order, or in another thread, the next Ctrl-C is a segmentation fault.
+    A core gives the thread that first uses its CPU device another stack for signal handlers, and frees it when the core
+    is dropped. Unless cores are dropped in reverse order and in that thread, it keeps a freed stack, and the next
+    Ctrl-C ends the process with a segmentation fault.
     """
     import openvino
 

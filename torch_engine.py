@@ -89,11 +89,15 @@ class TorchEngine:
         if strength == 0:
             return y.copy(), uv.copy()
         planes = [self._tensor(plane) for plane in (y, uv)]
-        scale, zeros = (runtime.FULL_RANGE_SCALE, (0, 0)) if full_range else (runtime.LIMITED_RANGE_SCALE, (16, 128))
-        stretched = [
-            plane.float().sub_(zero).mul_(1 / codes).add_(neutral)
-            for plane, zero, codes, neutral in zip(planes, zeros, scale, (0, zeros[1] / 255), strict=True)
-        ]
+        if full_range:
+            scale = runtime.FULL_RANGE_SCALE
+            stretched = [plane.float().mul_(1 / 255) for plane in planes]
+        else:
+            scale = runtime.LIMITED_RANGE_SCALE
+            stretched = [
+                planes[0].float().sub_(16).mul_(1 / scale[0]),
+                planes[1].float().sub_(128).mul_(1 / scale[1]).add_(128 / 255),
+            ]
         *residuals, shares = self._predict(*stretched, strength)
         sharp, sharp_uv = (
             residual.mul(codes).round_().add_(plane).clamp_(0, 255).to(torch.uint8).cpu().numpy()

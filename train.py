@@ -513,7 +513,7 @@ def result_config(config):
 
 
 def load_state(path, config):
-    """Read the state of a run, or raise a `TrainingError` if it has another `config`."""
+    """Read the state of a run; raise `TrainingError` if there is none, or if it has another `config`."""
     if not path.is_file():
         raise TrainingError(f"nothing to resume: no {path}")
     state, wanted = models.read_weights(path), result_config(config)

@@ -32,9 +32,10 @@ def vmaf_scores(clip, truth, full_range=True):
     """Measure ``vmaf`` and ``vmaf_neg`` of luma with ffmpeg's libvmaf filter: a dict of lists, one float a frame.
 
     VMAF (Netflix, model v0.6.1) predicts opinions from 0 to 100; NEG ("no enhancement gain") gives no credit for
-    sharpening and contrast beyond the truth. It was trained on limited-range video, to which full range is converted.
-    It assumes a screen seen from three times its height, so figures of different sizes do not compare. The first frame
-    has no motion, and without motion identical clips score 97.4 instead of 100.
+    sharpening and contrast beyond the truth. VMAF was trained on limited-range video, to which full range is converted.
+    It assumes a screen seen from three times its height, so figures of different sizes do not compare. It weighs the
+    truth's motion since the previous frame, so frames must be consecutive; the first has none, and without motion
+    identical clips score 97.4 instead of 100.
 
     Args:
         clip, truth: of one length and size, even sides of at least 32 pixels.
@@ -71,7 +72,7 @@ def jod(clip, truth, full_range=True, rate=25):
     """Measure ColorVideoVDP of a clip in just-objectionable differences: 10 is the truth, 9 is clearly worse.
 
     Mantiuk et al., ACM Transactions on Graphics 43(4), 2024, for a 24 inch full HD screen at 0.6 m
-    (``standard_fhd``); `full_range` is the range of both clips, and `rate` in frames per second.
+    (``standard_fhd``). Both clips have one length, size and range; `rate` is in frames per second.
     """
     import pycvvdp  # slow to import
 
@@ -92,7 +93,8 @@ def flicker(clip, truth):
     """Measure how much the error of luma changes from frame to frame where the truth stands still, in grey levels.
 
     With e = output - truth it is the mean of ``|e[t] - e[t-1]|`` over all static pixels, at which the truth's absolute
-    change, averaged over 5x5 pixels, is at most 2 grey levels; NaN if there are none. Both clips have one range.
+    change, averaged over 5x5 pixels, is at most 2 grey levels; NaN if there are none. 0 is best, also for a constant
+    error. Both clips have one length, size and range.
     """
     changes, pixels = 0, 0
     errors = [y.astype(np.int16) - truth_y for (y, _), (truth_y, _) in zip(clip, truth, strict=True)]
@@ -195,7 +197,8 @@ def bootstrap_interval(clusters):
     """Return ``(low, high)``, the 95 % percentile bootstrap interval of a mean (Efron and Tibshirani 1993).
 
     Clusters, non-empty lists of finite numbers, are drawn as a whole: frames of a clip resemble each other, and drawn
-    one by one would give far too narrow an interval. Fewer than two clusters give NaN.
+    one by one would give far too narrow an interval. Larger clusters weigh more. Equal values give equal intervals,
+    fewer than two clusters NaN.
     """
     if len(clusters) < 2:
         return float("nan"), float("nan")

@@ -47,7 +47,8 @@ def rcas(y, uv, full_range=True, stops=1.25, denoise=True):
 
     Args:
         stops: halvings of the sharpness; AMD's own default is 0.2.
-        denoise: weaken the lobe, by up to a half, by ``|mean(ring) - m|`` over the range of all five pixels.
+        denoise: weaken the lobe by up to a half where m stands out like noise: in proportion to ``|mean(ring) - m|``
+            divided by the range of all five pixels.
     """
     black, span = (0, 255) if full_range else (16, 219)
     luma = np.clip(y, black, black + span) - np.uint8(black)
@@ -91,14 +92,16 @@ def _ffmpeg_graph(description, width, height):
 
 
 # Name: (filter, settings) of the best PSNR or, if strong, of the best VMAF-NEG, by a grid search on 12 photos and 12
-# clips of heads outside the benchmark, at half the size through x264 (mean of QP 22, 27, 32 and 37; photos, heads):
+# clips of heads outside the benchmark, at half the size through x264. Gains over the input (means of QP 22, 27, 32 and
+# 37), first on photos, then on heads:
 #
 #     unsharp mask     +0.12 dB, +0.0038 SSIM    +0.07 dB, -0.0000    strong: VMAF-NEG +4.9 and +3.6
 #     FFmpeg unsharp   +0.10 dB, +0.0037         +0.02 dB, -0.0019                     +5.0 and +3.7
 #     FFmpeg cas       -0.02 dB, +0.0006         -0.08 dB, -0.0049                     +4.4 and +3.4
 #     RCAS             +0.08 dB, +0.0028         +0.03 dB, -0.0001                     +4.4 and +3.2
 #
-# Strong ones lose PSNR and SSIM on heads. FFmpeg's cas truncates, which darkens luma by almost half a code.
+# Strong ones lose PSNR and SSIM on heads. FFmpeg's cas loses PSNR at any strength: it truncates, which darkens luma by
+# almost half a code.
 FILTERS = {
     "unsharp mask": (unsharp_mask, {"sigma": 0.85, "amount": 0.4}),
     "unsharp mask, strong": (unsharp_mask, {"sigma": 0.7, "amount": 2.0}),

@@ -88,7 +88,7 @@ def method_names(report):
 
 
 def average(table, keys, columns=("level", "change")):
-    """Average the rows that agree in `keys`, in order of appearance; infinite figures count only if all levels are."""
+    """Average the rows that agree in `keys`, in order of appearance; infinite levels count only if all are."""
     groups = table.replace([math.inf, -math.inf], math.nan).groupby(list(keys), sort=False)
     means = groups[list(columns)].mean()
     if "level" in columns:

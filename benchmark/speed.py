@@ -188,7 +188,8 @@ def make_clip(path, size, count):
 
 
 def time_files(sharpener, device, size, count, seconds):
-    """Time `process_video_stream` on an H.264 file of `count` frames with audio, and decoding and encoding alone.
+    """Time `process_video_stream` on an H.264 file of `count` frames with audio, and decoding it, and encoding the
+    sharpened frames, alone.
 
     Opening and closing files counts.
 
