@@ -136,8 +136,8 @@ def steady(y, previous, strength=1.0, threads=None):
     """Average luma with earlier frames where the picture stands still, so that noise is not sharpened.
 
     A change since the previous frame counts as noise if it is small at the pixel and close to zero in the mean of 3x3
-    cells of 4x4 pixels. Most of it is then taken away. What moves is left as it is, but leaves a trail of a few codes if
-    it is as faint as the noise. What is small depends on the noise, which is measured in the stillest tenth of the
+    cells of 4x4 pixels. Most of it is then taken away. What moves is left as it is, but if it is as faint as the noise,
+    it leaves a trail of a few codes. What is small depends on the noise, which is measured in the stillest tenth of the
     frame; if black bars fill that tenth, the frame counts as free of noise.
 
     What stands still settles to within a code, which is invisible in luma. Chroma is left alone: a code off, it would
