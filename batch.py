@@ -33,8 +33,8 @@ def plan_files(sources, output=None):
         list: pairs of paths ``(source, target)``, each target once, sorted by source.
 
     Raises:
-        VideoError: there is nothing to sharpen in all, or in a folder or pattern; two files have the same target; or a
-            target is also a source.
+        VideoError: nothing is left to sharpen, or a folder or pattern holds nothing; two files have the same target; or
+            a target is also a source.
     """
     jobs = {}
     for path, target in itertools.chain.from_iterable(_targets(source, output) for source in sources):
@@ -72,12 +72,12 @@ def _targets(source, output):
         and path.is_file()
     ]
     files = [path for path in visible if path.suffix.lower() in _READ_SUFFIXES]
-    others = [path for path in visible if path.suffix.lower() not in _READ_SUFFIXES]
-    if others and folder.is_dir():
-        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
-        log.warning("%s: %s of other types left out (%s)", source, plural(len(others), "file"), kinds)
     if not files:
         raise VideoError(f"{source} names no image or video ({', '.join(_READ_SUFFIXES)}): check the name")
+    others = [path.suffix.lower() or "without a type" for path in visible if path.suffix.lower() not in _READ_SUFFIXES]
+    if others and folder.is_dir():
+        kinds = ", ".join(sorted(set(others)))
+        log.warning("%s: %s of other types left out (%s)", source, plural(len(others), "file"), kinds)
     targets = [(path, default_output(path)) for path in files]
     if not root:
         return targets
@@ -102,8 +102,8 @@ def _identity(path):
 def sharpen_files(sharpener, jobs, compare=False, overwrite=False, size=None, **encoding):
     """Sharpen many images and videos, with a progress bar on a terminal; print the counts and failures.
 
-    A target that is not older than its source is skipped; an older one is a failure. A file that fails does not stop
-    the others; Ctrl-C does.
+    Unless `overwrite`, a target that is not older than its source is skipped, and an older one is a failure. A file
+    that fails does not stop the others; Ctrl-C does.
 
     Args:
         sharpener: an `inference.RealTimeSharpener`.

@@ -22,7 +22,7 @@ def run_demo(sharpener, folder, overwrite=True, seconds=2.4, rate=25):
     """Write three clips ``soft | sharpened`` and one comparison picture to `folder`, and print SSIM and speed.
 
     Photos are panned slowly, blurred a little, and coded with low-delay x264 at QP 27 as in a call: the soft clips.
-    SSIM is that of luma against the clip before that, the mean of every fifth frame.
+    SSIM compares their luma with the crisp clips, as a mean of every fifth frame.
 
     Raises:
         VideoError: a file exists and may not be replaced, or cannot be written.

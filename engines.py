@@ -57,7 +57,7 @@ def _has_torch():
 
 
 def _has_gpu():
-    """Whether PyTorch finds a GPU; its import takes seconds, so it is only tried if a GPU is likely."""
+    """Whether PyTorch finds a GPU. Importing it takes seconds, so that is done only if a GPU is likely."""
     if not _has_torch() or not _gpu_is_likely():
         return False
     try:

@@ -25,7 +25,17 @@ _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"comp
 _SAVE_OPTIONS |= {"WEBP": {"quality": 95}, "AVIF": {"quality": 90}}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
-_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of TIFF, without layout
+_TEXT_TAGS = (
+    270,
+    271,
+    272,
+    305,
+    306,
+    315,
+    33432,
+    ExifTags.IFD.Exif,
+    ExifTags.IFD.GPSInfo,
+)  # of TIFF that are about the picture, not the file
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +62,7 @@ class Picture:
 
 
 def read_image(path):
-    """Read an image file as a `Picture`.
+    """Read an image file as an upright `Picture`.
 
     Raises:
         VideoError: the file does not exist, is not an image, is damaged, exceeds `MAX_IMAGE_SIDE` or
@@ -62,7 +72,7 @@ def read_image(path):
     with open_image(path) as file:
         deep = _check_depth(path, file)
         file.load()
-        with contextlib.suppress(Exception):  # damaged EXIF raises anything, but only once
+        with contextlib.suppress(Exception):  # the first call raises anything if EXIF is damaged
             file.getexif()
         upright, profile = ImageOps.exif_transpose(file), file.info.get("icc_profile")
         metadata = _read_metadata(file, upright.info)
@@ -128,7 +138,7 @@ def write_image(path, picture):
 
 
 def _save(path, pixels, options):
-    """Save with Pillow or, if 16 bits, with OpenCV; a PNG then gets the chunks that Pillow gives a single pixel."""
+    """Save with Pillow or, if 16 bits, with OpenCV; a PNG then gets the chunks of one that Pillow writes."""
     if pixels.dtype == np.uint8:  # first into memory, as Pillow does not notice if a TIFF fills the disk
         file = io.BytesIO()
         Image.fromarray(_swap_red_and_blue(pixels)).save(file, **options)

@@ -60,8 +60,8 @@ log = logging.getLogger(__name__)
 class RealTimeSharpener:
     """Sharpens frames, images and video with a distilled student.
 
-    Threads may share a sharpener; results do not depend on it. The int8 network takes one frame at a time, so only the
-    work around it gains from threads.
+    Threads may share a sharpener, and a process may have several: results are the same, bit for bit. The int8 network
+    takes one frame at a time, so only the work around it gains from threads.
 
     Args:
         checkpoint: file written by `models.save_student`; by default the released student.
@@ -205,8 +205,9 @@ class RealTimeSharpener:
         Each frame of a file is written once, in order, at its own time; audio, subtitles, chapters and tags are
         copied. Frames that cannot be decoded are left out, with a warning. After Ctrl-C, or if the input breaks off or
         is mostly damaged, the output so far is kept as ``NAME_partial``. Ctrl-C ends a recording of a camera, the
-        screen or a live stream and keeps it, and so does unplugging the camera. Only in a window, late frames of a live
-        stream are left out, and less is sharpened if the machine is too busy (see `live.LoadController`).
+        screen or a live stream and keeps it, and so does unplugging the camera. A camera gives its newest frame each
+        time. In a window or virtual camera, late frames of a live stream are left out, and less is sharpened if the
+        machine is too busy (see `live.LoadController`); never in a file.
 
         Args:
             input_source: camera index, device path (``/dev/video2``), path, URL, or a part of the screen: a monitor
@@ -214,10 +215,10 @@ class RealTimeSharpener:
             output_path: video file to write, replaced if it exists; None opens a window.
             compare: sharpen only the right half.
             progress: show a progress bar.
-            frame_budget: milliseconds for a frame in a window; None for the source's interval, 0 for no limit.
+            frame_budget: milliseconds for a frame that is shown live; None for the source's interval, 0 for no limit.
             on_frame: called as ``on_frame(number, picture)``, numbers from 0, for each frame that is written or shown,
-                upright as ``(H, W, 3)`` uint8 BGR. If it returns False itself, that frame is the last. Its errors are
-                raised here and leave no file, except that a `VideoError` counts as the input's.
+                upright as ``(H, W, 3)`` uint8 BGR. If it returns False (nothing else will do), that frame is the last.
+                Its errors are raised here and leave no file, except that a `VideoError` counts as the input's.
             codec, quality: of a file, see `video.VideoWriter`.
             camera_size: ``(width, height)`` to ask a camera for.
             virtual_camera: offer the pictures to other programs instead (see `window.VirtualCamera`), until Ctrl-C.
@@ -225,7 +226,7 @@ class RealTimeSharpener:
 
         Returns:
             dict: ``frames``, ``seconds``, ``fps`` (of the whole chain), ``size`` ``(width, height)`` of the output,
-            ``source_size``, ``engine`` and ``output``; for live sources also `live.Meter.stats`, and
+            ``source_size``, ``engine`` and ``output``; if it is shown live, also those of `live.Meter.stats`, and
             ``levels``, see `live.LoadController.frames`.
 
         Raises:

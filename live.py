@@ -80,8 +80,8 @@ class Camera(contextlib.AbstractContextManager):
 
     def _open(self, size):
         """Open the camera; return its first frame."""
-        by_path = sys.platform.startswith("linux") and not isinstance(self.source, int)
-        with quiet_opencv():  # FFmpeg would take a device path for a file
+        by_path = sys.platform.startswith("linux") and not isinstance(self.source, int)  # FFmpeg takes it for a file
+        with quiet_opencv():
             self._capture = cv2.VideoCapture(self.source, cv2.CAP_V4L2 if by_path else cv2.CAP_ANY)
             if size and size[0] * size[1] > 640 * 480:  # more than USB 2 carries uncompressed
                 self._capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
@@ -119,7 +119,7 @@ class TimedSource:
 
     A file plays whole, at its own rate. Frames of a live stream are due when they come; a frame that comes early shows
     that those before it were late. Frames more than `_MAX_DELAY` late are left out, but for one a second, so that the
-    picture does not lag behind. The schedule yields by a thousandth, as the sender's clock may be slower than ours.
+    picture does not lag behind. The schedule yields a thousandth of the time, as the sender's clock may be slower.
 
     Args:
         frames: iterable of ``(frame, seconds)``, the first of which is due now, and of None if no frame has come.
@@ -209,7 +209,7 @@ class LoadController:
 
     Attributes:
         level: index into `LEVELS`.
-        frames: dict of the number of frames shown at each level (while the user had sharpening on).
+        frames: dict from the name of each level to the number of frames shown at it while the user had sharpening on.
 
     Raises:
         ValueError: the budget is not a number from 0.
@@ -293,7 +293,7 @@ class Meter:
         self._times, self._latencies = deque(maxlen=31), deque(maxlen=10_000)
 
     def add(self, seconds, milliseconds):
-        """Take in the second in which a frame was shown, and its latency without the wait for its time."""
+        """Take in when a frame was shown, and its latency: how long after it came, without the wait for its time."""
         self._times.append(seconds)
         self._latencies.append(milliseconds)
 

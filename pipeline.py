@@ -19,7 +19,7 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
             for frame in frames:
                 ...
 
-    An error of `items` is raised in its place. Only the thread uses `items`; both end with the block.
+    An error of `items` is raised in its place. Only the thread uses `items`. Thread and iterator end with the block.
 
     Args:
         tick: seconds after which the iterator yields None if there is no item; None waits.
@@ -55,11 +55,11 @@ def read_ahead(items, depth=2, tick=None, patience=2.0):
     try:
         yield ahead
     finally:
-        ahead.close()  # else iterating on would wait for ever
         leaving.set()
         slots.release()  # the thread may be waiting for room
         with contextlib.suppress(Exception):  # of an item that nobody asked for
             worker.wait(patience)
+        ahead.close()  # else iterating on would wait for ever
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def write_behind(write, depth=2):
 
 def in_parallel(tasks):
     """Call functions at the same time, the first here and each other in a thread of its own, and wait for all."""
-    # No pool, which saves 0.1 ms: its threads would be lost after a fork and refused after the main thread's end.
+    # No pool, though starting a thread takes 0.1 ms: its threads would be lost after a fork and refused at the end.
     with contextlib.ExitStack() as stack:
         for task in tasks[1:]:
             stack.callback(Worker(task, "in parallel").wait)
@@ -104,7 +104,7 @@ def in_parallel(tasks):
 
 
 class Worker:
-    """Does `work` in a thread, which Ctrl-C does not interrupt, nor the wait for its end.
+    """Does `work` in a thread. Ctrl-C interrupts neither the work nor the wait for its end.
 
     `threading.Thread.join` would not do: up to Python 3.12, a thread counts as ended if Ctrl-C interrupts that.
     """

@@ -8,6 +8,7 @@ picture.
 import io
 import logging
 import math
+import re
 from fractions import Fraction
 
 import av
@@ -74,7 +75,7 @@ def _add_track(source, stream, container, path):
         context = stream.codec_context
         if context is None:
             raise
-        if " channels (" in source.read_description(stream):  # in an unusual order, which PyAV frees twice: a crash
+        if re.match(r".* channels \(", source.read_description(stream)):  # PyAV would free their order twice: a crash
             context.layout = f"{context.channels}c"
         track = (_ConvertedAudio if stream.type == "audio" else _ConvertedSubtitles)(stream, name, container, path)
         log.warning("%s: %s is converted to %s: %s", path, name, track.form, error)

@@ -140,8 +140,8 @@ class VideoReader(contextlib.AbstractContextManager):
         format: the `VideoFormat`.
         packets: audio and subtitle packets after the last frame.
         frame_count: estimated number of frames, or None if unknown.
-        live: whether it is an endless stream. If its format has no time stamps (MJPEG of network cameras), frames are
-            stamped with their times of arrival.
+        live: whether it comes from an address and has no known end. If its format has no time stamps (MJPEG of network
+            cameras), frames are stamped with their times of arrival.
         video_stream, tracks, other_streams: PyAV's streams: the default video, those to copy if `audio`, the rest.
         changing: indices of the audio streams whose rate or channels change midway.
         metadata, chapters: the container's.
@@ -223,7 +223,7 @@ class VideoReader(contextlib.AbstractContextManager):
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
     def read_description(self, stream):
-        """Return FFmpeg's verbose description of a stream; only there PyAV tells chroma location and cropping."""
+        """Return FFmpeg's verbose description of a stream, with chroma location, cropping, tag and channels' order."""
         with _describing:
             level = av.logging.get_level()
             av.logging.set_level(av.logging.VERBOSE)
@@ -243,9 +243,12 @@ class VideoReader(contextlib.AbstractContextManager):
     def _choose_streams(self, audio):
         """Choose the streams, refuse what can be refused before decoding, and limit the decoder."""
         container, streams = self._container, self._container.streams
-        video = [stream for stream in streams.video if stream.codec_context and not stream.disposition & COVER]
+        video = [stream for stream in streams.video if not stream.disposition & COVER]
         if not video:
-            raise VideoError(f"{self.name} has no video stream of a known kind: try a fresh copy or make it H.264")
+            raise VideoError(f"{self.name} has no video stream: name another file")
+        video = [stream for stream in video if stream.codec_context]
+        if not video:
+            raise VideoError(f"{self.name} holds video of an unknown kind: try a fresh copy, or convert it to H.264")
         stream = next((s for s in video if s.disposition & av.stream.Disposition.default), video[0])
         self.metadata = dict(container.metadata)
         self.chapters = [chapter for chapter in container.chapters() if 0 <= chapter["start"] <= chapter["end"]]

@@ -303,7 +303,7 @@ def _shrunk(width, height, room):
 class Recorder(contextlib.ExitStack):
     """Encodes live pictures to a file in a thread, stamped with the times at which they were shown.
 
-    Ctrl-C within the block ends it and keeps the recording, if there is one; other errors leave no file.
+    Ctrl-C within the block ends it and keeps the recording, if there is one. For errors see `video.VideoWriter`.
 
     Args:
         path, codec, quality: see `video.VideoWriter`.
@@ -319,7 +319,7 @@ class Recorder(contextlib.ExitStack):
 
     def __init__(self, path, size, rate, codec=None, quality=None):
         super().__init__()
-        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)  # cameras slow down in the dark
+        video_format = VideoFormat(*size, rate, Fraction(1, 1000), **BT601_LIMITED)  # ms: cameras slow down in the dark
         self.frames, self._begin = 0, None
         self._writer = self.enter_context(VideoWriter(path, video_format, None, quality, codec))
         self._write = self.enter_context(write_behind(self._encode, _QUEUE_LENGTH))
@@ -358,8 +358,8 @@ class VirtualCamera(contextlib.AbstractContextManager):
         try:
             import pyvirtualcam
         except ImportError as error:
-            advice = "pip install pyvirtualcam, software under the GNU GPL 2"
-            raise VideoError(f"a virtual camera needs pyvirtualcam: {advice}") from error
+            advice = "which is under the GNU GPL 2: pip install pyvirtualcam"
+            raise VideoError(f"a virtual camera needs pyvirtualcam, {advice}") from error
         self._library, self._rate, self._camera = pyvirtualcam, float(rate), None
 
     def show(self, frame, milliseconds=0, note="", meter=None):

@@ -200,20 +200,24 @@ def test_frames_are_steadied(browser, site, checkpoint):
     noisy = [(frame + rng.normal(0, 3, (height, width, 1))).clip(0, 255).astype(np.uint8) for frame in frames]
     sent = [base64.b64encode(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).tobytes()).decode() for rgb in noisy]
     browser.open(site + "plain.html")
-    texts = browser.run(
+    texts, again = browser.run(
         DRAW
         + f"""(async () => {{
         const network = await createNetwork(parseStudent(await (await fetch("student.bin")).arrayBuffer()));
-        const size = [{width}, {height}], canvas = new OffscreenCanvas(...size), found = [];
+        const size = [{width}, {height}], canvas = new OffscreenCanvas(...size), found = [], again = [];
         const picture = new Picture(network, canvas);
-        for (const text of {sent}) {{
+        for (const [timestamp, text] of {sent}.entries()) {{
           const source = await createImageBitmap(new ImageData(new Uint8ClampedArray(bytesOf(text)), ...size));
-          picture.draw(new VideoFrame(source, {{timestamp: 0}}), size, size, 1);
+          const frame = new VideoFrame(source, {{timestamp}});
+          picture.draw(frame, size, size, 1);
           found.push(pixels(canvas, ...size));
+          picture.draw(frame, size, size, 1); // as the page does if its video pauses
+          again.push(pixels(canvas, ...size));
         }}
-        return found;
+        return [found, again];
     }})()"""
     )
+    assert texts == again
     student, before = load_student(checkpoint)[0], None
     for rgb, text in zip(noisy, texts, strict=True):
         y, _ = pixels_to_planes(np.ascontiguousarray(rgb[..., ::-1]))

@@ -5,9 +5,9 @@
 "use strict";
 
 const MAGIC = 0x53535452, VERSION = 4; // of the file, which begins with "RTSS"
-const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or pairs of cells
+const CELLS = 8; // a side of a workgroup whose invocations are cells of 4x4 pixels, or several cells each
 const TILE = 16; // a side of a workgroup whose invocations are pixels
-const MOST_CELLS = 4096; // a side
+const MOST_CELLS = 4096; // more than a picture has on a side
 const NOISE_STEPS = 64; // in which the noise is measured
 
 /** Read a student's file: its header, `weights`, and where among them those of each of the `layers` are. */
@@ -41,7 +41,7 @@ function makeShaders(student, half) {
   const { noiseRange: [leastNoise, mostNoise], noiseQuantile, small, moved } = student;
   const each = (count, text) => Array.from({ length: count }, (_, index) => text(index)).join("\n");
   const passes = [];
-  // The begin of a pass whose invocations are so many cells each.
+  // The beginning of a pass, each of whose invocations takes so many cells.
   const pass = (name, [columns, rows], bindings) => {
     passes.push([name, [4 * CELLS * columns, 4 * CELLS * rows], bindings]);
     return `
@@ -76,7 +76,7 @@ function makeShaders(student, half) {
   const total = gaussian.reduce((sum, weight) => sum + weight);
 
   const code = `${half ? "enable f16; alias T = f16;" : "alias T = f32;"}
-    struct Sizes { pixels: vec2i, cells: vec2i, canvas: vec2i, strength: f32, averaged: f32 } // working size in pixels and in cells
+    struct Sizes { pixels: vec2i, cells: vec2i, canvas: vec2i, strength: f32, averaged: f32 } // working size in both
     @group(0) @binding(0) var<uniform> sizes: Sizes;
     @group(0) @binding(1) var linear: sampler;
     @group(0) @binding(2) var frame: texture_2d<f32>;
@@ -95,7 +95,7 @@ function makeShaders(student, half) {
     // 0-3: luma of the frame before, averaged with those before it, and then of this frame; 4: change of a cell's mean
     @group(0) @binding(10) var<storage, read> steadied: array<vec4f>;
     @group(0) @binding(10) var<storage, read_write> steadied_out: array<vec4f>;
-    struct Noise { codes: f32, blocks: array<atomic<u32>, ${NOISE_STEPS + 1}> } // and of how many blocks it is so large
+    struct Noise { codes: f32, blocks: array<atomic<u32>, ${NOISE_STEPS + 1}> } // and how many blocks are so noisy
     @group(0) @binding(11) var<storage, read_write> noise: Noise;
     fn place(cell: vec2i, plane: i32) -> i32 { return (plane * sizes.cells.y + cell.y) * sizes.cells.x + cell.x; }
     fn is_inside(cell: vec2i) -> bool { return all(cell >= vec2i(0)) && all(cell < sizes.cells); }
@@ -134,8 +134,8 @@ function makeShaders(student, half) {
       for (var i = 0; i < 7; i++) { cells_out[place(cell, i)] = planes[i]; }
     }
 
-    // Three passes are runtime.steady: luma, as in cells -> averaged with the frames before where the picture stands
-    // still, and its means. An invocation of the first takes a block of 4x4 cells.
+    // These three passes are runtime.steady: they average luma with the frames before where the picture stands still,
+    // and renew its means. An invocation of the first takes a block of 4x4 cells.
     ${pass("compare", [4, 4], [0, 3, 10, 11])}
       var total = vec2f(); // change, and its size in 2x2 pixels
       for (var i = 0; i < 16; i++) {
@@ -175,8 +175,9 @@ function makeShaders(student, half) {
       var sum = vec4f();
       for (var row = 0; row < 4; row++) {
         let came = cells_out[place(cell, row)];
-        let change = came - steadied_out[place(cell, row)];
-        let calm = came - share * change * saturate(2 - 255 * abs(change) / (${small} * noise.codes));
+        let before = steadied_out[place(cell, row)];
+        let taken = share * saturate(2 - 255 * abs(came - before) / (${small} * noise.codes));
+        let calm = select(mix(came, before, taken), before, sizes.averaged > 1);
         steadied_out[place(cell, row)] = calm;
         sum += calm;
       }
@@ -381,13 +382,15 @@ class Picture {
 
   /** Draw a VideoFrame at `size`, `[width, height]`, changed `strength` times, which is computed at `working` size. */
   draw(source, size, working, strength) {
-    const { network: { device, passes, pipelines, steadying } } = this, from = [source.displayWidth, source.displayHeight];
+    const { network: { device, passes, pipelines, steadying } } = this;
+    const from = [source.displayWidth, source.displayHeight];
     if (this.size !== String([from, size, working])) this.allocate(from, size, working);
     const [sizes, texture] = this.memory;
     // A copy, as a video's own texture (`importExternalTexture`) is converted from YUV at each of many looks.
     device.queue.copyExternalImageToTexture({ source }, { texture }, from);
-    const averaged = this.started ? steadying * Math.min(2 * strength, 1) : 0;
-    this.started = true;
+    let averaged = Math.min(...working) < 16 || !this.started ? 0 : steadying * Math.min(2 * strength, 1);
+    if (averaged && source.timestamp === this.timestamp) averaged = 2; // the last frame again, which is steadied
+    Object.assign(this, { started: true, timestamp: source.timestamp });
     device.queue.writeBuffer(sizes, 24, new Float32Array([strength, averaged]));
 
     const encoder = device.createCommandEncoder(), compute = encoder.beginComputePass();
