@@ -454,7 +454,9 @@ class _Timeline:
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
         self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
         self._latest = {}  # for each stream, its shift and time in seconds
-        self._step = max(round(1 / (stream.average_rate or Fraction(25)) / stream.time_base), 1)
+        # The average counts the empty packets that AVI may have between others.
+        rate = (stream.guessed_rate if self._avi else stream.average_rate) or Fraction(25)
+        self._step = max(round(1 / rate / stream.time_base), 1)
         self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
 
