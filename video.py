@@ -462,11 +462,13 @@ class _Timeline:
 
     def add(self, packet):
         """Shift a packet in time to follow those before it, if the file begins late or was joined from parts."""
-        if packet.dts is None:
-            return
         unit = packet.stream.time_base
+        shift, last = self._latest.get(packet.stream.index, (self._shift, None))
+        if packet.dts is None:  # as Matroska's first ones with B-frames
+            packet.pts = None if packet.pts is None else packet.pts + round(shift / unit)
+            return
         seconds = packet.dts * unit
-        shift, last = self._latest.get(packet.stream.index, (self._shift, seconds))
+        last = seconds if last is None else last
         if packet.stream.type == "subtitle":
             shift = self._shift
         elif not -_BACK <= seconds - last <= _FORWARD:

@@ -546,6 +546,14 @@ def test_b_frames_in_avi_come_at_their_times(tmp_path, suffix, rate):
     assert brightness_order(tmp_path / f"out{suffix}") == list(range(20))
 
 
+def test_b_frames_in_matroska_that_begins_late_come_at_their_times(tmp_path):
+    late = [5000 + time for time in CONSTANT]
+    encode(tmp_path / "in.mkv", options={"bf": "2", "b_strategy": "0"}, times=late)
+    copy(tmp_path / "in.mkv", tmp_path / "out.mp4")
+    times = read_times(tmp_path / "out.mp4")
+    assert times[0] <= 80 and [time - times[0] for time in times] == CONSTANT
+
+
 def test_a_size_that_changes_becomes_the_largest_between_black_bars(tmp_path, caplog):
     sizes = ((64, 48), (128, 96), (48, 64))
     parts = [encode(tmp_path / f"{w}.webm", "libvpx", size=(w, h), muxing={"live": "1"}) for w, h in sizes]
