@@ -258,6 +258,8 @@ class VideoReader(contextlib.AbstractContextManager):
         self.other_streams = [other for other in streams if other is not stream and other.type not in known]
         self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
+        if container.format.name == "matroska,webm":  # its duration counts from 0
+            self._seconds = max(self._seconds - max(container.start_time or 0, 0) * _CONTAINER_UNIT, 0)
         self.frame_count = stream.frames or round(self._seconds * self._rate) or None
         self.live = self._remote and not self.source.startswith("file:") and self.frame_count is None
         if max(stream.width, stream.height) > MAX_VIDEO_SIDE:
