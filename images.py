@@ -18,7 +18,7 @@ from utils import IMAGE_SUFFIXES, atomic_path, first_line
 
 MAX_IMAGE_SIDE, MAX_IMAGE_PIXELS = 1 << 14, 1 << 27  # 16,384 and 134 million
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # JPEG includes MPO
-_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+_HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}  # brands, of which a file names several
 _DEEP_FORMATS = ("PNG", "TIFF")  # can hold 16 bits
 _ALPHA_FORMATS = ("PNG", "TIFF", "WEBP", "AVIF")
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"compression": "tiff_deflate"}}
@@ -196,7 +196,8 @@ def _is_heic(path):
     """Whether a file begins as HEIC and not as AVIF, whose first bytes may be the same."""
     with open(path, "rb") as file:
         begin = file.read(64)
-    return begin[4:12] in _HEIC and b"avif" not in begin
+    brands = {begin[place : place + 4] for place in range(8, min(int.from_bytes(begin[:4], "big"), 64), 4)}
+    return begin[4:8] == b"ftyp" and not _HEIC.isdisjoint(brands) and b"avif" not in brands
 
 
 def _read_metadata(file, info):

@@ -189,5 +189,7 @@ def test_a_picture_is_known_by_its_content(tmp_path, photo):
             assert image.format == "JPEG"
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     assert is_image(tmp_path / "photo") and is_image(tmp_path / "photo.heic") and not is_image(__file__)
+    (tmp_path / "burst").write_bytes(b"\0\0\0\x18ftyphevm\0\0\0\0mif1heic" + bytes(50))
+    assert is_image(tmp_path / "burst")
     with pytest.raises(VideoError, match="is a HEIC picture: pip install pillow-heif"):
         read_image(tmp_path / "photo.heic")
