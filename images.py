@@ -25,17 +25,8 @@ _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"comp
 _SAVE_OPTIONS |= {"WEBP": {"quality": 95}, "AVIF": {"quality": 90}}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
-_TEXT_TAGS = (
-    270,
-    271,
-    272,
-    305,
-    306,
-    315,
-    33432,
-    ExifTags.IFD.Exif,
-    ExifTags.IFD.GPSInfo,
-)  # of TIFF that are about the picture, not the file
+# Tags of TIFF that are about the picture, not the file.
+_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 log = logging.getLogger(__name__)
 

@@ -217,9 +217,12 @@ class VideoReader(contextlib.AbstractContextManager):
             return f"attachment {stream.metadata.get('filename', '')}"
         kind = "cover" if stream.disposition & COVER else {"audio": "sound"}.get(stream.type, stream.type)
         alike = [other.index for other in self._container.streams if other.type == stream.type]
-        tag, language = re.search(r"\((\w{4}) / 0x", self.read_description(stream)), stream.language
-        codec = stream.codec_context.codec.canonical_name if stream.codec_context else tag and tag[1]
-        details = ", ".join(filter(None, (codec, language if language != "und" else None)))
+        if stream.codec_context:
+            codec = stream.codec_context.codec.canonical_name
+        else:
+            tag = re.search(r"\((\w{4}) / 0x", self.read_description(stream))
+            codec = tag and tag[1]
+        details = ", ".join(filter(None, (codec, stream.language if stream.language != "und" else None)))
         return f"{kind} track {alike.index(stream.index) + 1}" + (f" ({details})" if details else "")
 
     def read_description(self, stream):

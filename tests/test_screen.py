@@ -28,14 +28,6 @@ while True:
 """
 
 
-def wait_until_shown(screen, expected):
-    end = time.monotonic() + 30
-    for picture, taken, due in screen:
-        assert time.monotonic() < end and taken and due is None
-        if np.array_equal(picture, expected):
-            return
-
-
 def test_parts_of_the_screen():
     assert is_screen("screen:") and is_screen("screen:2") and not is_screen("screen.mp4") and not is_screen(0)
     assert find_region("2", MONITORS) == MONITORS[2]
@@ -65,7 +57,11 @@ def test_the_screen_is_recorded_sharpened_and_enlarged(sharpener, tmp_path, disp
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     try:
         with Screen("screen:0,0,128x96") as screen:
-            wait_until_shown(screen, still)
+            end = time.monotonic() + 30
+            for picture, taken, due in screen:
+                assert time.monotonic() < end and taken and due is None
+                if np.array_equal(picture, still):
+                    break
             assert screen.free_place(300, 300) == (128, 0) and screen.free_place(1200, 300) is None
         stats = sharpener.process_video_stream(
             "screen:0,0,128x96", tmp_path / "out.mp4", quality=0, size="2x", on_frame=lambda number, _: number < 4

@@ -76,6 +76,7 @@ function makeShaders(student, half) {
   const total = gaussian.reduce((sum, weight) => sum + weight);
 
   const code = `${half ? "enable f16; alias T = f16;" : "alias T = f32;"}
+    // averaged: the share of small changes that is taken away; above 1, the last frame is drawn again
     struct Sizes { pixels: vec2i, cells: vec2i, canvas: vec2i, strength: f32, averaged: f32 } // working size in both
     @group(0) @binding(0) var<uniform> sizes: Sizes;
     @group(0) @binding(1) var linear: sampler;
