@@ -14,7 +14,8 @@ from images import VideoError, existing_file, is_image
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, plural
 
 _SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
-_READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv")
+_READ_SUFFIXES = (*_SUFFIXES, ".heic", ".heif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv", ".wmv", ".3gp")
+_READ_SUFFIXES += (".ogv", ".dv", ".mxf")
 _WILDCARDS = re.compile(r"[*?[]")
 _OUTPUT = re.compile(r"_sharpened(_partial\d*)?(\.\w+)?$")  # the end of names of outputs
 

@@ -23,6 +23,11 @@ _DEEP_FORMATS = ("PNG", "TIFF")  # can hold 16 bits
 _ALPHA_FORMATS = ("PNG", "TIFF", "WEBP", "AVIF")
 _SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": "4:4:4"}, "TIFF": {"compression": "tiff_deflate"}}
 _SAVE_OPTIONS |= {"WEBP": {"quality": 95}, "AVIF": {"quality": 90}}
+_BESIDE = {"icc_profile": "colour profile", "exif": "EXIF", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
+_BESIDE |= {"pnginfo": "texts"}  # what goes along with pixels, and what Pillow saves of it
+_KEPT = {"PNG": ("icc_profile", "exif", "dpi", "pnginfo"), "TIFF": ("icc_profile", "exif", "dpi"), "BMP": ("dpi",)}
+_KEPT |= {"JPEG": ("icc_profile", "exif", "dpi", "xmp", "comment")}
+_KEPT["WEBP"] = _KEPT["AVIF"] = "icc_profile", "exif", "xmp"
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_EXTRA = 258, 262, 284, 338  # tags of TIFF 6.0
 _ORIENTATION = 0x0112  # tag of EXIF
 # Tags of TIFF that are about the picture, not the file.
@@ -124,8 +129,9 @@ def write_image(path, picture):
                 log.warning("%s: EXIF and texts are not kept: they are damaged or too long", path)
     except (OSError, ValueError, cv2.error) as error:  # ValueError: WebP's encoder
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
-    if deep and kind != "PNG" and (picture.color_profile or metadata.keys() - {"dpi"}):
-        log.warning("%s: profile, EXIF and texts of 16-bit pictures are not kept; a .png keeps them", path)
+    kept = _KEPT[kind] if kind == "PNG" or not deep else ()  # OpenCV writes 16-bit TIFFs
+    if lost := [name for key, name in _BESIDE.items() if (options | metadata).get(key) and key not in kept]:
+        log.warning("%s: %s cannot keep its %s", path, suffix, ", ".join(lost))
 
 
 def _save(path, pixels, options):

@@ -387,6 +387,10 @@ exit codes:
 
 def main(argv=None):
     """Run the command line; return the exit code: 0, 2 if something failed, 130 after Ctrl-C or SIGTERM."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--" in argv:  # argparse, intermixed, would drop it and take the names after it for options
+        end = argv.index("--")
+        argv[end:] = [f".{os.sep}{name}" if name.startswith("-") else name for name in argv[end + 1 :]]
     args = make_parser().parse_intermixed_args(argv)
     for stream in (sys.stdout, sys.stderr):  # names need not be UTF-8
         stream.reconfigure(errors="replace")

@@ -20,7 +20,7 @@ _FILE_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  #
 _STREAM_TAGS = ("language", "title")
 _AUDIO_CODECS = {".webm": "libopus", ".avi": "pcm_s16le"}  # to convert to; AAC in the others
 _TEXT_SUBTITLES = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "subrip"}
-_PLAIN_TEXT = ("subrip", "webvtt", "ass", "ssa", "text")  # mov_text has binary parts
+_TEXT_CODECS = ("subrip", "webvtt", "ass", "ssa", "text", "mov_text")
 _ENCODED_CHANNELS = (1, 2, 6)  # PyAV misreads frames of other numbers, which become stereo
 _TOLERANCE = Fraction(1, 50)  # seconds that sound may be off before silence is inserted or sound is cut
 _LONGEST_GAP = 3600  # seconds of silence
@@ -42,7 +42,9 @@ def copy_tracks(source, container, video_stream, path):
     """
     tracks, suffix = {}, path.suffix.lower()
     lost = {source.describe(stream): False for stream in source.other_streams}  # whether .mkv would keep it
-    container.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _FILE_TAGS})
+    tags = {key: value for key, value in source.metadata.items() if key.lower() not in _FILE_TAGS}
+    # Apple's are in small letters, which Matroska does not keep.
+    container.metadata.update({key.lower() if key.startswith("COM.APPLE.") else key: tags[key] for key in tags})
     _copy_tags(source.video_stream, video_stream)
     for stream in source.tracks:
         try:
@@ -65,7 +67,7 @@ def _add_track(source, stream, container, path):
     name, suffix = source.describe(stream), path.suffix.lower()
     try:
         if stream.index in source.changing:
-            raise ValueError("its rate or channels change on the way")
+            raise ValueError("its codec, rate or channels change on the way")
         if suffix == ".avi" and stream.type == "audio":
             raise ValueError("without time stamps, sound in .avi would lose its gaps")
         if suffix != ".mkv" and stream.type == "attachment":
@@ -96,7 +98,7 @@ class _Track:
     def __init__(self, source, name, container, path):
         self._source, self._name, self._container, self._path = source, name, container, path
         self._last, self._end, self._left_out, self._recoded = None, None, 0, False
-        self._text = bool(source.codec_context) and source.codec_context.codec.canonical_name in _PLAIN_TEXT
+        self._codec = source.codec_context and source.codec_context.codec.canonical_name
         self.stream = self._add_stream()
 
     def write(self, packet):
@@ -131,7 +133,7 @@ class _Track:
 
     def _copy(self, packet):
         if self._set_time(packet):
-            self._write(self._in_utf8(packet) if self._text else packet)
+            self._write(self._mended(packet))
 
     def _set_time(self, packet):
         """Give a packet times that follow those of the last one; return whether it is to be written."""
@@ -156,18 +158,27 @@ class _Track:
         packet.stream = self.stream
         self._container.mux(packet)
 
-    def _in_utf8(self, packet):
-        try:
-            bytes(packet).decode()
+    def _mended(self, packet):
+        data = bytes(packet)
+        if self._codec not in _TEXT_CODECS or (text := self._in_utf8(data)) == data:
             return packet
+        mended = av.Packet(text)
+        for name in ("time_base", "pts", "dts", "duration", "is_keyframe"):
+            setattr(mended, name, getattr(packet, name))
+        return mended
+
+    def _in_utf8(self, data):
+        # mov_text has the text's length before it, and its style behind it.
+        start, end = (2, 2 + int.from_bytes(data[:2], "big")) if self._codec == "mov_text" else (0, len(data))
+        try:
+            data[start:end].decode()
+            return data
         except UnicodeDecodeError:
             if not self._recoded:
                 log.warning("%s: %s is not UTF-8: it is read as Windows-1252", self._path, self._name)
             self._recoded = True
-        mended = av.Packet(bytes(packet).decode("cp1252", "replace").encode())
-        for name in ("time_base", "pts", "dts", "duration", "is_keyframe"):
-            setattr(mended, name, getattr(packet, name))
-        return mended
+        text = data[start:end].decode("cp1252", "replace").encode()
+        return (len(text).to_bytes(2, "big") if start else b"") + text + data[end:]
 
 
 class _ConvertedAudio(_Track):

@@ -140,9 +140,13 @@ def plural(number, noun):
 
 
 def without_password(address):
-    """Return an address without user, password and token."""
-    address = re.sub(r"(?<=://)[^/\s]*@", "***@", address)
-    return re.sub(r"(?i)([?&][\w-]*(?:pass|pwd|token|key|auth)\w*=)[^&\s]*", r"\1***", address)
+    """Return an address without user, password and token; other text as it is."""
+    if "://" not in address:
+        return address
+    # A password with a slash: what follows the colon is no port.
+    address = re.sub(r"(?<=://)([^/\s]*|[^/\s:]*:(?!\d+([/?]|$))\S*)@", "***@", address)
+    secret = r"(?i)((?:pas|psw|pw|token|key|auth|secret|sig)[\w-]*=)[^&\s]*?(?=[&\s]|$|_[^\W_]+=)"
+    return re.sub(secret, r"\1***", address)
 
 
 @contextlib.contextmanager

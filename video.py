@@ -48,10 +48,12 @@ _UNCONVERTED = ("yuv420p", "yuvj420p", "nv12", "nv21")  # 8-bit 4:2:0: nothing i
 _ARRIVAL_UNIT = Fraction(1, 1000)  # seconds
 _CONTAINER_UNIT = Fraction(1, 10**6)  # seconds, of a container's times
 _FORWARD, _BACK = 10, 0.5  # a stream whose packets jump by more seconds was joined from two
+_LASTING = 3  # packets of sound of another form in a row are no damage
 _TRIES = 100  # how often to read on after a packet that FFmpeg cannot read
 _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
 _GUESSED = ("frame", "damaged: parts of them are guessed")
-_MAX_ASPECT = 8  # of a pixel; beyond that, a file is damaged
+_ONE_FRAME_EACH = ("h264", "hevc")  # codecs whose packets hold a frame each, unless they are interlaced
+_MAX_ASPECT, _MAX_RATE = 8, 1000  # of a pixel and of frames per second; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # sizes and rates may change after the header
 
@@ -143,7 +145,7 @@ class VideoReader(contextlib.AbstractContextManager):
         live: whether it comes from an address and has no known end. If its format has no time stamps (MJPEG of network
             cameras), frames are stamped with their times of arrival.
         video_stream, tracks, other_streams: PyAV's streams: the default video, those to copy if `audio`, the rest.
-        changing: indices of the audio streams whose rate or channels change midway.
+        changing: indices of the audio streams whose codec, rate or channels change midway.
         metadata, chapters: the container's.
 
     Raises:
@@ -259,7 +261,7 @@ class VideoReader(contextlib.AbstractContextManager):
         self.video_stream, self.tracks = stream, [other for other in streams if audio and other.type in kinds]
         known = ("data", *kinds) if self.chapters else kinds  # in .mp4, data is the chapters' text
         self.other_streams = [other for other in streams if other is not stream and other.type not in known]
-        self._rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        self._rate = _plausible_rate(stream.average_rate, stream.guessed_rate)
         self._seconds = (stream.duration or 0) * stream.time_base or (container.duration or 0) * _CONTAINER_UNIT
         if container.format.name == "matroska,webm":  # its duration counts from 0
             self._seconds = max(self._seconds - max(container.start_time or 0, 0) * _CONTAINER_UNIT, 0)
@@ -273,8 +275,8 @@ class VideoReader(contextlib.AbstractContextManager):
         stream.codec_context.thread_count = min(max(1, usable_cores() // 2), 8)  # the others sharpen and encode
 
     def _survey(self):
-        """Return the largest size of a file's keyframes, and the audio streams whose rate or channels change."""
-        largest, forms, met = (0, 0), Counter(), Counter()
+        """Return the largest size of a file's keyframes, and the audio streams whose codec, rate or channels change."""
+        largest, forms, met, failed = (0, 0), Counter(), Counter(), Counter()
         bar = {"desc": "looking for changes of size and sound", "unit": " packets", "delay": 2, "leave": False}
         with contextlib.suppress(av.FFmpegError, IndexError), open_video(self.source) as container:
             video = container.streams[self.video_stream.index]
@@ -283,15 +285,20 @@ class VideoReader(contextlib.AbstractContextManager):
             for packet in tqdm(container.demux(video, *sound), **bar, disable=None):
                 index = packet.stream.index
                 met[index] += 1
-                with contextlib.suppress(av.FFmpegError):
-                    if packet.stream is not video and met[index] % 8 == 0:  # an eighth is enough, and fast
-                        frames = packet.decode()
+                new = packet.has_sidedata("new_extradata")  # a header
+                if packet.stream is not video and (new or met[index] % 8 == 0):  # an eighth is enough, and fast
+                    try:
+                        frames, failed[index] = packet.decode() * (_LASTING if new else 1), 0
                         forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
-                    elif packet.stream is video and packet.is_keyframe and packet.size:
+                    except av.FFmpegError:
+                        failed[index] += 1
+                        forms[index, "another codec"] = max(forms[index, "another codec"], failed[index])
+                elif packet.stream is video and packet.is_keyframe and packet.size:
+                    with contextlib.suppress(av.FFmpegError):
                         packet.decode()
-                        size = video.codec_context.width, video.codec_context.height
-                        largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
-        lasting = [index for (index, *_), number in forms.items() if number > 2]  # one or two frames are damage
+                    size = video.codec_context.width, video.codec_context.height
+                    largest = max(largest, size, key=np.prod) if max(size) <= MAX_VIDEO_SIDE else largest
+        lasting = [index for (index, *_), number in forms.items() if number >= _LASTING]
         return largest, {index for index in lasting if lasting.count(index) > 1}
 
     def _video_packets(self):
@@ -324,15 +331,25 @@ class VideoReader(contextlib.AbstractContextManager):
 
     def _decode(self):
         """Yield frames with time stamps. A packet that cannot be decoded leaves a gap, as in players."""
-        number, kind = 0, None
+        number, kind, unit, failed = 0, None, self.video_stream.time_base, False
+        one_each = self.video_stream.codec_context.name in _ONE_FRAME_EACH
+        one_each = one_each and self._container.format.name not in ("avi", "asf")  # whose times are wrong
+        waiting = set()  # times of packets whose frames have not come: some are dropped without an error
         for packet in self._video_packets():
+            if packet and one_each and packet.pts is not None and not packet.is_discard:
+                waiting.add(packet.pts)
             try:
                 frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                self._faults[_GAP] += [self._timeline.now] if packet else []
+                failed = True
+                self._faults[_GAP] += [self._timeline.now] if packet and packet.pts not in waiting else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
+                lost = {pts for pts in waiting if pts < frame.pts}
+                waiting -= lost | {frame.pts}
+                if (number or failed) and not frame.interlaced_frame:  # before the first, a stream may be incomplete
+                    self._faults[_GAP] += [pts * unit for pts in sorted(lost)]
                 time, number = frame.pts * self._timeline.time_base, number + 1
                 self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
@@ -341,6 +358,7 @@ class VideoReader(contextlib.AbstractContextManager):
                     if before:
                         log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
+        self._faults[_GAP] += [pts * unit for pts in sorted(waiting)]
         self._report(number)
 
     def _report(self, number):
@@ -360,7 +378,8 @@ class VideoReader(contextlib.AbstractContextManager):
             missing = (self.frame_count or 0) / self._rate - timeline.end
             tolerance = max(1, timeline.end / 20)
         if number and told and missing > tolerance:
-            frames = f"{number} of about {plural(self.frame_count, 'frame')}"
+            of = f"{number} of about " if number < self.frame_count else ""
+            frames = of + plural(max(self.frame_count, number), "frame")
             if "mp4" in kind and timeline.count < stream.frames:
                 raise VideoError(f"{self.name} is incomplete: it ends early, after {frames}; try a fresh copy")
             log.warning("%s ends early: %s", self.name, frames)
@@ -457,11 +476,12 @@ class _Timeline:
         self._stream, self._avi = stream, container.format.name == "avi"
         self._broadcast = container.format.name in ("mpegts", "mpeg")  # elsewhere, a jump forward is a long pause
         self.time_base = stream.time_base if self._opened is None else _ARRIVAL_UNIT
-        self._shift = -max((container.start_time or 0) * _CONTAINER_UNIT, 0)  # seconds, of the newest part
+        start = (container.start_time or 0) * _CONTAINER_UNIT  # negative if a broadcast's clock overflows on the way
+        self._shift = -start if self._broadcast else -max(start, 0)  # seconds, of the newest part
         self._latest = {}  # for each stream, its shift and time in seconds
         # The average counts the empty packets that AVI may have between others.
-        rate = (stream.guessed_rate if self._avi else stream.average_rate) or Fraction(25)
-        self._step = max(round(1 / rate / stream.time_base), 1)
+        rate = stream.guessed_rate if self._avi else _plausible_rate(stream.average_rate, stream.guessed_rate)
+        self._step = max(round(1 / (rate or 25) / stream.time_base), 1)
         self._first, self._begin, self._delay, self._following_pts = None, 0, None, 0
         self.now = self.end = self.count = self.length = 0
 
@@ -469,22 +489,20 @@ class _Timeline:
         """Shift a packet in time to follow those before it, if the file begins late or was joined from parts."""
         unit = packet.stream.time_base
         shift, last = self._latest.get(packet.stream.index, (self._shift, None))
-        if packet.dts is None:  # as Matroska's first ones with B-frames
-            packet.pts = None if packet.pts is None else packet.pts + round(shift / unit)
-            return
-        seconds = packet.dts * unit
-        last = seconds if last is None else last
+        seconds = None if packet.dts is None else packet.dts * unit  # None: Matroska's first ones with B-frames
         if packet.stream.type == "subtitle":
             shift = self._shift
-        elif not -_BACK <= seconds - last <= _FORWARD:
+        elif None not in (seconds, last) and not -_BACK <= seconds - last <= _FORWARD:
             joint = seconds < last or (self._broadcast and seconds + shift > self.end + _FORWARD)
             if joint and shift == self._shift:  # else another stream has already reached this part
                 self._shift = self.end - seconds
             shift = self._shift
-        self._latest[packet.stream.index] = shift, seconds
         ticks = round(shift / unit)
-        packet.dts += ticks
         packet.pts = None if packet.pts is None else packet.pts + ticks
+        if seconds is None:
+            return
+        self._latest[packet.stream.index] = shift, seconds
+        packet.dts += ticks
         shown, duration = packet.dts if packet.pts is None else packet.pts, (packet.duration or 0) * unit
         self.now, self.end = max(shown * unit, 0), max(self.end, packet.dts * unit + duration)
         if packet.stream.index == self._stream.index:
@@ -504,6 +522,11 @@ class _Timeline:
         elif self._avi or frame.pts is None:
             frame.pts = self._following_pts
         self._following_pts = frame.pts + self._step
+
+
+def _plausible_rate(*rates):
+    """Return the first rate that a video may have: FFmpeg gives 60,000 frames per second for DV."""
+    return next((rate for rate in rates if rate and rate <= _MAX_RATE), Fraction(25))
 
 
 def _clock(seconds):
@@ -617,7 +640,7 @@ class VideoWriter:
         self._codec = check_encoder(path, codec, quality)
         self.path, self.format, self._source, self._quality = Path(path), video_format, source, quality
         self._suffix = self.path.suffix.lower()
-        self._tracks, self._last_pts, self._frames = {}, -math.inf, 0
+        self._tracks, self._left_out, self._last_pts, self._frames = {}, 0, -math.inf, 0
         rate = self._rate = Fraction(video_format.rate).limit_denominator(1 << 16)
         source_base = self._time_base = video_format.time_base or 1 / rate
         if self._suffix == ".avi":  # it has no time stamps: all frames must lie on the grid of its rate
@@ -634,7 +657,7 @@ class VideoWriter:
             # Audio begins before 0, with samples that its decoder drops. FFmpeg would shift an .mkv or .avi by them.
             options = {} if self._suffix in _QUICKTIME else {"avoid_negative_ts": "disabled"}
             tags = self._source.metadata if self._source else {}
-            if self._suffix in _QUICKTIME and any(key.startswith("com.") for key in tags):
+            if self._suffix in _QUICKTIME and any(key.lower().startswith("com.") for key in tags):
                 options["movflags"] = "use_metadata_tags"  # Apple's location, date and maker
             kind, name = "mp4" if self._suffix == ".m4v" else None, str(self._temporary.absolute())
             self._container = av.open(name, "w", format=kind, container_options=options)
@@ -665,8 +688,23 @@ class VideoWriter:
         if frame.duration:
             picture.duration = max(round(frame.duration * self._scale), 1)
         self._write_tracks(frame.packets)
-        self._container.mux(self._stream.encode(picture))
+        self._mux(self._stream.encode(picture))
         self._frames += 1
+
+    def _mux(self, packets):
+        for packet in packets:
+            with self._tracks_may_fail():
+                self._container.mux(packet)
+
+    @contextlib.contextmanager
+    def _tracks_may_fail(self):
+        """Leave out a damaged packet of a track that waited for the picture, and fails only now that it is written."""
+        try:
+            yield
+        except av.InvalidDataError:
+            if not self._tracks:
+                raise
+            self._left_out += 1
 
     def _write_tracks(self, packets):
         for packet in packets:
@@ -681,10 +719,13 @@ class VideoWriter:
                 raise error or VideoError(f"cannot write {self.path}: there is no frame")
             if error is None and self._source:
                 self._write_tracks(self._source.packets)
-            self._container.mux(self._stream.encode(None))
+            self._mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
-            self._container.close()
+            with self._tracks_may_fail():
+                self._container.close()
+            if self._left_out:
+                log.warning("%s: %s of sound left out: damaged", self.path, plural(self._left_out, "packet"))
             if error is None:
                 return
             whole = Path(os.path.realpath(self.path))  # the file that a link names

@@ -147,10 +147,19 @@ def test_an_image_is_not_its_own_output(sharpen, tmp_path):
     assert code == 2 and "is the input itself" in err[0]
 
 
-def test_passwords_are_not_shown(capsys):
-    assert main(["rtsp://jane:s3cret@127.0.0.1:9/cam?password=s3cret&access_token=s3cret"]) == 2
+@pytest.mark.parametrize("path", ["cam?password=s3cret&access_token=s3cret", "cam_user=a_pwd=s3cret_channel=1"])
+@pytest.mark.parametrize("user", ["jane:s3cret", "jane:/s3cret", "jane:s/3@s3cret"])
+def test_passwords_are_not_shown(capsys, user, path):
+    assert main([f"rtsp://{user}@127.0.0.1:9/{path}"]) == 2
     err = capsys.readouterr().err
     assert "s3cret" not in err and "rtsp://***@127.0.0.1:9/cam" in err
+
+
+def test_a_name_may_begin_with_a_dash(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path, "-in.png")
+    assert main(["--checkpoint", str(exported), "--", "-in.png"]) == 0
+    assert (tmp_path / "-in_sharpened.png").exists()
 
 
 def test_demo_needs_nothing(sharpener, tmp_path, capsys):

@@ -153,6 +153,19 @@ def test_exif_and_resolution_are_kept(tmp_path, photo, suffix, deep):
         assert suffix in (".webp", ".avif") or image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "lost"),
+    [(".bmp", "colour profile, EXIF, comment"), (".webp", "resolution, comment"), (".png", "comment"), (".jpg", "")],
+)
+def test_what_a_format_cannot_keep_is_named(tmp_path, photo, caplog, suffix, lost):
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[0x010F] = "Maker"
+    Image.fromarray(photo).save(tmp_path / "in.jpg", exif=exif, dpi=(300, 300), comment="hello", icc_profile=profile)
+    write_image(tmp_path / f"out{suffix}", read_image(tmp_path / "in.jpg"))
+    named = [record.getMessage() for record in caplog.records]
+    assert named == ([f"{tmp_path}/out{suffix}: {suffix} cannot keep its {lost}"] if lost else [])
+
+
 def test_damaged_exif_does_not_cost_the_picture(tmp_path, photo, caplog):
     Image.fromarray(photo).save(tmp_path / "in.png", exif=b"Exif\0\0 garbage " * 9)
     assert read_image(tmp_path / "in.png").pixels.shape == photo.shape

@@ -313,6 +313,40 @@ def test_subtitles_that_are_not_utf8_are_read_as_windows_1252(tmp_path, film, ca
     assert "Schöne Tage!".encode() in data
 
 
+def test_subtitles_of_mp4_that_are_not_utf8_keep_their_form(tmp_path, film, caplog):
+    copy(film, tmp_path / "in.mp4")
+    data = (tmp_path / "in.mp4").read_bytes()
+    assert data.count(b"Good morning") == 1
+    (tmp_path / "in.mp4").write_bytes(data.replace(b"Good morning", b"Sch\xf6ne Tage!"))
+    copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    assert "subtitle track 1 (mov_text, ita) is not UTF-8" in caplog.text
+    ((data, *_), _) = track_packets(tmp_path / "out.mp4", "subtitle")[0]
+    length, text = int.from_bytes(data[:2], "big"), "Schöne Tage!".encode()
+    assert data[2 : 2 + length] == text
+
+
+def test_sound_that_becomes_another_codec_is_converted(tmp_path, caplog):
+    parts = [encode(tmp_path / f"{codec}.ts", times=range(0, 2000, 40), audio=codec) for codec in ("aac", "mp2")]
+    (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    for suffix in (".mp4", ".mkv", ".webm"):
+        copy(tmp_path / "in.ts", tmp_path / f"out{suffix}")
+        assert len(read_times(tmp_path / f"out{suffix}")) == 100
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert sum(frame.samples for frame in container.decode(audio=0)) > 48000
+    assert "its codec, rate or channels change on the way" in caplog.text
+
+
+def test_recordings_in_flv_whose_rates_differ_are_converted(tmp_path, caplog):
+    parts = [encode(tmp_path / f"{rate}.flv", times=CONSTANT[:8], audio="aac", rate=rate) for rate in (48000, 32000)]
+    (tmp_path / "in.flv").write_bytes(parts[0].read_bytes() + parts[1].read_bytes()[13:])
+    copy(tmp_path / "in.flv", tmp_path / "out.mkv")
+    assert "rate or channels change on the way" in caplog.text
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        frames = list(container.decode(audio=0))
+    assert len({frame.sample_rate for frame in frames}) == 1
+    assert sum(frame.samples / frame.sample_rate for frame in frames) == pytest.approx(2, abs=0.1)
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
 def test_what_was_cut_off_a_clip_is_not_heard(tmp_path, suffix):
     with av.open(str(tmp_path / "in.mp4"), "w") as container:  # sound begins a second before the picture: an edit list
@@ -340,3 +374,7 @@ def test_apple_tags_are_kept(tmp_path):
         copy(tmp_path / "in.mov", tmp_path / f"out{suffix}")
         with av.open(str(tmp_path / f"out{suffix}")) as container:
             assert tags.items() <= container.metadata.items()
+    copy(tmp_path / "in.mov", tmp_path / "on the way.mkv")
+    copy(tmp_path / "on the way.mkv", tmp_path / "back.mov")
+    with av.open(str(tmp_path / "back.mov")) as container:
+        assert container.metadata["com.apple.quicktime.make"] == "Apple"

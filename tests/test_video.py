@@ -450,16 +450,25 @@ def test_what_nothing_can_be_read_behind_is_a_partial_one(tmp_path):
     assert 8 < len(read_times(tmp_path / "out_partial.mp4")) < 12 and not (tmp_path / "out.mp4").exists()
 
 
-def test_a_damaged_first_frame_is_a_gap_at_the_beginning(tmp_path, caplog):
-    source = encode(tmp_path / "in.mp4", options={"bf": "3", "g": "10"})
+@pytest.mark.parametrize(("codec", "lost"), [("libx264", "9 frames"), ("libx265", "1 frame")])
+def test_frames_that_a_decoder_drops_without_a_word_are_counted(tmp_path, caplog, codec, lost):
+    source = encode(tmp_path / "in.mp4", codec, options={"bf": "3", "g": "10", "x265-params": "log-level=none"})
     with av.open(str(source)) as container:
         first = next(container.demux(video=0))
         assert (first.pts, first.dts < 0) == (0, True)
     data = bytearray(source.read_bytes())
     data[first.pos : first.pos + first.size] = b"\xff" * first.size
     source.write_bytes(data)
-    copy(source, tmp_path / "out.mp4")
-    assert "1 frame could not be decoded, near 00:00.0" in caplog.text
+    assert len(copy(source, tmp_path / "out.mp4")) == len(CONSTANT) - int(lost.split()[0])
+    assert f"{lost} could not be decoded, near 00:00.0" in caplog.text
+
+
+def test_no_frame_is_missed_in_whole_files(tmp_path, caplog):
+    options = {"bf": "3", "g": "8"}
+    for suffix in (".mp4", ".mkv", ".ts", ".flv", ".avi", ".asf", ".wmv"):
+        source = encode(tmp_path / f"in{suffix}", "libx264", times=VARIABLE, options=options)
+        assert len(copy(source, tmp_path / "out.mp4")) == len(VARIABLE), suffix
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("options", [{"bf": "3", "g": "50"}, {"bf": "0", "g": "1"}], ids=["long", "short"])
@@ -600,6 +609,24 @@ def test_a_transport_stream_that_begins_late_begins_at_once(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names have no colons there")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_broadcast_whose_clock_overflows_is_complete(tmp_path, suffix):
+    """After 26.5 hours: 2^33 ticks of 1/90,000 s."""
+    source = encode(tmp_path / "in.ts", audio="mp2", muxing={"output_ts_offset": "95443.3", "muxdelay": "0"})
+    with av.open(str(source)) as container:
+        assert container.start_time < 0
+    times = copy(source, tmp_path / f"out{suffix}")
+    assert [time - times[0] for time in times] == CONSTANT and times[0] < 40  # of the sound, which comes first
+    assert len(read_times(tmp_path / f"out{suffix}")) == len(CONSTANT)
+
+
+def test_raw_dv_keeps_its_rate(tmp_path):
+    source = encode(tmp_path / "in.dv", "dvvideo", times=CONSTANT, size=(720, 576), unit=Fraction(1, 25))
+    assert copy(source, tmp_path / "out.mp4") == CONSTANT == read_times(tmp_path / "out.mp4")
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert reader.format.rate == 25
+
+
 def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     encode(tmp_path / "in.mp4").rename("call10:30.mp4")
