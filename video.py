@@ -53,6 +53,7 @@ _TRIES = 100  # how often to read on after a packet that FFmpeg cannot read
 _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded")
 _GUESSED = ("frame", "damaged: parts of them are guessed")
 _ONE_FRAME_EACH = ("h264", "hevc")  # codecs whose packets hold a frame each, unless they are interlaced
+_WRONG_TIMES = ("avi", "asf")  # containers without the time at which a packet's frame is shown
 _MAX_ASPECT, _MAX_RATE = 8, 1000  # of a pixel and of frames per second; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # sizes and rates may change after the header
@@ -331,25 +332,22 @@ class VideoReader(contextlib.AbstractContextManager):
 
     def _decode(self):
         """Yield frames with time stamps. A packet that cannot be decoded leaves a gap, as in players."""
-        number, kind, unit, failed = 0, None, self.video_stream.time_base, False
-        one_each = self.video_stream.codec_context.name in _ONE_FRAME_EACH
-        one_each = one_each and self._container.format.name not in ("avi", "asf")  # whose times are wrong
-        waiting = set()  # times of packets whose frames have not come: some are dropped without an error
+        number, kind, errors, sent, came = 0, None, [], set(), set()  # the last two hold times
+        context, container = self.video_stream.codec_context, self._container.format.name
+        one_each = context.name in _ONE_FRAME_EACH and container not in _WRONG_TIMES and not self.live
         for packet in self._video_packets():
             if packet and one_each and packet.pts is not None and not packet.is_discard:
-                waiting.add(packet.pts)
+                sent.add(packet.pts)
             try:
                 frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                failed = True
-                self._faults[_GAP] += [self._timeline.now] if packet and packet.pts not in waiting else []
+                errors += [self._timeline.now] if packet else []
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
-                lost = {pts for pts in waiting if pts < frame.pts}
-                waiting -= lost | {frame.pts}
-                if (number or failed) and not frame.interlaced_frame:  # before the first, a stream may be incomplete
-                    self._faults[_GAP] += [pts * unit for pts in sorted(lost)]
+                one_each = one_each and not frame.interlaced_frame
+                if one_each:
+                    came.add(frame.pts)
                 time, number = frame.pts * self._timeline.time_base, number + 1
                 self._faults[_GUESSED] += [time] if frame.is_corrupt else []
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
@@ -358,7 +356,9 @@ class VideoReader(contextlib.AbstractContextManager):
                     if before:
                         log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
-        self._faults[_GAP] += [pts * unit for pts in sorted(waiting)]
+        # Some frames are dropped without an error. Before the first one, a healthy stream may be incomplete, too.
+        lost = [pts for pts in sorted(sent - came) if one_each and (errors or pts > min(came, default=pts))]
+        self._faults[_GAP] = max([pts * self.video_stream.time_base for pts in lost], errors, key=len)
         self._report(number)
 
     def _report(self, number):
