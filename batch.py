@@ -92,7 +92,9 @@ def is_pattern(source):
 
 def default_output(path):
     """Return ``NAME_sharpened`` beside a file, as .jpg or .mp4 if its type cannot be written."""
-    suffix = path.suffix if path.suffix.lower() in _SUFFIXES else ".jpg" if is_image(path) else ".mp4"
+    suffix = path.suffix
+    if suffix.lower() not in _SUFFIXES:
+        suffix = ".jpg" if is_image(path) else ".mp4"
     return path.with_name(f"{path.stem}_sharpened{suffix}")
 
 

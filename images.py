@@ -204,7 +204,8 @@ def _read_metadata(file, info):
     if file.format == "TIFF":
         kept = Image.Exif()
         kept.update({tag: exif.get_ifd(tag) or exif[tag] for tag in _TEXT_TAGS if tag in exif})
-        metadata |= {"exif": kept.tobytes()} if kept else {}
+        if kept:
+            metadata["exif"] = kept.tobytes()
     if texts := getattr(file, "text", None):
         metadata["pnginfo"] = PngImagePlugin.PngInfo()
         for key, text in texts.items():

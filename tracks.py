@@ -54,8 +54,8 @@ def copy_tracks(source, container, video_stream, path):
     if suffix != ".avi":
         container.set_chapters(source.chapters)
     else:
-        lost |= {"chapters": True} if source.chapters else {}
-        lost |= {"location": True} if any("location" in key.lower() for key in source.metadata) else {}
+        beside = {"chapters": source.chapters, "location": any("location" in key.lower() for key in source.metadata)}
+        lost |= {name: True for name, there in beside.items() if there}
     if lost:
         hint = " (.mkv keeps more)" if any(lost.values()) else ""
         log.warning("%s: not kept%s: %s", path, hint, ", ".join(sorted(lost)))

@@ -315,7 +315,8 @@ class VideoReader(contextlib.AbstractContextManager):
                     self._timeline.add(packet)
                     if not packet.size:  # PyAV's last ones, too, which flush decoders
                         continue
-                    self._faults[_UNREAD] += [self._timeline.now] if tries else []
+                    if tries:
+                        self._faults[_UNREAD].append(self._timeline.now)
                     tries, failure = 0, None
                     if packet.stream.index == self.video_stream.index:
                         yield packet
@@ -341,7 +342,8 @@ class VideoReader(contextlib.AbstractContextManager):
             try:
                 frames = self.video_stream.decode(packet)
             except av.FFmpegError:
-                errors += [self._timeline.now] if packet else []
+                if packet:
+                    errors.append(self._timeline.now)
                 continue
             for frame in frames:
                 self._timeline.stamp(frame)
@@ -349,7 +351,8 @@ class VideoReader(contextlib.AbstractContextManager):
                 if one_each:
                     came.add(frame.pts)
                 time, number = frame.pts * self._timeline.time_base, number + 1
-                self._faults[_GUESSED] += [time] if frame.is_corrupt else []
+                if frame.is_corrupt:
+                    self._faults[_GUESSED].append(time)
                 before, kind = kind, f"{frame.width}x{frame.height} {frame.format.name}"
                 if before != kind:
                     self._check_pixel_format(frame)
@@ -387,8 +390,11 @@ class VideoReader(contextlib.AbstractContextManager):
     def _check_pixel_format(self, frame):
         pixels, parts, hdr = frame.format, frame.format.components, _TRANSFER_HDR.get(int(frame.color_trc))
         bits = max(part.bits for part in parts)
-        reasons = [f"HDR video ({hdr})"] if hdr else []
-        reasons += [f"{bits}-bit video"] if bits > 8 else []
+        reasons = []
+        if hdr:
+            reasons.append(f"HDR video ({hdr})")
+        if bits > 8:
+            reasons.append(f"{bits}-bit video")
         if any(part.is_alpha for part in parts) or pixels.has_palette or pixels.is_bayer:
             reasons.append("video with transparency or a palette")
         if reasons:

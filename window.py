@@ -111,7 +111,9 @@ class Controls:
 def key_name(code):
     """Return the key of a code of `cv2.waitKeyEx`: a lower-case character, ``esc``, or "" for any other."""
     low = code & 0xFFFF  # GTK puts the state of shift and the like above
-    return "esc" if low == 27 else chr(low).lower() if 32 <= low < 127 else ""
+    if low == 27:
+        return "esc"
+    return chr(low).lower() if 32 <= low < 127 else ""
 
 
 class Window(contextlib.AbstractContextManager):
@@ -201,7 +203,8 @@ class Window(contextlib.AbstractContextManager):
         font_size = min(max(round(picture.shape[0] / 45), 11), 48)
         state = f"sharpening on, strength {controls.strength:.1f}" if controls.sharpening else "sharpening off"
         lines = [state, self._numbers, self._engine, note] if controls.overlay else []
-        lines += [self._message] if now < self._expires else []
+        if now < self._expires:
+            lines.append(self._message)
         if lines := tuple(filter(None, lines)):
             _draw_panel(picture, _text_panel(lines, font_size), font_size // 2, font_size // 2)
         if controls.help:

@@ -119,7 +119,10 @@ def format_change(metric, value):
 
 def format_milliseconds(value):
     """Format a time: ``0.41``, ``58.2``, ``1,604``, or ``–`` for 0, if it was not measured."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}" if value else "–"
+    if not value:
+        return "–"
+    digits = 2 - (value >= 10) - (value >= 100)
+    return f"{value:,.{digits}f}"
 
 
 def format_column(metric, levels, changes):
