@@ -131,7 +131,7 @@ def write_image(path, picture):
         raise VideoError(f"cannot write {path}: {first_line(error)}") from error
     kept = _KEPT[kind] if kind == "PNG" or not deep else ()  # OpenCV writes 16-bit TIFFs
     if lost := [name for key, name in _BESIDE.items() if (options | metadata).get(key) and key not in kept]:
-        log.warning("%s: %s cannot keep its %s", path, suffix, ", ".join(lost))
+        log.warning("%s: %s%s cannot keep its %s", path, "16-bit " if deep else "", suffix, ", ".join(lost))
 
 
 def _save(path, pixels, options):

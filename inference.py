@@ -397,8 +397,7 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     for module in ("live", "window"):  # they say what a camera gives and where pictures go
         logging.getLogger(module).setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", module="torch")  # an unreadable checkpoint ends in one line of ours
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # images.py has its own limit
+    warnings.filterwarnings("ignore", module="torch|PIL")  # a damaged checkpoint or picture ends in one line of ours
     try:
         return _run(args)
     except (VideoError, CheckpointError, DeviceError, OSError) as error:
