@@ -54,6 +54,7 @@ _UNREAD, _GAP = ("packet", "could not be read"), ("frame", "could not be decoded
 _GUESSED = ("frame", "damaged: parts of them are guessed")
 _ONE_FRAME_EACH = ("h264", "hevc")  # codecs whose packets hold a frame each, unless they are interlaced
 _WRONG_TIMES = ("avi", "asf")  # containers without the time at which a packet's frame is shown
+_CAPTIONS, _CAPTIONS_WITHIN = b"GA94\x03", 4096  # ATSC A/53; they come before the picture, in its first bytes
 _MAX_ASPECT, _MAX_RATE = 8, 1000  # of a pixel and of frames per second; beyond that, a file is damaged
 _QUICKTIME = (".mp4", ".m4v", ".mov")
 _CHANGING_FORMATS = ("matroska,webm", "mpegts", "mpeg", "flv")  # sizes and rates may change after the header
@@ -333,10 +334,14 @@ class VideoReader(contextlib.AbstractContextManager):
 
     def _decode(self):
         """Yield frames with time stamps. A packet that cannot be decoded leaves a gap, as in players."""
-        number, kind, errors, sent, came = 0, None, [], set(), set()  # the last two hold times
+        number, kind, captioned, errors, sent, came = 0, None, False, [], set(), set()  # the last two hold times
         context, container = self.video_stream.codec_context, self._container.format.name
         one_each = context.name in _ONE_FRAME_EACH and container not in _WRONG_TIMES and not self.live
         for packet in self._video_packets():
+            # Each look at a frame's `side_data` would keep the frame until the next garbage collection.
+            if packet and not captioned and _CAPTIONS in bytes(memoryview(packet)[:_CAPTIONS_WITHIN]):
+                log.warning("%s: closed captions within its video are not kept", self.name)
+                captioned = True
             if packet and one_each and packet.pts is not None and not packet.is_discard:
                 sent.add(packet.pts)
             try:
@@ -438,11 +443,8 @@ class VideoReader(contextlib.AbstractContextManager):
 
     def _shaped(self, frames):
         """Yield frames deinterlaced, of one size (with black bars if the aspect differs), and upright."""
-        graph, form, interlaced, captioned, times = None, None, False, False, deque()
+        graph, form, interlaced, times = None, None, False, deque()
         for frame in frames:
-            if not captioned and any(data.type.name == "A53_CC" for data in frame.side_data):
-                log.warning("%s: closed captions within its video are not kept", self.name)
-                captioned = True
             if frame.interlaced_frame and not interlaced:
                 log.warning("%s is interlaced: its fields are made into whole frames (bwdif)", self.name)
             interlaced |= frame.interlaced_frame

@@ -1,6 +1,7 @@
 """Reading and writing of videos, on small files made here."""
 
 import functools
+import gc
 import http.server
 import socket
 import struct
@@ -107,6 +108,19 @@ def test_closed_captions_are_named_once(tmp_path, caplog):
     with VideoReader(stream) as reader:
         assert len(list(reader)) == len(found)
     assert caplog.text.count("closed captions within its video are not kept") == 1
+
+
+def test_frames_are_freed_without_a_garbage_collection(tmp_path):
+    """An hour of video must not fill the memory."""
+    source = encode(tmp_path / "in.mp4", audio="aac")
+    gc.collect()
+    gc.disable()
+    try:
+        assert copy(source, tmp_path / "out.mp4") == CONSTANT
+        left = [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame | av.AudioFrame | av.Packet)]
+    finally:
+        gc.enable()
+    assert len(left) <= 2  # the first frame, whose side data was read
 
 
 def interlaced(index, width, height):
