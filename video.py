@@ -365,7 +365,8 @@ class VideoReader(contextlib.AbstractContextManager):
                         log.warning("%s changes from %s to %s near %s: scaled", self.name, before, kind, _clock(time))
                 yield frame
         # Some frames are dropped without an error. Before the first one, a healthy stream may be incomplete, too.
-        lost = [pts for pts in sorted(sent - came) if one_each and (errors or pts > min(came, default=pts))]
+        first = -math.inf if errors else min(came, default=math.inf)
+        lost = sorted(pts for pts in sent - came if one_each and pts > first)
         self._faults[_GAP] = max([pts * self.video_stream.time_base for pts in lost], errors, key=len)
         self._report(number)
 
