@@ -131,7 +131,7 @@ def run_sheets(argv):
 
 
 def run_speed(argv):
-    """``evaluate.py speed``: measure times only, and write speed.json, speed.png and README.md."""
+    """``evaluate.py speed``: measure times only, and write speed.json and README.md."""
     parser = make_parser("speed", "How long a frame takes: by size and engine, beside peers, from file to file.")
     add_student(parser)
     parser.add_argument("--sizes", nargs="+", choices=speed.SIZES, help="of the engines' frames (default: all)")
@@ -149,7 +149,7 @@ def run_speed(argv):
     measured = speed.measure(sharpener, arguments.device, sizes, arguments.seconds, peers, files)
     report = {**runner.describe_run(["speed", *argv], sharpener, started), **measured}
     folder = Path("results") / arguments.name
-    print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json, speed.png and README.md")
+    print(f"{speed.write_report(report, folder)}\nwritten: {folder}/speed.json and README.md")
 
 
 def make_parser(command, description):

@@ -6,7 +6,6 @@ What is compared runs in turns, a call of each, so that other load on the machin
 import functools
 import itertools
 import json
-import math
 import os
 import re
 import subprocess
@@ -17,10 +16,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -33,7 +29,7 @@ from engines import make_engine
 from models import load_student
 from runtime import DeviceError, openvino_core
 from torch_engine import TorchEngine, pick_precision
-from utils import atomic_path, bgr_to_planes, to_limited_range, write_text
+from utils import bgr_to_planes, to_limited_range, write_text
 from video import VideoReader, VideoWriter
 
 SIZES = {  # name: (width, height)
@@ -271,28 +267,9 @@ def measure(sharpener, device, sizes, seconds, peers, files):
     }
 
 
-def plot(report, path):
-    """Draw milliseconds over megapixels, a line for each engine."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    table = pd.DataFrame(report["engines"])
-    for name, rows in table.groupby("engine", sort=False):
-        axes.loglog([math.prod(SIZES[size]) / 1e6 for size in rows["size"]], rows["median_ms"], "o-", label=name)
-    for rate in (30, 60):
-        axes.axhline(1000 / rate, color="grey", linestyle="--", label=f"{rate} frames/s")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel="megapixels", ylabel="median ms a frame", title=f"{report['machine']['cpu']}, planes in and out")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
 def write_report(report, folder):
-    """Write a report of `measure`, with `runner.describe_run`, as speed.json, speed.png and README.md."""
+    """Write a report of `measure`, with `runner.describe_run`, as speed.json and README.md."""
     page = load_template("speed.md", ms=format_milliseconds).render(report)
     write_text(folder / "speed.json", json.dumps(report, indent=1, allow_nan=False))
     write_text(folder / "README.md", page)
-    plot(report, folder / "speed.png")
     return page

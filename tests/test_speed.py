@@ -3,7 +3,6 @@ import re
 import sys
 import time
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,7 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     arguments = ["speed", "--seconds", "0", "--sizes", "360p", "540p", "--name", "mine"]
     assert ev.main(arguments) == 0
     folder = tmp_path / "results" / "mine"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "speed.json", "speed.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "speed.json"]
     report = json.loads((folder / "speed.json").read_text("utf-8"))
     assert report["command"] == ["python", "evaluate.py", *arguments]
     assert report["machine"]["cores"] >= 1 and report["versions"]["torch"] and report["left_out"] == []
@@ -46,7 +45,6 @@ def test_the_command_writes_a_consistent_report(tmp_path, monkeypatch, capsys):
     assert report["int8_peak"] > 1 and f"reaches {report['int8_peak']:.0f} GMAC/s" in page
     assert page in capsys.readouterr().out
     assert len(re.findall(r"^\| (openvino|torch) .*\| (360p|540p) \|", page, re.MULTILINE)) == len(report["engines"])
-    assert cv2.imread(str(folder / "speed.png")).std() > 5
 
 
 def test_the_short_form_measures_the_student_alone_host_to_host_and_files(checkpoint, tmp_path, monkeypatch, capsys):
