@@ -458,13 +458,6 @@ def _matrices(conv):
     return np.concatenate([weight.flatten().numpy(), bias.numpy()])
 
 
-def export_web(checkpoint, output=None):
-    """Write a checkpoint's `web_file`, by default the one that web/ loads, and return its path."""
-    path = Path(output or WEB_FILE)
-    write_bytes(path, web_file(checkpoint))
-    return path
-
-
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 if stopped."""
     parser = argparse.ArgumentParser(description="Write a student as an int8 network for OpenVINO.")
@@ -478,7 +471,8 @@ def main(argv=None):
     logging.basicConfig(format="%(message)s")
     try:
         if arguments.web:
-            path = export_web(arguments.checkpoint, arguments.output)
+            path = Path(arguments.output or WEB_FILE)
+            write_bytes(path, web_file(arguments.checkpoint))
         else:
             path = export(arguments.checkpoint, arguments.output, arguments.data)
     except (CheckpointError, ConfigError, DataError, DeviceError, OSError) as error:

@@ -20,7 +20,7 @@ from browser import chromium
 from conftest import encode
 
 from conversion import add_change, pixels_to_planes
-from export import export_web, web_file
+from export import web_file
 from inference import RealTimeSharpener
 from models import RELEASED_STUDENT, Student, limit_halo, load_student, save_student, steepen
 from runtime import scale_gain, steady
@@ -117,7 +117,7 @@ def folder(tmp_path_factory, checkpoint):
     """web/ with that student."""
     folder = tmp_path_factory.mktemp("site") / "web"
     shutil.copytree(ROOT / "web", folder)
-    export_web(checkpoint, folder / "student.bin")
+    (folder / "student.bin").write_bytes(web_file(checkpoint))
     (folder / "plain.html").write_text(PLAIN)
     return folder
 
