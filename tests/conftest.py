@@ -76,26 +76,6 @@ def make_student(channels=8, blocks=1):
     return student
 
 
-def check_against_ncnn(network, param, weights):
-    """A super-resolution network of PyTorch makes of a photo what ncnn makes of it with the published files."""
-    ncnn = pytest.importorskip("ncnn", reason="needs ncnn of requirements-dev.txt")
-    patch = skimage.data.astronaut()[100:124, 200:220].astype(np.float32) / 255
-    patch = np.ascontiguousarray(patch.transpose(2, 0, 1))  # (3, 24, 20)
-    reference = ncnn.Net()
-    reference.opt.num_threads = 1
-    for option in ("vulkan_compute", "fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-        setattr(reference.opt, f"use_{option}", False)
-    reference.load_param(str(param))
-    reference.load_model(str(weights))
-    with reference.create_extractor() as extractor:
-        extractor.input("data", ncnn.Mat(patch))
-        expected = np.array(extractor.extract("output")[1])  # (3, 96, 80)
-    with torch.inference_mode():
-        found = network(torch.from_numpy(patch)[None])[0].numpy()
-    assert np.abs(found - expected).max() < 1e-4
-    assert np.ptp(expected) > 0.5  # a picture, not a constant
-
-
 def write_video(path, count=34, size=(128, 96), velocity=(1, 0.5)):
     """Write a pan over a photo as a video file, nearly without loss, and return its path as a string."""
     photo = np.ascontiguousarray(skimage.data.astronaut()[..., ::-1])
