@@ -40,6 +40,17 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def photo():
+    """A part of a photo, `(256, 256, 3)` BGR."""
+    return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
+
+
+def same_clips(one, two):
+    """Whether two clips of planes are equal, bit for bit."""
+    return all(np.array_equal(a, b) for planes in zip(one, two, strict=True) for a, b in zip(*planes, strict=True))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Threads that wait for each other on a busy machine turn milliseconds into seconds."""

@@ -10,7 +10,7 @@ import degradation
 from benchmark import conditions, metrics, runner
 from benchmark.peers import INPUT, Method
 from degradation import DataError
-from tests.conftest import write_video
+from tests.conftest import same_clips, write_video
 from utils import bgr_to_planes
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
 
@@ -37,10 +37,6 @@ def blurred(sample):
 
 
 METHODS = [INPUT, Method("blur", "a blur", blurred)]
-
-
-def same_clips(one, two):
-    return all(np.array_equal(a, b) for planes in zip(one, two, strict=True) for a, b in zip(*planes, strict=True))
 
 
 def is_repeatable(unit):

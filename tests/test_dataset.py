@@ -4,7 +4,6 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 import torch
 
 import dataset
@@ -14,11 +13,6 @@ from degradation import DataError
 from tests.conftest import write_video
 from utils import bgr_to_planes, luma_metrics, to_full_range
 from video import BT601_LIMITED, Frame, VideoFormat, VideoReader, VideoWriter
-
-
-@pytest.fixture
-def photo():
-    return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
 
 
 @pytest.fixture

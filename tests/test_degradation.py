@@ -12,6 +12,7 @@ import skimage.data
 import degradation
 from benchmark.metrics import visible_change
 from degradation import DataError, SimulatedCamera
+from tests.conftest import same_clips
 from utils import bgr_to_planes, luma_metrics
 
 SOFT = {
@@ -26,20 +27,9 @@ SOFT = {
 
 
 @pytest.fixture
-def photo():
-    return np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356, ::-1])
-
-
-@pytest.fixture
 def clip(photo, rng):
     """Three frames of 224x192."""
     return [bgr_to_planes(frame) for frame in degradation.animate(photo, 3, (192, 224), (2, 1), rng)]
-
-
-def same(clip, other):
-    return all(
-        np.array_equal(a, b) for one, two in zip(clip, other, strict=True) for a, b in zip(one, two, strict=True)
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -54,7 +44,7 @@ def test_codecs_are_real_and_get_worse_with_qp(photo, codec):
         decoded = degradation.codec_roundtrip(clip, codec, qp)
         assert len(decoded) == len(clip) and decoded[0][1].shape == (2, 64, 64)
         quality.append(luma_metrics(decoded[-1][0], clip[-1][0])[0])
-        assert same(decoded, degradation.codec_roundtrip(clip, codec, qp))
+        assert same_clips(decoded, degradation.codec_roundtrip(clip, codec, qp))
     assert 34 < quality[0] < 60 and 18 < quality[1] < quality[0] - 5
 
 
@@ -128,7 +118,7 @@ def test_motion_draws_a_line_of_its_length(length, angle):
 def test_the_default_camera_changes_no_bit_and_draws_no_number(clip, rng):
     before = rng.bit_generator.state
     assert degradation.blur_kernel("gaussian", 0) is None and degradation.motion_kernel(0, 1) is None
-    assert same(SimulatedCamera()(clip, rng), clip) and rng.bit_generator.state == before
+    assert same_clips(SimulatedCamera()(clip, rng), clip) and rng.bit_generator.state == before
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -219,10 +209,10 @@ def test_calls_are_damaged_in_every_way_and_say_how(calls):
 def test_cameras_and_calls_repeat_with_their_generator_and_leave_the_clip_as_it_was(clip):
     camera = SimulatedCamera(blur=0.5, crop=1.3, noise=3, denoise=0.5, sharpen=0.5)
     one, again, other = (camera(clip, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert same(one, again) and not same(one, other)
+    assert same_clips(one, again) and not same_clips(one, other)
     large = [degradation.resample_planes(*planes, (256, 256)) for planes in clip]
     before = [(y.copy(), uv.copy()) for y, uv in large]
     one, again, other = (degradation.degrade_call(large, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert same([one[0]], [again[0]]) and one[1] == again[1]
-    assert not same([one[0]], [other[0]]) and one[1] != other[1]
-    assert same(large, before)
+    assert same_clips([one[0]], [again[0]]) and one[1] == again[1]
+    assert not same_clips([one[0]], [other[0]]) and one[1] != other[1]
+    assert same_clips(large, before)
