@@ -135,15 +135,18 @@ def test_videos_are_sources(config, clips, tmp_path):
         dataset.make_pair([(1.0, [path])], 0, 0, 256)
 
 
+def crops_of(source, goal, kind="image", soft=False, name="a.png", **settings):
+    """Crops of one pair of packed pictures, which is taught if it is real."""
+    pair = dataset.Pair(source, goal, kind == "real", {"source": name, "kind": kind, "soft": soft})
+    return dataset.PairDataset([pair], Config(**settings))
+
+
 def test_crops_start_at_any_even_offset_and_stay_aligned(rng):
     """Luma holds its own coordinates; chroma must be cut, flipped and turned along with it."""
     y = np.add.outer(np.arange(0, 64), np.zeros(64)).astype(np.uint8)
     x = y.T
     chroma = np.stack([y[::2, ::2], x[::2, ::2]])
-    packed = degradation.pack_planes(y, chroma), degradation.pack_planes(x, chroma)
-    crops = dataset.PairDataset(
-        [dataset.Pair(*packed, False, {"source": "a.png", "kind": "image", "soft": False})], Config(crop=32)
-    )
+    crops = crops_of(degradation.pack_planes(y, chroma), degradation.pack_planes(x, chroma), crop=32)
     corners = set()
     for position in range(200):
         item = crops[(0, 0, position, 0)]
@@ -161,8 +164,7 @@ def test_the_targets_of_soft_pairs_are_crisper_and_others_are_the_truth(photo):
     blurred = degradation.pack_planes(*degradation.each_plane(planes, degradation.blur, 0.8))
 
     def items(kind, soft, **settings):
-        pairs = [dataset.Pair(blurred, goal, False, {"source": "a.png", "kind": kind, "soft": soft})]
-        crops = dataset.PairDataset(pairs, Config(crop=64, **settings))
+        crops = crops_of(blurred, goal, kind, soft, crop=64, **settings)
         return [crops[0, position, 0] for position in range(4)]
 
     def steepness(items):
@@ -200,8 +202,7 @@ def test_teacher_pairs_have_the_teachers_output_at_the_inputs_size(tmp_path, pho
 
 def test_patterns_are_the_same_in_input_and_truth(rng):
     noise, other = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
-    pairs = [dataset.Pair(noise, other, False, {"source": "a.png", "kind": "image", "soft": False})]
-    plain, painted = (dataset.PairDataset(pairs, Config(crop=48, pattern_share=share)) for share in (0.0, 1.0))
+    plain, painted = (crops_of(noise, other, crop=48, pattern_share=share) for share in (0.0, 1.0))
     shares = []
     for position in range(20):
         before, item = plain[0, position, 0], painted[0, position, 0]
@@ -238,10 +239,8 @@ def test_the_crisper_goal_has_no_staircase():
 
 def test_a_taught_goal_mixes_the_input_with_the_teachers_output(rng):
     source, output = (rng.integers(0, 256, (96, 64), dtype=np.uint8) for _ in range(2))
-    real, clean = ({"source": "a.png", "kind": kind, "soft": False} for kind in ("real", "clean"))
-    crops = dataset.PairDataset([dataset.Pair(source, output, True, real)], Config(crop=64))
-    expected = dataset.PairDataset([dataset.Pair(output, source, False, clean)], Config(crop=64))
-    item, swapped = crops[0, 0, 0], expected[0, 0, 0]
+    item = crops_of(source, output, "real", crop=64)[0, 0, 0]
+    swapped = crops_of(output, source, "clean", crop=64)[0, 0, 0]
     for came, made, goal in zip(item["input"], swapped["input"], item["goal"], strict=True):
         torch.testing.assert_close(goal, came + dataset.TEACHER_WEIGHT * (made - came))
 
@@ -259,10 +258,9 @@ def test_what_is_learned_depends_on_the_kind_of_crop(rng):
         ("a.png", "image", False, {"image"}),
     ]
     named = {tuple(torch.tensor(answer).tolist()): name for name, answer in dataset.ANSWERS.items()}
-    config = Config(crop=64, sources={"train/text": 1, "train/texture": 1})
+    folders = {"train/text": 1, "train/texture": 1}
     for source, kind, soft, names in expected:
-        pair = dataset.Pair(picture, 255 - picture, kind == "real", {"source": source, "kind": kind, "soft": soft})
-        crops = dataset.PairDataset([pair], config)
+        crops = crops_of(picture, 255 - picture, kind, soft, source, crop=64, sources=folders)
         items = [crops[0, number, 0] for number in range(40)]
         found = [named[tuple(item["answer"].tolist())] for item in items]
         assert set(found) == names
