@@ -336,6 +336,18 @@ def test_sound_that_becomes_another_codec_is_converted(tmp_path, caplog):
     assert "its codec, rate or channels change on the way" in caplog.text
 
 
+def test_packets_that_fail_only_when_they_are_written_cost_no_picture(tmp_path, caplog):
+    """FFmpeg's writer holds AAC back that follows AC-3 until the picture has come so far, and then refuses it."""
+    parts = [
+        encode(tmp_path / f"{codec}.ts", times=range(0, end, 40), audio=codec, heard=range(0, end, 20))
+        for codec, end in (("ac3", 2000), ("aac", 320))
+    ]
+    (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    copy(tmp_path / "in.ts", tmp_path / "out.mp4")
+    assert len(read_times(tmp_path / "out.mp4")) == 58
+    assert "packets of sound left out: damaged" in caplog.text
+
+
 def test_recordings_in_flv_whose_rates_differ_are_converted(tmp_path, caplog):
     parts = [encode(tmp_path / f"{rate}.flv", times=CONSTANT[:8], audio="aac", rate=rate) for rate in (48000, 32000)]
     (tmp_path / "in.flv").write_bytes(parts[0].read_bytes() + parts[1].read_bytes()[13:])
