@@ -715,6 +715,15 @@ class VideoWriter:
                 raise
             self._left_out += 1
 
+    def _drain(self):
+        """Let the packets that wait fail one by one: at the end, the first failure would cost what waits behind it."""
+        before = 0
+        while before < self._left_out:
+            before, empty = self._left_out, av.Packet(0)  # which writers ignore
+            empty.stream, empty.time_base = self._stream, self._time_base
+            empty.pts = empty.dts = self._last_pts + before
+            self._mux([empty])
+
     def _write_tracks(self, packets):
         for packet in packets:
             if packet.stream.index in self._tracks:
@@ -731,6 +740,7 @@ class VideoWriter:
             self._mux(self._stream.encode(None))
             for track in self._tracks.values():
                 track.flush()
+            self._drain()
             with self._tracks_may_fail():
                 self._container.close()
             if self._left_out:
