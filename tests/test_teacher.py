@@ -1,8 +1,10 @@
 """The teacher: its architecture against BSRGAN's names and against ncnn, and where its weights come from."""
 
 import hashlib
+import http.server
 import importlib.metadata
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,27 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """Folder and address of a server."""
+    monkeypatch.setenv("no_proxy", "*")
+    folder = tmp_path / "site"
+    folder.mkdir()
+
+    def answer(*request):
+        http.server.SimpleHTTPRequestHandler(*request, directory=folder)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def publish(monkeypatch, path):
+    """Have the file at `path` be the one that was published."""
+    monkeypatch.setitem(models.TEACHER_FILES, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def test_state_dict_is_that_of_bsrgan():
     expected = [line.split(" ", 1) for line in KEYS.read_text().splitlines()]
     found = [[key, " ".join(map(str, value.shape))] for key, value in RRDBNet().state_dict().items()]
@@ -63,11 +86,12 @@ def test_agrees_with_ncnn(realesrgan, cache):
     assert np.ptp(expected) > 0.5  # a picture, not a constant
 
 
-def test_bsrgan_is_downloaded_once(tmp_path, cache, monkeypatch, caplog):
-    path, weights = tmp_path / "BSRGAN.pth", RRDBNet().state_dict()
+def test_bsrgan_is_downloaded_once(site, cache, monkeypatch, caplog):
+    (folder, address), weights = site, RRDBNet().state_dict()
+    path = folder / "BSRGAN.pth"
     torch.save(weights, path)
-    monkeypatch.setitem(models.TEACHER_FILES, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(models, "BSRGAN_URL", path.as_uri())
+    publish(monkeypatch, path)
+    monkeypatch.setattr(models, "BSRGAN_URL", f"{address}/BSRGAN.pth")
     for _ in range(2):
         teacher, name = load_teacher()
         assert name == "bsrgan" and not teacher.training
@@ -77,15 +101,15 @@ def test_bsrgan_is_downloaded_once(tmp_path, cache, monkeypatch, caplog):
     assert [file.name for file in cache.iterdir()] == ["BSRGAN.pth"] and not caplog.records
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"other weights", "invalid hash value"), (None, "urlopen error")])
-def test_a_failed_download_leaves_nothing(tmp_path, cache, monkeypatch, content, message):
-    path = tmp_path / "BSRGAN.pth"
+@pytest.mark.parametrize(("content", "message"), [(b"other weights", "invalid hash value"), (None, "HTTP Error 404")])
+def test_a_failed_download_leaves_nothing(site, cache, monkeypatch, content, message):
+    folder, address = site
     if content:
-        path.write_bytes(content)
-    monkeypatch.setattr(models, "BSRGAN_URL", path.as_uri())
+        (folder / "BSRGAN.pth").write_bytes(content)
+    monkeypatch.setattr(models, "BSRGAN_URL", f"{address}/BSRGAN.pth")
     with pytest.raises(CheckpointError, match=message) as error:
         load_teacher("bsrgan")
-    assert f"download {path.as_uri()} and put it at {cache / 'BSRGAN.pth'}" in str(error.value)
+    assert f"download {address}/BSRGAN.pth and put it at {cache / 'BSRGAN.pth'}" in str(error.value)
     assert list(cache.iterdir()) == []
 
 
