@@ -290,8 +290,9 @@ class VideoReader(contextlib.AbstractContextManager):
                 new = packet.has_sidedata("new_extradata")  # a header
                 if packet.stream is not video and (new or met[index] % 8 == 0):  # an eighth is enough, and fast
                     try:
-                        frames, failed[index] = packet.decode() * (_LASTING if new else 1), 0
-                        forms.update((index, frame.sample_rate, frame.layout.nb_channels) for frame in frames)
+                        for frame in packet.decode():
+                            forms[index, frame.sample_rate, frame.layout.nb_channels] += _LASTING if new else 1
+                        failed[index] = 0
                     except av.FFmpegError:
                         failed[index] += 1
                         forms[index, "another codec"] = max(forms[index, "another codec"], failed[index])
