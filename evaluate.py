@@ -78,7 +78,7 @@ def measure(argv, command="", protocols=OWN_SIZE, peers=tuple(FILTERS)):
     started = time.perf_counter()
     sharpener = RealTimeSharpener(arguments.checkpoint, arguments.device)
     methods = choose_methods(sharpener, arguments)
-    records, units = runner.run(choose_units(arguments), methods, CACHE)
+    records, units = runner.run(choose_units(arguments), methods, CACHE, thorough=not arguments.quick)
     folder = Path("results") / (arguments.name or name)
     crops = runner.write_crops(units, [m for m in methods if not m.is_slow], folder)
     enlarges = {unit.protocol for unit in units} <= {*conditions.LINES}

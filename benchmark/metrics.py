@@ -68,11 +68,11 @@ def vmaf_scores(clip, truth, full_range=True):
     return {name: [frame["metrics"][name] for frame in frames] for name in VMAF_MODELS}
 
 
-def jod(clip, truth, full_range=True):
+def jod(clip, truth, full_range=True, rate=25):
     """Measure ColorVideoVDP of a clip in just-objectionable differences: 10 is the truth, 9 is clearly worse.
 
     Mantiuk et al., ACM Transactions on Graphics 43(4), 2024, for a 24 inch full HD screen at 0.6 m
-    (``standard_fhd``), at 25 frames per second. Both clips have one length, size and range.
+    (``standard_fhd``). Both clips have one length, size and range; `rate` is in frames per second.
     """
     import pycvvdp  # slow to import
 
@@ -81,7 +81,7 @@ def jod(clip, truth, full_range=True):
         for side in (clip, truth)
     ]  # (F, H, W, 3) RGB
     metric = pycvvdp.cvvdp(display_name="standard_fhd", device=torch.device("cpu"), quiet=True)
-    score, _ = metric.predict(*frames, dim_order="FHWC", frames_per_second=25)
+    score, _ = metric.predict(*frames, dim_order="FHWC", frames_per_second=rate)
     return float(score)
 
 

@@ -39,11 +39,11 @@ CODE = ["conversion", "dataset", "degradation", "images", "inference", "models",
 CODE += ["utils", "video", *(f"benchmark/{name}" for name in ("conditions", "metrics", "peers"))]
 
 
-def evaluate(sample, method):
+def evaluate(sample, method, thorough=True):
     """Measure a `peers.Method` on a `conditions.Sample`.
 
-    Returns a dict of metric -> list of figures, one for each frame or one for the clip; VMAF, VMAF NEG and JOD are
-    those of clips.
+    Returns a dict of metric -> list of figures, one for each frame or one for the clip. VMAF, VMAF NEG and JOD of clips
+    take long and are measured only if `thorough`.
     """
     output = method.run(sample)
     if sample.truth is None:
@@ -52,17 +52,18 @@ def evaluate(sample, method):
         return found | ({"flicker": [float(np.mean(flicker))]} if flicker else {})
     figures = [luma_metrics(planes[0], truth[0]) for planes, truth in zip(output, sample.truth, strict=True)]
     found = {name: list(values) for name, values in zip(("psnr_y", "ssim_y"), zip(*figures, strict=True), strict=True)}
-    if len(output) > 1:
+    is_clip = len(output) > 1
+    if thorough and is_clip:
         found |= metrics.vmaf_scores(output, sample.truth, sample.full_range)
         found["jod"] = [metrics.jod(output, sample.truth, sample.full_range)]
-        if math.isfinite(flicker := metrics.flicker(output, sample.truth)):
-            found["flicker_static"] = [flicker]
+    if is_clip and math.isfinite(flicker := metrics.flicker(output, sample.truth)):
+        found["flicker_static"] = [flicker]
     if sample.words:
         found["ocr"] = [metrics.word_accuracy(output[0][0], sample.words)]
     return found
 
 
-def run(units, methods, cache_dir):
+def run(units, methods, cache_dir, thorough=True):
     """Measure methods on units, except for cached figures; units that cannot be made are left out with a warning.
 
     Returns:
@@ -75,7 +76,7 @@ def run(units, methods, cache_dir):
     records, measured = [], []
     for unit in tqdm(units, desc="benchmark", unit="unit"):
         with leave_out(unit):
-            records += [_measure(unit, method, Path(cache_dir)) for method in methods]
+            records += [_measure(unit, method, Path(cache_dir), thorough) for method in methods]
             measured.append(unit)
     if not records:
         raise DataError("nothing could be measured: see the warnings")
@@ -91,13 +92,14 @@ def leave_out(unit):
         log.warning("left out: %s, %s: %s", unit.source.name, unit.condition, error)
 
 
-def _measure(unit, method, cache_dir):
+def _measure(unit, method, cache_dir, thorough):
     of_unit = (unit, _fingerprint(unit.source.path), can_be_read(unit.source))
-    decides = (_code_digest(), *of_unit, method.name, method.description)
+    decides = (_code_digest(), *of_unit, method.name, method.description, thorough)
     path = cache_dir / "figures" / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, ValueError):  # if it is damaged, measure again
         return json.loads(path.read_text("utf-8"))
-    record = {**unit.identity(), "method": method.name, "metrics": evaluate(make_sample(unit), method)}
+    figures = evaluate(make_sample(unit), method, thorough)
+    record = {**unit.identity(), "method": method.name, "metrics": figures}
     write_text(path, json.dumps(record))
     return record
 

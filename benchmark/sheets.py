@@ -25,13 +25,14 @@ ENLARGEMENT, COLUMNS = 2, 3
 MARGIN, TITLE = 8, 28  # pixels between crops, and above them for their letters
 
 
-def make_sheets(folder, scenes):
+def make_sheets(folder, scenes, seed=0):
     """Write ``pictures/sheet-NN.png`` for each scene, ``index.html``, an empty ``scores.csv`` and ``key.json``.
 
     Args:
         scenes: list of ``(name, {method: crop})``, crops BGR uint8 `(H, W, 3)`; all have the same methods.
+        seed: of the order of scenes and letters.
     """
-    folder, rng, key, seen = Path(folder), np.random.default_rng(0), {}, hashlib.sha256()
+    folder, rng, key, seen = Path(folder), np.random.default_rng(seed), {}, hashlib.sha256()
     for number, scene in enumerate(rng.permutation(len(scenes)), 1):
         name, crops = scenes[scene]
         letters = dict(zip(string.ascii_uppercase, rng.permutation(list(crops)).tolist(), strict=False))

@@ -50,7 +50,7 @@ def test_known_answers(picture):
     for unit in conditions.image_units([picture]):
         sample = conditions.make_sample(unit)
         assert sample.input[0][0].shape == (160, 200) and is_repeatable(unit)
-        by_condition[unit.condition] = {m.name: runner.evaluate(sample, m) for m in METHODS}
+        by_condition[unit.condition] = {m.name: runner.evaluate(sample, m, False) for m in METHODS}
     assert list(by_condition) == list(conditions.IMAGE_CONDITIONS)
     for condition, found in by_condition.items():
         assert found["blur"]["ssim_y"] < found["input"]["ssim_y"], condition
@@ -165,7 +165,7 @@ def test_a_quarter_of_the_lines_goes_through_x265(video, tmp_path):
     assert [unit.rate for unit in units] == [("qp", qp) for qp in (17, 22, 27, 32, 37, 42)]
     assert {unit.codec for unit in units} == {"x265"}
     assert [unit.identity()["condition"] for unit in units[:2]] == ["x265 qp 17", "x265 qp 22"]
-    came, _ = runner.run(units, [INPUT], tmp_path)
+    came, _ = runner.run(units, [INPUT], tmp_path, thorough=False)
     psnr = [np.mean(record["metrics"]["psnr_y"]) for record in came]
     assert psnr == sorted(psnr, reverse=True) and psnr[0] > psnr[-1] + 1
 
@@ -244,7 +244,7 @@ def test_a_source_that_cannot_be_made_is_left_out(picture, tmp_path, caplog):
         conditions.Unit("call", source, f"x4 {codec} 300k", 4, codec, ("kbps", 300))
         for source, codec in zip(sources, ("av1", "x264"), strict=True)
     ]
-    records, measured = runner.run(units, [INPUT], tmp_path / "cache")
+    records, measured = runner.run(units, [INPUT], tmp_path / "cache", thorough=False)
     assert [record["name"] for record in records] == ["a.png"] and measured == units[1:]
     assert "left out: tiny.png, x4 av1 300k: av1 cannot encode frames of" in caplog.text
     cv2.imwrite(str(tmp_path / "line.png"), np.zeros((1, 500, 3), np.uint8))

@@ -60,12 +60,13 @@ def test_each_letter_stands_over_its_methods_crop(tmp_path, methods):
             assert (picture[height:, width:] == 128).all()
 
 
-def test_letters_repeat_and_tell_nothing(tmp_path):
-    for folder in ("one", "again"):
-        sheets.make_sheets(tmp_path / folder, scenes())
-    one, again = (read_key(tmp_path / folder) for folder in ("one", "again"))
-    assert one == again and len({tuple(sheet["methods"].values()) for sheet in one.values()}) > 3
-    for path in (tmp_path / "one").rglob("*.*"):
+def test_letters_follow_the_seed_and_tell_nothing(tmp_path):
+    for folder, seed in (("one", 0), ("again", 0), ("other", 1)):
+        sheets.make_sheets(tmp_path / folder, scenes(), seed)
+    one, again, other = (read_key(tmp_path / folder) for folder in ("one", "again", "other"))
+    assert one == again != other
+    assert len({tuple(sheet["methods"].values()) for sheet in one.values()}) > 3
+    for path in (tmp_path / "other").rglob("*.*"):
         if path.name != "key.json":
             assert not any(name.encode() in path.read_bytes() for name in ("student", "RCAS", "unsharp", "scene"))
 
